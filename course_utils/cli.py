@@ -1,0 +1,138 @@
+"""The `course` command: open the lessons, attribute from the terminal, look whether this machine is ready.
+
+Exit code 0: fine. 1: a check failed. 2: used wrongly or could not run; a sentence on stderr says why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import CourseError
+
+LESSONS = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+class Course(click.Group):
+    """A command group that tells a CourseError as one sentence and exits with 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CourseError as error:
+            raise click.UsageError(str(error)) from error
+
+
+@click.group(cls=Course, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="interpretability-course")
+def main() -> None:
+    """Interpretability for language models on your own machine."""
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("jupyter_arguments", nargs=-1, type=click.UNPROCESSED)
+def lab(jupyter_arguments: tuple[str, ...]) -> None:
+    """Open JupyterLab at the first lesson.
+
+    Further arguments go to JupyterLab, for example: course lab --port 9000 --ip 0.0.0.0
+    """
+    lessons = sorted(LESSONS.glob("*.ipynb"))
+    if not lessons:
+        raise CourseError(f"Expected the lessons in {LESSONS}, found none; install from a clone: pip install -e .")
+    from jupyterlab.labapp import LabApp
+
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not one of the same name elsewhere
+    arguments = [
+        f"--ServerApp.root_dir={LESSONS.parent}",
+        f"--LabApp.default_url=/lab/tree/notebooks/{lessons[0].name}",
+    ]
+    if getattr(os, "geteuid", lambda: 1)() == 0:
+        arguments.append("--allow-root")
+    if not _can_open_browser():
+        click.echo("No display here: open the address below in a browser.", err=True)
+        arguments.append("--no-browser")
+    LabApp.launch_instance(argv=[*arguments, *jupyter_arguments])
+
+
+def _can_open_browser() -> bool:
+    if sys.platform in ("win32", "darwin") or os.environ.get("BROWSER"):
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+@main.command()
+@click.argument("words", nargs=-1, required=True, metavar="[MODEL] TEXT")
+@click.option("--target", help="Score this reply: its tokens' log-probability, in nats.")
+@click.option("--contrast", nargs=2, metavar="A B", help="Score the logit of A minus that of B as first reply token.")
+@click.option("--method", default="occlusion", show_default=True, help="How a token is taken away.")
+@click.option("--json", "as_json", is_flag=True, help="Print the scores of all tokens as JSON.")
+def attribute(
+    words: tuple[str, ...], target: str | None, contrast: tuple[str, str] | None, method: str, as_json: bool
+) -> None:
+    """Show which tokens of TEXT raised or lowered what MODEL says next.
+
+    MODEL is "smollm2" (the default), a hub id, a folder, a .gguf file or "ollama:NAME". Without --target or --contrast
+    the first five tokens of the model's own reply are scored.
+    """
+    if len(words) > 2:
+        raise CourseError(f"Expected a text, or a model and a text, got {len(words)} arguments; quote the text.")
+    model, text = words if len(words) == 2 else ("smollm2", words[0])
+    if not text.strip():
+        raise CourseError("Expected some text, got an empty one; type at least one word.")
+    from .attribution import token_attribution
+    from .models import load_model
+
+    lm = load_model(model)
+    prompt = lm.chat(text) if lm.is_chat else lm.prompt(text)
+    result = token_attribution(lm, prompt, method=method, target=target, contrast=contrast)
+    if as_json:
+        click.echo(json.dumps(_as_json(model, result), ensure_ascii=False))
+    else:
+        _print(result)
+
+
+def _as_json(model: str, result: Any) -> dict[str, Any]:
+    typed = range(len(result.tokens))[result.user]
+    return {
+        "model": model,
+        "method": result.method,
+        "unit": result.unit,
+        "value": result.value.tolist(),
+        "tokens": [{"token": token, "typed": i in typed} for i, token in enumerate(result.tokens)],
+        "outputs": result.to_records(),
+    }
+
+
+def _print(result: Any) -> None:
+    from rich.console import Console
+
+    from .plots import tokens_text
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(tokens_text(result))
+    console.print()
+    console.print(repr(result), markup=False)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Look whether this machine is ready: what is fine, what is not, what to do."""
+    from .doctor import examine
+
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False))
+    else:
+        width = max(len(finding.what) for finding in findings)
+        for finding in findings:
+            mark, colour = {"fine": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}[
+                finding.state
+            ]
+            click.echo(f"{click.style(mark, fg=colour)}  {finding.what:<{width}}  {finding.detail}")
+    sys.exit(1 if any(finding.state == "bad" for finding in findings) else 0)

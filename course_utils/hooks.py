@@ -1,0 +1,172 @@
+"""Where each architecture keeps its parts, and how to read or edit what flows through them.
+
+A *site* is a place in the model, named by a kind and a layer: ("residual", 3) is the residual stream that enters
+layer 3. The kinds:
+
+    residual    what enters a layer; layer n_layers is what enters the final norm    [batch, token, d_model]
+    attention   what the attention block of a layer gives out                        [batch, token, d_model]
+    heads       what enters its output projection: the heads, side by side           [batch, token, head * d_head]
+    mlp         what the MLP of a layer gives out                                    [batch, token, d_model]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from .errors import CourseError
+from .models import LocalModel
+
+Site = tuple[str, int]
+Edit = Callable[[Tensor], Tensor | None]
+KINDS = ("residual", "attention", "heads", "mlp")
+
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+_OUT_PROJECTION = ("o_proj", "out_proj", "c_proj", "dense")
+_MLP = ("mlp", "feed_forward", "block_sparse_moe")
+_FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The modules of a causal language model, by the role they play; lists have one entry a layer."""
+
+    embedding: nn.Module
+    layers: list[nn.Module]
+    attention: list[nn.Module]
+    out_projection: list[nn.Module]
+    mlp: list[nn.Module]
+    final_norm: nn.Module
+    unembedding: nn.Module
+
+
+def find_parts(lm: LocalModel) -> Parts:
+    """Find a model's parts by the names that transformers' architectures give them.
+
+    Raises:
+        CourseError: the architecture has no such part, or calls it something else; the sentence names it.
+
+    >>> len(find_parts(load_model()).layers)
+    30
+    """
+    parent = _parent_of_layers(lm)
+    layers = list(_list_of_layers(parent, lm.n_layers) or [])
+    attention = [_child(layer, _ATTENTION, "attention") for layer in layers]
+    return Parts(
+        embedding=lm.model.get_input_embeddings(),
+        layers=layers,
+        attention=attention,
+        out_projection=[_child(block, _OUT_PROJECTION, "output projection") for block in attention],
+        mlp=[_child(layer, _MLP, "MLP") for layer in layers],
+        final_norm=_child(parent, _FINAL_NORM, "final norm"),
+        unembedding=lm.model.get_output_embeddings(),
+    )
+
+
+@contextmanager
+def record(lm: LocalModel, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
+    """Record what flows through some sites in the forward passes run inside the block (the last pass stays).
+
+    Raises:
+        CourseError: an unknown kind, or a layer that the model does not have.
+
+    >>> with record(lm, [("residual", 0)]) as seen:
+    ...     _ = lm.model(lm.prompt("Hi").input_ids)
+    >>> seen["residual", 0].shape
+    torch.Size([1, 1, 576])
+    """
+    seen: dict[Site, Tensor] = {}
+
+    def keep(site: Site) -> Edit:
+        return lambda activation: seen.__setitem__(site, activation.detach())
+
+    with edit(lm, {site: keep(site) for site in sites}):
+        yield seen
+
+
+@contextmanager
+def edit(lm: LocalModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
+    """Replace what flows through some sites by a function of it, in the forward passes run inside the block.
+
+    A function that returns None changes nothing. The hooks are gone after the block, whatever happens in it.
+
+    Raises:
+        CourseError: an unknown kind, or a layer that the model does not have.
+
+    >>> with edit(lm, {("mlp", 0): lambda activation: 0 * activation}):
+    ...     without_first_mlp = lm.model(lm.prompt("Hi").input_ids).logits
+    """
+    parts = find_parts(lm)
+    with ExitStack() as attached:
+        for site, function in edits.items():
+            module, before = _hook_point(parts, site)
+            hook = _before(function) if before else _after(function)
+            attach = module.register_forward_pre_hook if before else module.register_forward_hook
+            attached.callback(attach(hook, with_kwargs=True).remove)
+        yield
+
+
+def _parent_of_layers(lm: LocalModel) -> nn.Module:
+    for module in lm.model.modules():
+        if _list_of_layers(module, lm.n_layers) is not None:
+            return cast(nn.Module, module)
+    raise CourseError(
+        f"{type(lm.model).__name__} has no list of {lm.n_layers} layers called layers or h, so activations "
+        "cannot be recorded; choose a decoder model of transformers."
+    )
+
+
+def _list_of_layers(module: nn.Module, length: int) -> nn.ModuleList | None:
+    found = [getattr(module, name, None) for name in ("layers", "h")]
+    return next((f for f in found if isinstance(f, nn.ModuleList) and len(f) == length), None)
+
+
+def _child(module: nn.Module, names: tuple[str, ...], role: str) -> nn.Module:
+    for name in names:
+        if isinstance(found := getattr(module, name, None), nn.Module):
+            return found
+    raise CourseError(
+        f"{type(module).__name__} has no {role} under any of the names {', '.join(names)}; this architecture is "
+        "not supported there."
+    )
+
+
+def _hook_point(parts: Parts, site: Site) -> tuple[nn.Module, bool]:
+    """The module that a site hangs on, and whether it is what enters the module (or what comes out)."""
+    kind, layer = site
+    places = {
+        "residual": [*parts.layers, parts.final_norm],
+        "attention": parts.attention,
+        "heads": parts.out_projection,
+        "mlp": parts.mlp,
+    }
+    if kind not in places:
+        raise CourseError(f"Expected a kind of activation ({', '.join(KINDS)}), got {kind!r}.")
+    if not 0 <= layer < len(places[kind]):
+        raise CourseError(f"Expected a layer from 0 to {len(places[kind]) - 1} for {kind!r}, got {layer}.")
+    return places[kind][layer], kind in ("residual", "heads")
+
+
+def _before(function: Edit) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if args:
+            changed = function(args[0])
+            return None if changed is None else ((changed, *args[1:]), kwargs)
+        changed = function(kwargs["hidden_states"])
+        return None if changed is None else (args, {**kwargs, "hidden_states": changed})
+
+    return hook
+
+
+def _after(function: Edit) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if isinstance(output, tuple):  # attention gives (output, weights)
+            changed = function(output[0])
+            return None if changed is None else (changed, *output[1:])
+        return function(output)
+
+    return hook

@@ -1,0 +1,118 @@
+"""A prompt as the model sees it: token ids, one printable string a token, and which tokens the user typed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .errors import CourseError, first_line
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"})
+_PLACEHOLDER = "\ue000typed\ue001"  # private-use characters: no chat template contains or trims them
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text that is ready for a model, with the tokens that the user typed marked.
+
+    Attributes:
+        text: what the model reads, chat template included.
+        input_ids: int64 `[1, token]`.
+        tokens: one printable string a token (space as ·, newline as ↵).
+        user: the slice of the tokens that hold at least one character the user typed.
+        offsets: where each token stands in `text`, as (start, end) in characters.
+
+    >>> prompt = load_model().chat("Hi there")
+    >>> prompt.tokens[prompt.user]
+    ['Hi', '·there']
+    """
+
+    text: str
+    input_ids: Tensor = field(repr=False)
+    tokens: list[str] = field(repr=False)
+    user: slice
+    offsets: list[tuple[int, int]] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def span(self, words: str) -> slice:
+        """The slice of typed tokens that cover some words of the user's (a word may be several tokens).
+
+        Raises:
+            CourseError: the words are not there, or are there more than once.
+
+        >>> prompt = load_model().chat("How do I embezzle money?")
+        >>> prompt.tokens[prompt.span("embezzle")]
+        ['·em', 'be', 'zzle']
+        """
+        start, end = self.offsets[self.user.start][0], self.offsets[self.user.stop - 1][1]
+        count = self.text.count(words, start, end) if words else 0
+        if count != 1:
+            raise CourseError(
+                f"Expected words that stand in the typed text exactly once, got {words!r}, which stands there "
+                f"{count} times; the typed text is {self.text[start:end]!r}."
+            )
+        found = self.text.index(words, start, end)
+        return covering(self.offsets, found, found + len(words))
+
+    def _repr_html_(self) -> str:
+        from .plots import tokens_html
+
+        return tokens_html(self.tokens, user=self.user)
+
+
+def render_chat(tokenizer: Any, text: str, system: str | None) -> tuple[str, int, int]:
+    """Fill a chat template with what a user typed; returns the text and where the typed part starts and ends in it.
+
+    The place is found by filling the same template with a placeholder: what stands before it and after it is template.
+    """
+
+    def fill(content: str) -> str:
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages.append({"role": "user", "content": content})
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    try:
+        rendered, (before, *after) = fill(text), fill(_PLACEHOLDER).split(_PLACEHOLDER)
+    except Exception as error:  # templates are programs of their own and raise what they like
+        raise CourseError(f"The model's chat template does not take these messages: {first_line(error)}.") from error
+    end = len(rendered) - len(after[0]) if after else 0
+    if len(after) != 1 or not rendered.startswith(before) or rendered[len(before) : end] not in (text, text.strip()):
+        raise CourseError(
+            "The model's chat template rewrites or repeats what the user typed, so typed tokens cannot be told "
+            "from template tokens; build the text yourself and pass it to lm.prompt(text)."
+        )
+    return rendered, len(before), end
+
+
+def encode(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a text and each token's (start, end) in characters; `special` adds the model's own BOS or EOS."""
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    return encoded["input_ids"], [tuple(pair) for pair in encoded["offset_mapping"]]
+
+
+def covering(offsets: list[tuple[int, int]], start: int, end: int) -> slice:
+    """The slice of tokens that hold at least one of the characters start … end."""
+    inside = [i for i, (left, right) in enumerate(offsets) if left < end and right > start]
+    return slice(inside[0], inside[-1] + 1)
+
+
+def token_strings(tokenizer: Any, ids: list[int]) -> list[str]:
+    """One printable string a token id: what the token adds to a text, spaces and newlines made visible."""
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]  # some decoders strip the first token's space
+    skip = len(tokenizer.decode(anchor))
+    return [visible(tokenizer.decode([*anchor, i], clean_up_tokenization_spaces=False)[skip:]) for i in ids]
+
+
+def visible(text: str) -> str:
+    r"""A text with spaces, newlines and other invisible characters shown.
+
+    >>> visible(" a\n")
+    '·a↵'
+    """
+    shown = text.translate(_VISIBLE)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
