@@ -241,6 +241,6 @@ def _replacement_id(lm: LocalModel, replacement: str | int) -> int:
         if not replacement or ids[: len(before)] != before:
             raise CourseError(f"Expected a replacement that is a token of its own, got {replacement!r}; try ' the'.")
         return _single_token(lm, ids[len(before) :], replacement)
-    if isinstance(replacement, bool) or not 0 <= replacement < size:
+    if not isinstance(replacement, int) or not 0 <= replacement < size:
         raise CourseError(f"Expected a replacement token id from 0 to {size - 1}, got {replacement!r}.")
     return replacement

@@ -106,8 +106,9 @@ def batches(starts: list[int], rows: int) -> Iterator[list[int]]:
 def rows_in_budget(lm: LocalModel, n_tokens: int, keep: int) -> int:
     """How many variants of a length fit into one batch: into a quarter of the free memory, at most 1 GiB."""
     config, weight = lm.config, lm.model.get_input_embeddings().weight
-    head_size = getattr(config, "head_dim", None) or lm.d_model // lm.n_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or lm.n_heads
+    heads = getattr(config, "num_attention_heads", 1)  # a model without attention has none
+    head_size = getattr(config, "head_dim", None) or lm.d_model // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
     wide = getattr(config, "intermediate_size", None) or 4 * lm.d_model
     cached = 2 * 2 * lm.n_layers * kv_heads * head_size  # keys and values, once shared and once joined to new ones
     per_token = cached + 3 * wide + 8 * lm.d_model

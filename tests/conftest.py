@@ -1,15 +1,49 @@
-"""What the tests share: the real model, loaded once, and tiny random models of other architectures."""
-
-import os
-
-os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars would end up in outputs that are compared
+"""What the tests share: the real model, loaded once, and tiny random models of many architectures."""
 
 import pytest
+import torch
 
 from course_utils import load_model
+from course_utils.models import LocalModel
+
+_SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 64,
+}
+_GROUPED = {**_SMALL, "num_key_value_heads": 2, "head_dim": 6, "pad_token_id": 0}
+ARCHITECTURES = {
+    "llama": _GROUPED,
+    "gpt2": {"vocab_size": 97, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 64},
+    "gpt_neox": _SMALL,
+    "qwen3": _GROUPED,
+    "gemma3_text": {**_GROUPED, "sliding_window": 4, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+    "mistral": {**_GROUPED, "sliding_window": 4},
+    "phi3": _GROUPED,
+    "olmo2": _GROUPED,
+    "falcon": {**_SMALL, "new_decoder_architecture": False, "multi_query": True, "parallel_attn": True},
+}
 
 
 @pytest.fixture(scope="session")
 def lm():
     """SmolLM2, the real thing, from the cache (fetched and converted on the first run)."""
     return load_model("smollm2")
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def tiny(request):
+    """A tiny random model of one architecture in float64 (without a tokenizer)."""
+    return tiny_model(request.param)
+
+
+def tiny_model(architecture, seed=0):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(architecture, **ARCHITECTURES[architecture])
+    model = AutoModelForCausalLM.from_config(config).double().eval().requires_grad_(False)
+    return LocalModel(architecture, model, None)

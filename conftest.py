@@ -1,0 +1,13 @@
+"""What every test run needs, the lessons' cells included."""
+
+import os
+
+os.environ["TQDM_DISABLE"] = "1"  # a progress bar in a cell's output would differ from run to run
+
+
+def pytest_runtest_setup(item):
+    """Have the model ready before a lesson runs."""
+    if type(item).__name__ == "IPyNbCell":  # fetching it in a cell would show in the cell's output
+        from course_utils.cache import smollm2_folder
+
+        smollm2_folder()

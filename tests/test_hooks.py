@@ -1,0 +1,121 @@
+"""Hooks read and edit the right tensors, and are always gone afterwards."""
+
+import pytest
+import torch
+
+from course_utils import CourseError
+from course_utils.hooks import KINDS, edit, find_parts, record
+
+IDS = torch.arange(1, 9)[None]
+pytestmark = pytest.mark.quick
+
+
+def count_hooks(lm):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules())
+
+
+@torch.no_grad()
+def logits(lm):
+    return lm.model(IDS).logits
+
+
+def test_every_part_is_found(tiny):
+    parts = find_parts(tiny)
+    for role in (parts.layers, parts.attention, parts.out_projection, parts.mlp):
+        assert len(role) == tiny.n_layers
+    assert parts.unembedding.weight.shape == (97, 24)
+    assert parts.embedding.weight.shape == (97, 24)
+
+
+def test_recorded_shapes(tiny):
+    with record(tiny, [(kind, 1) for kind in KINDS] + [("residual", tiny.n_layers)]) as seen:
+        logits(tiny)
+    assert {kind: seen[kind, 1].shape for kind in KINDS} == dict.fromkeys(KINDS, (1, 8, 24))
+    assert seen["residual", tiny.n_layers].shape == (1, 8, 24)
+
+
+def test_the_recorded_residual_is_transformers_hidden_state(tiny):
+    with record(tiny, [("residual", layer) for layer in range(tiny.n_layers)]) as seen:
+        hidden = tiny.model(IDS, output_hidden_states=True).hidden_states
+    for layer in range(tiny.n_layers):
+        torch.testing.assert_close(seen["residual", layer], hidden[layer])
+
+
+def test_recorded_heads_through_the_projection_give_the_attention_output(tiny):
+    with record(tiny, [("heads", 1), ("attention", 1)]) as seen:
+        logits(tiny)
+    projected = find_parts(tiny).out_projection[1](seen["heads", 1])
+    torch.testing.assert_close(projected, seen["attention", 1])
+
+
+def test_final_residual_normed_and_unembedded_gives_the_logits(tiny):
+    with record(tiny, [("residual", tiny.n_layers)]) as seen:
+        expected = logits(tiny)
+    parts = find_parts(tiny)
+    torch.testing.assert_close(parts.unembedding(parts.final_norm(seen["residual", tiny.n_layers])), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_edit_that_returns_the_activation_or_none_changes_nothing(tiny, kind):
+    plain = logits(tiny)
+    for same in (lambda activation: activation, lambda activation: None):
+        with edit(tiny, {(kind, 1): same}):
+            assert torch.equal(logits(tiny), plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_edit_changes_the_output(tiny, kind):
+    plain = logits(tiny)
+    with edit(tiny, {(kind, 1): torch.zeros_like}):
+        assert not torch.allclose(logits(tiny), plain)
+    assert torch.equal(logits(tiny), plain)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_edit_of_one_layer_leaves_those_below_alone(tiny, kind):
+    sites = [("residual", layer) for layer in range(tiny.n_layers)]
+    with record(tiny, sites) as plain:
+        logits(tiny)
+    with edit(tiny, {(kind, 2): torch.zeros_like}), record(tiny, sites[:2]) as edited:
+        logits(tiny)
+    for site in sites[:2]:
+        assert torch.equal(plain[site], edited[site])
+
+
+def test_hooks_are_gone_after_an_exception(tiny):
+    before = count_hooks(tiny)
+
+    def interrupted():
+        with edit(tiny, {("mlp", 0): torch.zeros_like, ("heads", 1): torch.zeros_like}):
+            assert count_hooks(tiny) == before + 2
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert count_hooks(tiny) == before
+
+
+def test_no_hook_stays_when_one_of_several_sites_is_wrong(tiny):
+    before = count_hooks(tiny)
+    with pytest.raises(CourseError), record(tiny, [("mlp", 0), ("mlp", 99)]):
+        pass
+    assert count_hooks(tiny) == before
+
+
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [(("mlp", 3), "0 to 2"), (("mlp", -1), "0 to 2"), (("residual", 4), "0 to 3"), (("brain", 0), "residual")],
+)
+def test_a_wrong_site_is_named_with_what_was_expected(tiny, site, said):
+    with pytest.raises(CourseError, match=said), record(tiny, [site]):
+        pass
+
+
+def test_an_architecture_without_the_part_is_named():
+    from transformers import OPTConfig, OPTForCausalLM
+
+    from course_utils.models import LocalModel
+
+    config = OPTConfig(vocab_size=97, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, ffn_dim=40)
+    with pytest.raises(CourseError, match="OPTDecoderLayer has no MLP"):
+        find_parts(LocalModel("opt", OPTForCausalLM(config), None))
