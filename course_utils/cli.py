@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ class Course(click.Group):
 @click.version_option(package_name="interpretability-course")
 def main() -> None:
     """Interpretability for language models on your own machine."""
+    for stream in (sys.stdout, sys.stderr):  # a console or pipe of an old encoding shows ? for what it cannot
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -91,7 +95,7 @@ def attribute(
     prompt = lm.chat(text) if lm.is_chat else lm.prompt(text)
     result = token_attribution(lm, prompt, method=method, target=target, contrast=contrast)
     if as_json:
-        click.echo(json.dumps(_as_json(model, result), ensure_ascii=False))
+        click.echo(json.dumps(_as_json(model, result)))
     else:
         _print(result)
 
@@ -113,7 +117,7 @@ def _print(result: Any) -> None:
 
     from .plots import tokens_text
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     console.print(tokens_text(result))
     console.print()
     console.print(repr(result), markup=False)
@@ -127,7 +131,7 @@ def doctor(as_json: bool) -> None:
 
     findings = examine()
     if as_json:
-        click.echo(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False))
+        click.echo(json.dumps([finding._asdict() for finding in findings]))
     else:
         width = max(len(finding.what) for finding in findings)
         for finding in findings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from .cache import check_hub, quiet_transformers, smollm2_folder
+from .cache import check_hub, offline, quiet_transformers, smollm2_folder
 from .errors import CourseError, first_line
 from .prompts import Prompt, covering, encode, render_chat, token_strings
 
@@ -113,6 +114,7 @@ class LocalModel:
             tokens=token_strings(self.tokenizer, ids),
             user=covering(offsets, start, end),
             offsets=offsets,
+            typed=(start, end),
         )
 
     def check_length(self, n_tokens: int) -> None:
@@ -185,7 +187,9 @@ class Source:
     on_hub: bool = False
 
 
-def load_model(name: str = DEFAULT, *, device: str | None = None, dtype: str | None = None) -> LocalModel:
+def load_model(
+    name: str | os.PathLike[str] = DEFAULT, *, device: str | None = None, dtype: str | None = None
+) -> LocalModel:
     """Load a local model for looking into, from wherever it is kept.
 
     Args:
@@ -201,13 +205,17 @@ def load_model(name: str = DEFAULT, *, device: str | None = None, dtype: str | N
     """
     if dtype not in (None, *DTYPES):
         raise CourseError(f"Expected dtype to be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
     source = find(name)
     device = device or best_device()
+    _check_device(device)
     if not source.on_hub:
         return _load(name, source, device, dtype, local_only=True)
     try:  # what is in the hub's cache is never asked of the network again
         return _load(name, source, device, dtype, local_only=True)
-    except CourseError:
+    except CourseError as error:
+        if error.__cause__ is None:  # the files are whole, but of no use here
+            raise
         _ask_hub(name)
         return _load(name, source, device, dtype, local_only=False)
 
@@ -219,21 +227,39 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def _check_device(device: str) -> None:
+    if device == "auto":
+        return
+    try:
+        usable = torch.empty(1, device=device).device.type != "meta"
+        reason = "holds no numbers"
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch without CUDA asserts
+        usable, reason = False, first_line(error)
+    if not usable:
+        here = f'a device that torch can use here, such as "{best_device()}", or "auto"'
+        raise CourseError(f"Expected {here}, got {device!r} ({reason}).")
+
+
 def find(name: str) -> Source:
     """Where the files of a model are, from any of the names that `load_model` takes.
 
     >>> find("Qwen/Qwen2.5-0.5B-Instruct").on_hub
     True
     """
+    if not isinstance(name, str):
+        raise CourseError(f"Expected {EXPECTED}, got {name!r}, which is no text.")
     if name == DEFAULT:
         return Source(str(smollm2_folder()))
     if name.startswith("ollama:"):
         return _in_ollama(name.removeprefix("ollama:"))
-    path = Path(name or "nothing").expanduser()
-    if path.is_file():
-        return _gguf_source(path)
-    if path.is_dir():
-        return _folder_source(path)
+    try:
+        path = Path(name or "nothing").expanduser()
+        if path.is_file():
+            return _gguf_source(path)
+        if path.is_dir():
+            return _folder_source(path)
+    except (OSError, RuntimeError) as error:  # too long a name, no permission, no such user's home
+        raise CourseError(f"Expected {EXPECTED}, got {name!r} ({first_line(error)}).") from error
     if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) and path.suffix != ".gguf":
         return Source(name, on_hub=True)
     raise CourseError(f"Expected {EXPECTED}, got {name!r}: no such file or folder.")
@@ -261,17 +287,34 @@ def _folder_source(folder: Path) -> Source:
 def _in_ollama(name: str) -> Source:
     """Follow Ollama's own manifest, manifests/HOST/NAMESPACE/NAME/TAG, to the blob that holds the weights."""
     model, _, tag = name.partition(":")
-    path = (model if "/" in model else f"library/{model}", tag or "latest")
-    for root in _ollama_roots():
-        for manifest in sorted((root / "manifests").glob(f"*/{path[0]}/{path[1]}")):
-            layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
-            digest = next(layer["digest"] for layer in layers if layer["mediaType"].endswith("image.model"))
-            return _gguf_source(root / "blobs" / digest.replace(":", "-"))
-    known = sorted({f"{p.parent.name}:{p.name}" for root in _ollama_roots() for p in root.glob("manifests/*/*/*/*")})
-    raise CourseError(
-        f"Expected the name of a model that Ollama has pulled ({', '.join(known) or 'it has none here'}), "
-        f"got {name!r}; run `ollama pull {name}`, or set OLLAMA_MODELS if its models are kept elsewhere."
-    )
+    stored = {_ollama_name(path): path for path in _ollama_manifests()}
+    manifest = stored.get(f"{model}:{tag or 'latest'}")
+    if manifest is None:
+        raise CourseError(
+            f"Expected the name of a model that Ollama has pulled ({', '.join(sorted(stored)) or 'it has none here'}), "
+            f"got {name!r}; run `ollama pull {name}`, or set OLLAMA_MODELS if its models are kept elsewhere."
+        )
+    try:
+        layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
+        digests = [layer["digest"] for layer in layers if layer["mediaType"].endswith("image.model")]
+        return _gguf_source(manifest.parents[4] / "blobs" / digests[0].replace(":", "-"))
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise CourseError(
+            f"Expected Ollama's manifest {manifest} to name the weights of {name} ({first_line(error)}); "
+            f"run `ollama pull {name}` again."
+        ) from error
+
+
+def _ollama_manifests() -> list[Path]:
+    """Every HOST/NAMESPACE/NAME/TAG under the Ollama folders, those of the folder that counts most last."""
+    return [p for root in reversed(_ollama_roots()) for p in sorted(root.glob("manifests/*/*/*/*")) if p.is_file()]
+
+
+def _ollama_name(manifest: Path) -> str:
+    """What `ollama list` calls the model: without Ollama's own registry and its library."""
+    host, namespace, name, tag = manifest.parts[-4:]
+    parts = [*([] if host.startswith("registry.") else [host]), namespace, name]
+    return "/".join(parts[1:] if parts[0] == "library" else parts) + f":{tag}"
 
 
 def _ollama_roots() -> list[Path]:
@@ -290,19 +333,24 @@ def _ask_hub(name: str) -> None:
 
 
 def _load(name: str, source: Source, device: str, dtype: str | None, *, local_only: bool) -> LocalModel:
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    broken = (SafetensorError, StrictDataclassError, struct.error)
     where = {"gguf_file": source.gguf_file, "local_files_only": local_only}
     try:
-        with quiet_transformers() if name == DEFAULT else nullcontext():
+        with (
+            quiet_transformers() if name == DEFAULT else nullcontext(),
+            offline() if local_only else nullcontext(),
+        ):
             config = AutoConfig.from_pretrained(source.place, **where)
             precision = getattr(torch, dtype) if dtype else fitting_dtype(config, device)
             tokenizer = AutoTokenizer.from_pretrained(source.place, **where)
             model = AutoModelForCausalLM.from_pretrained(source.place, dtype=precision, device_map=device, **where)
     except CourseError:
         raise
-    except (OSError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError, *broken) as error:
         raise CourseError(
             f"Could not load {name} ({first_line(error)}); expected {EXPECTED}, whole and of a kind transformers reads."
         ) from error

@@ -6,7 +6,8 @@ is symmetric about zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,11 +132,22 @@ def tokens_text(attribution: Attribution) -> Text:
     return text
 
 
-def style() -> Any:
-    """The course's matplotlib style, as a context manager; nothing global changes."""
-    import matplotlib.pyplot as plt
+@contextmanager
+def style() -> Iterator[None]:
+    """The course's matplotlib style, as a context manager; nothing global changes.
 
-    return plt.style.context(STYLE)
+    Only the style's own settings are put back afterwards: matplotlib's own context would also undo what a notebook's
+    first figure switches on, and no later figure would show.
+    """
+    import matplotlib as mpl
+
+    wanted = mpl.rc_params_from_file(STYLE, use_default_template=False)
+    before = {name: mpl.rcParams[name] for name in wanted}
+    mpl.rcParams.update(wanted)
+    try:
+        yield
+    finally:
+        mpl.rcParams.update(before)
 
 
 def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
@@ -144,46 +156,65 @@ def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     return ax if ax is not None else plt.subplots(figsize=size)[1]
 
 
-def plot_bars(attribution: Attribution, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """A bar for each typed token, in reading order: its score summed over the output tokens.
+def plot_bars(
+    tokens: Sequence[str], scores: Sequence[float], *, unit: str, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """A bar for each token, in reading order, with its signed score.
 
-    >>> plot_bars(token_attribution(lm, prompt, contrast=("I", "Sure"))).get_ylabel()  # doctest: +SKIP
+    >>> plot_bars(["·How", "·kill"], [-0.2, 1.0], unit="logits").get_ylabel()
     'effect (logits)'
     """
-    a = attribution
-    scores = a.total[a.user]
     with style():
-        ax = _axes(ax, WIDE if len(scores) > 10 else NARROW)
+        ax = _axes(ax, WIDE if len(tokens) > 10 else NARROW)
         colours = [tuple(c / 255 for c in (RAISED if s > 0 else LOWERED)) for s in scores]
-        ax.bar(range(len(scores)), scores, color=colours, width=0.75)
+        ax.bar(range(len(tokens)), scores, color=colours, width=0.75)
         ax.axhline(0, color="0.3", linewidth=0.8)
-        ax.set_xticks(range(len(scores)), a.tokens[a.user], **_slanted(len(scores)))
-        ax.set_ylabel(f"effect ({a.unit})")
-        ax.set_title(title or f"{top_words(a, 1)} {a.unit} on “{''.join(a.output_tokens)}”")
+        ax.set_xticks(range(len(tokens)), tokens, **_slanted(tokens))
+        ax.set_ylabel(f"effect ({unit})")
+        ax.set_title(title)
     return ax
 
 
-def plot_heatmap(attribution: Attribution, *, ax: Axes | None = None, title: str | None = None) -> Axes:
-    """A heat map of output tokens x typed input tokens, signed, on a scale symmetric about zero.
+def plot_heatmap(
+    scores: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    unit: str,
+    title: str = "",
+    labels: tuple[str, str] = ("output token", "input token"),
+    ax: Axes | None = None,
+) -> Axes:
+    """A heat map of signed scores `[row, column]`, on a scale symmetric about zero.
 
-    >>> plot_heatmap(token_attribution(lm, prompt)).get_xlabel()  # doctest: +SKIP
+    >>> plot_heatmap(np.eye(2), ["a", "b"], ["·a", "·b"], unit="nats").get_xlabel()
     'input token'
     """
-    a = attribution
-    scores = a.scores[:, a.user]
     limit = float(np.abs(scores).max()) or 1.0
     with style():
         ax = _axes(ax, WIDE)
         image = ax.imshow(scores, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-        ax.set_xticks(range(scores.shape[1]), a.tokens[a.user], **_slanted(scores.shape[1]))
-        ax.set_yticks(range(scores.shape[0]), a.output_tokens)
-        ax.set_xlabel("input token")
-        ax.set_ylabel("output token")
+        ax.set_xticks(range(len(columns)), columns, **_slanted(columns))
+        ax.set_yticks(range(len(rows)), rows)
+        ax.set_ylabel(labels[0])
+        ax.set_xlabel(labels[1])
         ax.spines[:].set_visible(False)
-        ax.figure.colorbar(image, ax=ax, label=f"effect ({a.unit})", pad=0.02)
-        ax.set_title(title or f"What raised each output token ({a.method})")
+        ax.figure.colorbar(image, ax=ax, label=f"effect ({unit})", pad=0.02)
+        ax.set_title(title)
     return ax
 
 
-def _slanted(n: int) -> dict[str, Any]:
-    return {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if n > 5 else {}
+def plot_attribution(attribution: Attribution, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """Bars of the typed tokens for one output, a heat map outputs x typed tokens for several."""
+    a = attribution
+    typed = a.tokens[a.user]
+    if len(a.output_tokens) == 1:
+        title = title or f"{a.output_tokens[0]}: {top_words(a, 1)} {a.unit}"
+        return plot_bars(typed, a.total[a.user].tolist(), unit=a.unit, title=title, ax=ax)
+    title = title or f"What raised each output token ({a.method})"
+    return plot_heatmap(a.scores[:, a.user], a.output_tokens, typed, unit=a.unit, title=title, ax=ax)
+
+
+def _slanted(labels: Sequence[str]) -> dict[str, Any]:
+    crowded = sum(map(len, labels)) > 30
+    return {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if crowded else {}

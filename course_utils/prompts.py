@@ -24,6 +24,7 @@ class Prompt:
         tokens: one printable string a token (space as ·, newline as ↵).
         user: the slice of the tokens that hold at least one character the user typed.
         offsets: where each token stands in `text`, as (start, end) in characters.
+        typed: where the typed part stands in `text`; its first token may also hold a newline of the template's.
 
     >>> prompt = load_model().chat("Hi there")
     >>> prompt.tokens[prompt.user]
@@ -35,6 +36,7 @@ class Prompt:
     tokens: list[str] = field(repr=False)
     user: slice
     offsets: list[tuple[int, int]] = field(repr=False)
+    typed: tuple[int, int] = field(repr=False)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -49,7 +51,7 @@ class Prompt:
         >>> prompt.tokens[prompt.span("embezzle")]
         ['·em', 'be', 'zzle']
         """
-        start, end = self.offsets[self.user.start][0], self.offsets[self.user.stop - 1][1]
+        start, end = self.typed
         count = self.text.count(words, start, end) if words else 0
         if count != 1:
             raise CourseError(
@@ -79,7 +81,10 @@ def render_chat(tokenizer: Any, text: str, system: str | None) -> tuple[str, int
     try:
         rendered, (before, *after) = fill(text), fill(_PLACEHOLDER).split(_PLACEHOLDER)
     except Exception as error:  # templates are programs of their own and raise what they like
-        raise CourseError(f"The model's chat template does not take these messages: {first_line(error)}.") from error
+        raise CourseError(
+            f"The model's chat template does not take these messages ({first_line(error)}); "
+            "build the text yourself and pass it to lm.prompt(text)."
+        ) from error
     end = len(rendered) - len(after[0]) if after else 0
     if len(after) != 1 or not rendered.startswith(before) or rendered[len(before) : end] not in (text, text.strip()):
         raise CourseError(
@@ -91,6 +96,10 @@ def render_chat(tokenizer: Any, text: str, system: str | None) -> tuple[str, int
 
 def encode(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids of a text and each token's (start, end) in characters; `special` adds the model's own BOS or EOS."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CourseError(f"Expected text of whole characters, got half of one ({first_line(error)}).") from error
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     return encoded["input_ids"], [tuple(pair) for pair in encoded["offset_mapping"]]
 
@@ -98,6 +107,8 @@ def encode(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list
 def covering(offsets: list[tuple[int, int]], start: int, end: int) -> slice:
     """The slice of tokens that hold at least one of the characters start … end."""
     inside = [i for i, (left, right) in enumerate(offsets) if left < end and right > start]
+    if not inside:  # a vocabulary may lack some control characters, which its tokenizer then drops
+        raise CourseError("Expected text that the model has tokens for, got characters its tokenizer drops; retype it.")
     return slice(inside[0], inside[-1] + 1)
 
 

