@@ -40,10 +40,10 @@ def tiny(request):
     return tiny_model(request.param)
 
 
-def tiny_model(architecture, seed=0):
+def tiny_model(architecture, seed=0, **changes):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(architecture, **ARCHITECTURES[architecture])
+    config = AutoConfig.for_model(architecture, **{**ARCHITECTURES[architecture], **changes})
     model = AutoModelForCausalLM.from_config(config).double().eval().requires_grad_(False)
     return LocalModel(architecture, model, None)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from conftest import tiny_model
 from course_utils import variants
-from course_utils.variants import batches, first_differences, rows_in_budget, score_variants
+from course_utils.variants import batches, first_differences, packed, rows_in_budget, score_variants
 
 
 def everything(logits):
@@ -39,19 +39,67 @@ def test_scores_equal_full_passes_on_every_architecture(tiny, length):
 
 
 @pytest.mark.quick
-@given(seed=st.integers(0, 999), keep=st.integers(1, 6), waste=st.integers(0, 99), rows=st.integers(1, 9))
+@given(seed=st.integers(0, 999), keep=st.integers(1, 6), tokens=st.integers(1, 99), rows=st.integers(1, 9))
 @settings(max_examples=25, deadline=None)
-def test_scores_do_not_depend_on_how_variants_are_batched(seed, keep, waste, rows):
+def test_scores_do_not_depend_on_how_variants_are_batched(seed, keep, tokens, rows):
     lm = tiny_model("llama")
     base = torch.randint(1, 97, (12,), generator=torch.Generator().manual_seed(seed))
     inputs = random_variants(base, 9, 12, seed)
-    before = variants.WASTE, variants.rows_in_budget
+    before = variants.BATCH_TOKENS, variants.rows_in_budget
     try:
-        variants.WASTE, variants.rows_in_budget = waste, lambda *_: rows
+        variants.BATCH_TOKENS, variants.rows_in_budget = tokens, lambda *_: rows
         _, scores = score_variants(lm, base, inputs, everything, keep=keep)
     finally:
-        variants.WASTE, variants.rows_in_budget = before
+        variants.BATCH_TOKENS, variants.rows_in_budget = before
     torch.testing.assert_close(scores, by_full_passes(lm, inputs, keep), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("architecture", ["mistral", "gemma3_text"])
+@pytest.mark.parametrize(("window", "shared"), [(18, True), (17, False)])
+def test_a_sliding_window_is_packed_only_where_it_covers_the_input(architecture, window, shared):
+    lm = tiny_model(architecture, sliding_window=window)
+    assert variants._can_share(lm, 18) is shared
+    base = torch.randint(1, 97, (18,), generator=torch.Generator().manual_seed(1))
+    inputs = random_variants(base, 12, 18)
+    _, scores = score_variants(lm, base, inputs, everything, keep=3)
+    torch.testing.assert_close(scores, by_full_passes(lm, inputs, 3), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.quick
+def test_attention_with_linear_biases_takes_full_passes():
+    lm = tiny_model("falcon", alibi=True)
+    base = torch.randint(1, 97, (18,), generator=torch.Generator().manual_seed(1))
+    inputs = random_variants(base, 12, 18)
+    _, scores = score_variants(lm, base, inputs, everything, keep=3)
+    torch.testing.assert_close(scores, by_full_passes(lm, inputs, 3), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.quick
+def test_eager_attention_gives_the_same(tiny):
+    base = torch.randint(1, 97, (18,), generator=torch.Generator().manual_seed(1))
+    inputs = random_variants(base, 6, 18)
+    before = tiny.model.config._attn_implementation
+    tiny.model.set_attn_implementation("eager")
+    try:
+        expected = by_full_passes(tiny, inputs, 2)
+        _, scores = score_variants(tiny, base, inputs, everything, keep=2)
+    finally:
+        tiny.model.set_attn_implementation(before)
+    torch.testing.assert_close(scores, expected, rtol=1e-6, atol=1e-6)  # its softmax is in float32
+
+
+@pytest.mark.quick
+def test_no_hook_stays_behind_when_a_pass_fails():
+    lm = tiny_model("llama")
+    head = lm.model.get_output_embeddings()
+
+    def broken(logits):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_variants(lm, torch.arange(1, 9), torch.arange(1, 9)[None], broken, keep=1)
+    assert not head._forward_pre_hooks
 
 
 @pytest.mark.quick
@@ -76,13 +124,21 @@ def test_a_model_that_keeps_another_kind_of_state_takes_full_passes():
 
 
 @pytest.mark.quick
-@given(starts=st.lists(st.integers(0, 300), min_size=1, max_size=60), rows=st.integers(1, 20))
-def test_batches_hold_every_variant_once_within_the_limits(starts, rows):
-    groups = list(batches(starts, rows))
-    assert sorted(index for group in groups for index in group) == list(range(len(starts)))
-    for group in groups:
-        assert len(group) <= rows
-        assert sum(starts[i] - starts[group[0]] for i in group) <= variants.WASTE
+@given(starts=st.lists(st.integers(0, 300), min_size=1, max_size=60), most=st.integers(1, 20))
+def test_rows_and_batches_hold_every_variant_once_within_the_limits(starts, most):
+    length = 301
+    rows = packed(starts, length)
+    assert sorted(index for row in rows for index in row) == list(range(len(starts)))
+    assert all(sum(length - starts[i] for i in row) <= length - min(starts) for row in rows)
+    divided = list(batches(rows, length - min(starts), most))
+    assert [row for batch in divided for row in batch] == rows
+    assert max(map(len, divided)) <= most
+
+
+@pytest.mark.quick
+def test_packing_leaves_hardly_a_gap_for_leave_one_out():
+    rows = packed(list(range(62)), 67)
+    assert len(rows) * 67 <= 1.02 * sum(67 - start for start in range(62))
 
 
 @pytest.mark.quick
