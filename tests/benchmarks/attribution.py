@@ -1,7 +1,7 @@
 """How fast is token attribution, beside its peers and beside the arithmetic that cannot be saved? All in one run.
 
 python tests/benchmarks/attribution.py           # ratios, about three minutes on two cores
-python tests/benchmarks/attribution.py --memory  # peak memory for a prompt of 1,000 tokens, about ten minutes
+python tests/benchmarks/attribution.py --memory  # peak memory for a prompt of 1,000 tokens, about twelve minutes
 """
 
 import argparse
