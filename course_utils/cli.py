@@ -54,6 +54,7 @@ def lab(jupyter_arguments: tuple[str, ...]) -> None:
     arguments = [
         f"--ServerApp.root_dir={LESSONS.parent}",
         f"--LabApp.default_url=/lab/tree/notebooks/{lessons[0].name}",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing asks the network
     ]
     if getattr(os, "geteuid", lambda: 1)() == 0:
         arguments.append("--allow-root")
