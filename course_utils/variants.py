@@ -106,7 +106,7 @@ def batches(rows: Rows, width: int, most: int) -> Iterator[Rows]:
     """Divide rows of about `width` tokens into batches of about equal size, with at most `most` rows each.
 
     >>> [len(batch) for batch in batches([[0]] * 7, width=300, most=99)]
-    [2, 2, 2, 1]
+    [3, 3, 1]
     """
     count = max(1, round(len(rows) * width / BATCH_TOKENS))
     size = min(most, -(-len(rows) // count))
