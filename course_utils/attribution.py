@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import CourseError
@@ -44,19 +45,19 @@ class Attribution:
         user: the slice of the tokens that the user typed.
     """
 
-    scores: np.ndarray
+    scores: NDArray[np.float32]
     tokens: list[str]
     output_tokens: list[str]
-    value: np.ndarray
+    value: NDArray[np.float32]
     unit: str
     user: slice
     method: str
     replacement: str | None = None
 
     @property
-    def total(self) -> np.ndarray:
+    def total(self) -> NDArray[np.float32]:
         """float32 `[token]`: scores summed over the output tokens (log-probabilities of a reply add up)."""
-        total: np.ndarray = self.scores.sum(axis=0)
+        total: NDArray[np.float32] = self.scores.sum(axis=0)
         return total
 
     def top(self, k: int = 3) -> list[TokenScore]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,7 +177,7 @@ def plot_bars(
 
 
 def plot_heatmap(
-    scores: np.ndarray,
+    scores: NDArray[np.float32],
     rows: Sequence[str],
     columns: Sequence[str],
     *,
