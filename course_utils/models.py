@@ -361,6 +361,15 @@ def _load(name: str, source: Source, device: str, dtype: str | None, *, local_on
     return LocalModel(name, model.eval().requires_grad_(False), tokenizer)
 
 
+def free_memory(device: str) -> int:
+    """Free bytes where a model on a device would live: the graphics card's, or the machine's.
+
+    >>> free_memory("cpu") > 0
+    True
+    """
+    return int(torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available)
+
+
 def fitting_dtype(config: Any, device: str) -> torch.dtype:
     """float32 where the weights take at most 60 % of the free memory (exact arithmetic is worth it), else bfloat16.
 
@@ -371,7 +380,7 @@ def fitting_dtype(config: Any, device: str) -> torch.dtype:
 
     with torch.device("meta"):
         parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    free = free_memory(device)
     if 4 * parameters <= 0.6 * free:
         return torch.float32
     if 2 * parameters <= 0.9 * free:

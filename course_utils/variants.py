@@ -13,13 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .models import LocalModel
+from .models import LocalModel, free_memory
 from .progress import progress
 
 Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, both [1, head, token, d_head]
@@ -124,8 +123,7 @@ def rows_in_budget(lm: LocalModel, n_tokens: int, keep: int) -> int:
     cached = 2 * 2 * lm.n_layers * kv_heads * head_size  # keys and values, of the prefix and of the row
     per_token = cached + 3 * wide + 8 * lm.d_model + 2 * n_tokens  # and the mask
     bytes_per_row = n_tokens * per_token * weight.element_size() + 3 * 4 * keep * weight.shape[0]
-    free = torch.cuda.mem_get_info()[0] if weight.device.type == "cuda" else psutil.virtual_memory().available
-    return max(1, int(min(BUDGET, free / 4) // bytes_per_row))
+    return max(1, int(min(BUDGET, free_memory(weight.device.type) / 4) // bytes_per_row))
 
 
 def _run_base(lm: LocalModel, ids: Tensor, keep: int, length: int) -> tuple[Tensor, Prefix]:
@@ -142,11 +140,12 @@ def _run_base(lm: LocalModel, ids: Tensor, keep: int, length: int) -> tuple[Tens
 def _can_share(lm: LocalModel, length: int) -> bool:
     """Whether a prefix can be shared: every layer sees all positions, and keeps them as keys and values."""
     config = lm.config
-    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-    window = getattr(config, "sliding_window", None) or length
     if getattr(lm.model, "_is_stateful", False) or getattr(config, "alibi", config.model_type in ("bloom", "mpt")):
         return False
-    return kinds <= {"full_attention", "sliding_attention"} and (kinds == {"full_attention"} or window >= length)
+    slides = {"sliding_attention"}  # an older configuration names no kinds of layers: any may have a window
+    kinds = set(getattr(config, "layer_types", None) or slides)
+    window = getattr(config, "sliding_window", None) or length
+    return kinds <= {"full_attention"} | (slides if window >= length else set())
 
 
 @dataclass(frozen=True, eq=False)
