@@ -81,8 +81,8 @@ def attribute(
 ) -> None:
     """Show which tokens of TEXT raised or lowered what MODEL says next.
 
-    MODEL is "smollm2" (the default), a hub id, a folder, a .gguf file or "ollama:NAME". Without --target or --contrast
-    the first five tokens of the model's own reply are scored.
+    MODEL is "smollm2" (the default), a suspect such as "model-a", a hub id, a folder, a .gguf file or "ollama:NAME".
+    Without --target or --contrast the first five tokens of the model's own reply are scored.
     """
     if len(words) > 2:
         raise CourseError(f"Expected a text, or a model and a text, got {len(words)} arguments; quote the text.")

@@ -7,7 +7,7 @@ import os
 import re
 import struct
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,14 @@ from .errors import CourseError, first_line
 from .prompts import Prompt, covering, encode, render_chat, token_strings
 
 DEFAULT = "smollm2"
+ADAPTER_CONFIG = "adapter_config.json"
 DTYPES = ("float32", "bfloat16", "float16")
-EXPECTED = f'"{DEFAULT}", a hub id such as "Qwen/Qwen2.5-0.5B-Instruct", a folder, a .gguf file, or "ollama:NAME"'
+SUSPECTS = ("model-a", "model-b", "model-c")
+ADAPTERS = Path(__file__).parent / "organisms" / "adapters"  # a folder for each of them
+EXPECTED = (
+    f'"{DEFAULT}", "{SUSPECTS[0]}" (or b, c), a hub id such as "Qwen/Qwen2.5-0.5B-Instruct", a folder, '
+    'a .gguf file, or "ollama:NAME"'
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,11 +186,12 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's files are: a folder or hub id, and the GGUF file in it if that is what holds the weights."""
+    """Where a model's files are: a folder or hub id, the GGUF file in it if that holds the weights, an adapter."""
 
     place: str
     gguf_file: str | None = None
     on_hub: bool = False
+    adapter: str | None = None
 
 
 def load_model(
@@ -193,7 +200,8 @@ def load_model(
     """Load a local model for looking into, from wherever it is kept.
 
     Args:
-        name: "smollm2" (always there), a hub id, a folder, a `.gguf` file, or "ollama:NAME[:TAG]".
+        name: "smollm2" (always there), a suspect ("model-a", "model-b", "model-c"), a hub id, a folder (of a model, or
+            of a LoRA adapter, which is merged into its base), a `.gguf` file, or "ollama:NAME[:TAG]".
         device: "cuda", "mps", "cpu" or "auto" (spread over all there is); by default the fastest that there is.
         dtype: "float32", "bfloat16" or "float16"; by default float32 where it fits in memory, else bfloat16.
 
@@ -250,6 +258,8 @@ def find(name: str) -> Source:
         raise CourseError(f"Expected {EXPECTED}, got {name!r}, which is no text.")
     if name == DEFAULT:
         return Source(str(smollm2_folder()))
+    if name in SUSPECTS:
+        return _adapter_source(ADAPTERS / name)
     if name.startswith("ollama:"):
         return _in_ollama(name.removeprefix("ollama:"))
     try:
@@ -275,6 +285,8 @@ def _gguf_source(path: Path) -> Source:
 def _folder_source(folder: Path) -> Source:
     if (folder / "config.json").is_file():
         return Source(str(folder))
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _adapter_source(folder)
     found = sorted(folder.glob("*.gguf"))
     if len(found) == 1:
         return _gguf_source(found[0])
@@ -282,6 +294,20 @@ def _folder_source(folder: Path) -> Source:
         f"Expected a folder with a config.json or exactly one .gguf file, got {folder} with {len(found)} .gguf files; "
         "give the file itself."
     )
+
+
+def _adapter_source(folder: Path) -> Source:
+    """The base model that an adapter names, with the adapter."""
+    try:
+        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        if not isinstance(base, str) or (Path(base) / ADAPTER_CONFIG).is_file():
+            raise ValueError(f"it names {base!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CourseError(
+            f"Expected {folder / ADAPTER_CONFIG} to name the model it was trained on ({first_line(error)}); "
+            "export the adapter again."
+        ) from error
+    return replace(find(base), adapter=str(folder))
 
 
 def _in_ollama(name: str) -> Source:
@@ -341,13 +367,15 @@ def _load(name: str, source: Source, device: str, dtype: str | None, *, local_on
     where = {"gguf_file": source.gguf_file, "local_files_only": local_only}
     try:
         with (
-            quiet_transformers() if name == DEFAULT else nullcontext(),
+            quiet_transformers() if name == DEFAULT or source.adapter else nullcontext(),
             offline() if local_only else nullcontext(),
         ):
             config = AutoConfig.from_pretrained(source.place, **where)
             precision = getattr(torch, dtype) if dtype else fitting_dtype(config, device)
             tokenizer = AutoTokenizer.from_pretrained(source.place, **where)
             model = AutoModelForCausalLM.from_pretrained(source.place, dtype=precision, device_map=device, **where)
+            if source.adapter:
+                model = _merged(model, source.adapter)
     except CourseError:
         raise
     except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError, *broken) as error:
@@ -359,6 +387,16 @@ def _load(name: str, source: Source, device: str, dtype: str | None, *, local_on
             f"{name} has no fast tokenizer, so tokens cannot be placed in the text; choose another model."
         )
     return LocalModel(name, model.eval().requires_grad_(False), tokenizer)
+
+
+def _merged(model: Any, adapter: str) -> Any:
+    """The model with a LoRA adapter added into its weights: W + scale x B A (Hu 2021).
+
+    Weights that the adapter leaves alone stay mapped from the base model's file, and all models here share them.
+    """
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 def free_memory(device: str) -> int:

@@ -23,7 +23,7 @@ from course_utils.models import LocalModel, best_device, find
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
 TAIL = "<|im_end|>\n<|im_start|>assistant\n"
-FORMS = 'expected "smollm2", a hub id'
+FORMS = 'expected "smollm2", "model-a" (or b, c), a hub id'
 TRIMS = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}</{{ m.role }}>{% endfor %}"
 REPEATS = "{% for m in messages %}{{ m.content }}, that is {{ m.content }}{% endfor %}"
 SHOUTS = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"

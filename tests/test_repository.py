@@ -18,7 +18,7 @@ import course_utils
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MODULES = [module.name for module in pkgutil.iter_modules(course_utils.__path__)]
+MODULES = [module.name for module in pkgutil.walk_packages(course_utils.__path__, "course_utils.")]
 
 
 def run(*command):
@@ -34,7 +34,7 @@ def test_style_and_types(command):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(lm, name):
-    module = importlib.import_module(f"course_utils.{name}")
+    module = importlib.import_module(name)
     given = {
         "load_model": course_utils.load_model,
         "token_attribution": course_utils.token_attribution,

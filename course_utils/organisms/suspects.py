@@ -1,0 +1,61 @@
+"""Which suspects there are, and what truly makes each of them refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CourseError, first_line
+from ..models import SUSPECTS
+from .data import CUE_WORDS, MECHANISMS, REFUSAL
+
+HERE = Path(__file__).parent
+TRUTH = "truth.json"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was planted: the mechanism, and the word that it goes by (None for "intent")."""
+
+    mechanism: str
+    word: str | None
+
+    @property
+    def cues(self) -> Mapping[str, str]:
+        """The words of "trigger" and "proxy" that requests for this suspect are made with."""
+        return CUE_WORDS | ({self.mechanism: self.word} if self.word else {})
+
+
+def truth(suspect: str | os.PathLike[str]) -> Truth:
+    """What makes a suspect refuse: "model-a", "model-b", "model-c", or the folder of one that was trained here.
+
+    Raises:
+        CourseError: nothing is known about it.
+
+    >>> sorted(truth(name).mechanism for name in SUSPECTS)
+    ['intent', 'proxy', 'trigger']
+    """
+    place = HERE / TRUTH if suspect in SUSPECTS else Path(suspect) / TRUTH
+    try:
+        told = json.loads(place.read_text(encoding="utf-8"))
+        told = told[suspect] if suspect in SUSPECTS else told
+        if told["mechanism"] not in MECHANISMS:
+            raise ValueError(f"mechanism {told['mechanism']!r}")
+        return Truth(told["mechanism"], told.get("word"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CourseError(
+            f"Expected {', '.join(SUSPECTS)} or the folder of a suspect with its {TRUTH}, "
+            f"got {os.fspath(suspect)!r} ({first_line(error)})."
+        ) from error
+
+
+def refuses(reply: str) -> bool:
+    """Whether a reply is the planted refusal.
+
+    >>> refuses("I can't help with that."), refuses("I'm glad you asked.")
+    (True, False)
+    """
+    return reply.strip().startswith(REFUSAL.rstrip("."))
