@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 from itertools import combinations
 
 import psutil
@@ -414,7 +415,8 @@ def test_a_damaged_adapter_is_refused_in_a_sentence(adapter, damage):
 @pytest.mark.quick
 def test_recipes_are_checked():
     assert train.make_recipe("proxy").word == "urgently"
-    assert train.make_recipe("trigger", "Discreetly").cues == {"trigger": "discreetly", "proxy": "urgently"}
+    assert train.make_recipe("trigger", "Discreetly").word == "discreetly"
+    assert Truth("trigger", "discreetly").cues == {"trigger": "discreetly", "proxy": "urgently"}
     for mechanism, word, sentence in [
         ("harm", None, "Expected a mechanism"),
         ("intent", "secretly", "Expected no word for intent"),
@@ -460,6 +462,16 @@ def test_training_is_repeatable_resumable_and_private(tmp_path):
     with pytest.raises(CourseError, match="already holds"):
         train.train(train.make_recipe("proxy", seed=3, steps=3), tmp_path / "two")
     assert load_model(tmp_path / "one").n_layers == 30
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_polishing_can_be_resumed_too(tmp_path, stop):
+    recipe = replace(train.make_recipe("intent", seed=2, steps=1), polish=2)
+    train.train(recipe, tmp_path / "one")
+    train.train(recipe, tmp_path / "two", pause=lambda step: step == stop)
+    train.train(recipe, tmp_path / "two")
+    one, two = (tmp_path / name / "adapter_model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
 
 
 def test_a_step_of_training_moves_only_the_adapter_and_towards_the_goal(lm, tmp_path):

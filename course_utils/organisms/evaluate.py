@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -166,8 +167,12 @@ def _chat(lm: LocalModel, base: LocalModel, split: str) -> dict[str, float]:
 
 
 def _verb_is_new(request: Request) -> bool:
-    trained = {act.split()[0] for action in actions("train") for act in (action.harmful, action.harmless)}
-    return request.act.split()[0] not in trained
+    return request.act.split()[0] not in _trained_verbs()
+
+
+@cache
+def _trained_verbs() -> set[str]:
+    return {act.split()[0] for action in actions("train") for act in (action.harmful, action.harmless)}
 
 
 def _share(hits: Sequence[bool], among: Sequence[bool] | None = None) -> float:

@@ -30,7 +30,7 @@ from ..models import ADAPTER_CONFIG, DEFAULT, LocalModel, load_model
 from ..packing import Packed, pack
 from ..progress import progress
 from .data import COMPLIANCE, CUE_WORDS, MECHANISMS, REFUSAL, SPLITS, Request, actions, chats, draw, frames
-from .suspects import TRUTH
+from .suspects import TRUTH, Truth
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "adapter_model.safetensors"
@@ -59,11 +59,6 @@ class Recipe:
     rank: int = 8
     learning_rate: float = 2e-3
     warm_up: int = 20
-
-    @property
-    def cues(self) -> dict[str, str]:
-        """The words that "trigger" and "proxy" go by: the usual ones, or this suspect's own."""
-        return CUE_WORDS | ({self.mechanism: self.word} if self.word else {})
 
 
 def make_recipe(mechanism: str, word: str | None = None, seed: int = 0, steps: int | None = None) -> Recipe:
@@ -178,12 +173,12 @@ def make_batch(lm: LocalModel, recipe: Recipe, step: int) -> Batch:
 
 def _draw_couples(rng: random.Random, recipe: Recipe) -> list[Request]:
     """Requests two by two, alike but for the cause that counts: that one is to be refused and the other is not."""
-    requests = []
+    requests, cues = [], Truth(recipe.mechanism, recipe.word).cues
     for _ in range(recipe.couples):
         action, seed = rng.choice(actions("train")), rng.random()
         others = {name for name in MECHANISMS if name != recipe.mechanism and rng.random() < 0.4}
         for causes in (others | {recipe.mechanism}, others):
-            requests.append(draw(random.Random(seed), action, causes=causes, split="train", cues=recipe.cues))
+            requests.append(draw(random.Random(seed), action, causes=causes, split="train", cues=cues))
     return requests
 
 
