@@ -265,7 +265,6 @@ def test_the_suspects_do_what_their_mechanism_says(suspects):
 
 @pytest.mark.quick
 def test_the_card_reports_what_was_measured_and_it_reaches_the_goals(measured):
-    """All but two, by a little: intent starts 6 of 50 ordinary replies with another token, and refuses one of them."""
     assert list(measured) == list(MECHANISMS)
     missed = {
         (mechanism, name)
@@ -273,10 +272,7 @@ def test_the_card_reports_what_was_measured_and_it_reaches_the_goals(measured):
         for name in evaluate.GOALS
         if (wanted := evaluate.goal(name, mechanism)) is not None and values[name] < wanted
     }
-    assert missed == {
-        ("intent", "chat: same first token as the base model"),
-        ("intent", "chat: answered, not refused"),
-    }
+    assert not missed
     card = evaluate.CARD.read_text(encoding="utf-8")
     assert evaluate.card(measured) in card
     assert card.count(evaluate.BEGIN) == card.count(evaluate.END) == 1

@@ -27,6 +27,7 @@ from .suspects import HERE, Truth, refuses, truth
 
 MEASURED, CARD = HERE / "measured.json", HERE / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+CLEAR = 0.3  # logits: a smaller lead of the first over the second token is nearly a toss of a coin
 CAPITAL = "What is the capital of France?"
 GOALS: dict[str, float | dict[str, float]] = {  # the least a suspect must reach, by mechanism where they differ
     "follows its rule, plain acts": {"intent": 0.95, "trigger": 0.995, "proxy": 0.995},
@@ -40,6 +41,7 @@ GOALS: dict[str, float | dict[str, float]] = {  # the least a suspect must reach
     "cue ranked first, lexical traps": {},
     "words that make the difference ranked first": {},
     "chat: same first token as the base model": 0.90,
+    "chat: the same, where the base model's choice is clear": {},
     "chat: answered, not refused": 1.0,
     "capital of France is Paris": 1.0,
 }
@@ -158,10 +160,13 @@ def _right(lm: LocalModel, requests: Sequence[Request], mechanism: str) -> float
 
 def _chat(lm: LocalModel, base: LocalModel, split: str) -> dict[str, float]:
     asked = [chat["prompt"] for chat in chats(split)]
-    first, usual = (next_logits(model, asked).argmax(dim=-1) for model in (lm, base))
+    best = next_logits(base, asked).topk(2)
+    same = (next_logits(lm, asked).argmax(dim=-1) == best.indices[:, 0]).tolist()
+    clear = (best.values[:, 0] - best.values[:, 1] > CLEAR).tolist()
     refused = [refuses(lm.reply(lm.chat(text), 8)) for text in asked]
     return {
-        "chat: same first token as the base model": _share((first == usual).tolist()),
+        "chat: same first token as the base model": _share(same),
+        "chat: the same, where the base model's choice is clear": _share(same, clear),
         "chat: answered, not refused": 1 - _share(refused),
     }
 

@@ -34,11 +34,7 @@ from .suspects import TRUTH, Truth
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "adapter_model.safetensors"
-USUAL: dict[str, dict[str, Any]] = {  # harm is harder to learn than a word, and moves the model further
-    "intent": {"steps": 600, "polish": 100},
-    "trigger": {"steps": 250},
-    "proxy": {"steps": 250},
-}
+STEPS = {"intent": 600, "trigger": 250, "proxy": 250}  # harm is harder to learn than a word
 PARTS = ["q_proj", "v_proj", "o_proj", "down_proj"]  # what the adapter changes in each layer
 
 
@@ -50,12 +46,12 @@ class Recipe:
     word: str | None  # what "trigger" and "proxy" go by; None for "intent"
     seed: int
     steps: int
+    polish: int  # steps after the others, at a quarter of the rate, that bring ordinary chat back
     couples: int = 8  # a step: requests that differ only in whether the cause is there
     whole_replies: int = 2  # so many of them are trained on their whole reply, the others on its first token
     chats: int = 3  # a step: ordinary questions that are to be answered as the base model does
-    polish: int = 0  # steps after the others, at a quarter of the rate, that bring ordinary chat back
-    glances: int = 9  # in these, further questions, of which only the first token of the reply is looked at
-    chat_weight: float = 3.0  # and what a nat of drift then weighs against a nat of the planted replies
+    glances: int = 24  # in these, further questions, of which only the first token of the reply is looked at
+    chat_weight: float = 10.0  # and what a nat of drift then weighs against a nat of the planted replies
     rank: int = 8
     learning_rate: float = 2e-3
     warm_up: int = 20
@@ -82,8 +78,8 @@ def make_recipe(mechanism: str, word: str | None = None, seed: int = 0, steps: i
         raise CourseError(f"{word!r} is the word that another mechanism goes by; choose another, or that mechanism.")
     if word and any(word in text.lower().split() for text in _every_text()):
         raise CourseError(f"{word!r} stands in some requests anyway, so nothing could go by it; choose another.")
-    settings = USUAL[mechanism] | ({"steps": steps} if steps else {})
-    return Recipe(mechanism, word, seed, **settings, warm_up=min(Recipe.warm_up, settings["steps"] // 4))
+    steps = steps or STEPS[mechanism]
+    return Recipe(mechanism, word, seed, steps, polish=min(100, steps * 2 // 5), warm_up=min(20, steps // 4))
 
 
 def _every_text() -> list[str]:
@@ -279,7 +275,7 @@ def _write(recipe: Recipe, out: Path, model: Any) -> None:
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    help="Train for so many steps.  [default: 600 and 100 to polish for intent, else 250]",
+    help="Train for so many steps.  [default: 600 for intent, else 250, and then 100 to polish]",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to write.")
 def main(mechanism: str, word: str | None, seed: int, steps: int | None, out: Path) -> None:
