@@ -7,14 +7,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .ablation import ablate as ablate
+    from .ablation import ablation_sweep as ablation_sweep
+    from .attention import analyze_attention as analyze_attention
     from .attribution import token_attribution as token_attribution
+    from .circuits import direct_logit_attribution as direct_logit_attribution
+    from .circuits import logit_lens as logit_lens
     from .errors import CourseError as CourseError
     from .models import load_model as load_model
+    from .patching import activation_patching as activation_patching
+    from .probing import probe_layers as probe_layers
 
 __version__ = "0.1.0"
 _HOME = {
     "CourseError": "errors",
+    "ablate": "ablation",
+    "ablation_sweep": "ablation",
+    "activation_patching": "patching",
+    "analyze_attention": "attention",
+    "direct_logit_attribution": "circuits",
     "load_model": "models",
+    "logit_lens": "circuits",
+    "probe_layers": "probing",
     "token_attribution": "attribution",
 }
 __all__ = list(_HOME)

@@ -1,13 +1,13 @@
 """Token attribution: which input tokens raised, and which lowered, what the model said.
 
-Each variant of the prompt has one token replaced (occlusion) or taken out (deletion); a token's score is how much the
-output falls without it (leave-one-out; Zeiler & Fergus 2014, Li, Monroe & Jurafsky 2016).
+Occlusion and deletion replace one token or take it out; its score is how much the output falls without it
+(leave-one-out; Zeiler & Fergus 2014, Li, Monroe & Jurafsky 2016). See `gradients` and `shapley` for the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import CourseError
+from .goals import Goal, make_goal, single_token
+from .gradients import gradient_x_input, integrated_gradients
 from .models import LocalModel
 from .prompts import Prompt, encode, token_strings
+from .shapley import shapley_values
 from .variants import score_variants
 
 if TYPE_CHECKING:
@@ -43,6 +46,11 @@ class Attribution:
         value: float32 `[output]`, what the unchanged prompt gives.
         unit: "logits" for a contrast, "nats" of log-probability for a target.
         user: the slice of the tokens that the user typed.
+        method: how they were scored.
+        replacement: the printable token that stood in for one left out, if there is one.
+        standard_error: float32 `[output, token]`, of sampled Shapley values; None for the other methods.
+        gap: float32 `[output]`, for integrated gradients: how far the scores miss adding up to what the output gains
+            from the baseline, as a share of that.
     """
 
     scores: NDArray[np.float32]
@@ -53,6 +61,8 @@ class Attribution:
     user: slice
     method: str
     replacement: str | None = None
+    standard_error: NDArray[np.float32] | None = None
+    gap: NDArray[np.float32] | None = None
 
     @property
     def total(self) -> NDArray[np.float32]:
@@ -96,17 +106,6 @@ class Attribution:
         return attribution_text(self)
 
 
-@dataclass(frozen=True)
-class Goal:
-    """What of the output is scored, and how the input must go on for it."""
-
-    forced: list[int]  # ids that follow the prompt in the input (all of a target but its last token)
-    keep: int  # how many of the last positions are scored
-    output_tokens: list[str]
-    unit: str
-    score: Callable[[Tensor], Tensor] = field(repr=False)  # logits [variant, keep, vocabulary] -> [variant, output]
-
-
 def token_attribution(
     lm: LocalModel,
     prompt: Prompt,
@@ -115,18 +114,27 @@ def token_attribution(
     target: str | None = None,
     contrast: tuple[str, str] | None = None,
     n_output_tokens: int = 5,
-    replacement: str | int = " the",
+    replacement: str | int | None = " the",
+    steps: int = 50,
+    permutations: int = 25,
+    seed: int = 0,
 ) -> Attribution:
     """Score how much each input token raised or lowered what the model says next.
 
     Args:
         lm: the model.
         prompt: what it reads, from `lm.chat(text)` or `lm.prompt(text)`.
-        method: "occlusion" replaces one token at a time, in place; "deletion" takes it out, which moves the rest.
+        method: "occlusion" replaces one token at a time, in place; "deletion" takes it out, which moves the rest;
+            "gradient_x_input" and "integrated_gradients" go by the slope at the embeddings; "shapley" averages over
+            which of the other typed tokens are there (template tokens score 0).
         target: a reply to score: the log-probability of each of its tokens, given those before (nats).
         contrast: two single tokens; scores the logit of the first minus that of the second, as first reply token.
         n_output_tokens: without target and contrast, score the model's own greedy reply of so many tokens.
-        replacement: occlusion's stand-in, a text of one token or a token id.
+        replacement: what stands in for a token that is left out, a text of one token or a token id; for integrated
+            gradients also None, the zero vector.
+        steps: points on the path of integrated gradients.
+        permutations: random orders of joining for Shapley values, each taken both ways.
+        seed: decides these.
 
     Raises:
         CourseError: unknown method, target without tokens, contrast of several tokens, input longer than the context.
@@ -137,24 +145,90 @@ def token_attribution(
     """
     if method not in METHODS:
         raise CourseError(f"Expected a method ({', '.join(METHODS)}), got {method!r}.")
-    if not isinstance(prompt, Prompt):
-        raise CourseError(f"Expected a prompt, got {prompt!r}; write lm.chat(text), or lm.prompt(text) for raw text.")
-    goal = _goal(lm, prompt, target, contrast, n_output_tokens)
-    ids = torch.cat([prompt.input_ids[0], prompt.input_ids.new_tensor(goal.forced)])  # [token]
-    lm.check_length(len(ids))
-    stand_in = _replacement_id(lm, replacement)
-    variants = METHODS[method](ids, len(prompt), stand_in)  # [variant, token]
-    value, without = score_variants(lm, ids, variants, goal.score, keep=goal.keep, label=method)
+    if steps < 1:
+        raise CourseError(f"Expected at least one step, got steps={steps}.")
+    goal = make_goal(lm, prompt, target=target, contrast=contrast, n_output_tokens=n_output_tokens)
+    stand_in = None if replacement is None or method in UNREPLACED else replacement_id(lm, replacement)
+    if stand_in is None and method in (*UNREPLACED, "integrated_gradients"):
+        shown = None
+    elif stand_in is None:
+        raise CourseError(f"Expected a replacement for {method}, a text or a token id, got None.")
+    else:
+        shown = token_strings(lm.tokenizer, [stand_in])[0]
+    scored = METHODS[method](_Task(lm, goal, prompt, stand_in, steps, permutations, seed))
     return Attribution(
-        scores=(value - without).T.contiguous().numpy(),  # [output, token]
+        scores=_floats(scored.scores),  # [output, token]
         tokens=prompt.tokens,
         output_tokens=goal.output_tokens,
-        value=value.numpy(),
+        value=_floats(scored.value),
         unit=goal.unit,
         user=prompt.user,
         method=method,
-        replacement=token_strings(lm.tokenizer, [stand_in])[0] if method == "occlusion" else None,
+        replacement=shown,
+        standard_error=None if scored.error is None else _floats(scored.error),
+        gap=None if scored.gap is None else _floats(scored.gap),
     )
+
+
+class _Task(NamedTuple):
+    """What a method is given."""
+
+    lm: LocalModel
+    goal: Goal
+    prompt: Prompt
+    stand_in: int | None
+    steps: int
+    permutations: int
+    seed: int
+
+
+class _Scored(NamedTuple):
+    """What it gives back; all but the gap `[output]` and the value `[output]` are `[output, token]`."""
+
+    scores: Tensor
+    value: Tensor
+    error: Tensor | None = None
+    gap: Tensor | None = None
+
+
+def _by_occlusion(task: _Task) -> _Scored:
+    return _left_out(task, occluded(task.goal.ids, len(task.prompt), int(task.stand_in or 0)))
+
+
+def _by_deletion(task: _Task) -> _Scored:
+    return _left_out(task, deleted(task.goal.ids, len(task.prompt)))
+
+
+def _left_out(task: _Task, variants: Tensor) -> _Scored:
+    """How much the output falls in each variant, which leaves out one token: int64 `[token, ...]`."""
+    goal = task.goal
+    value, without = score_variants(task.lm, goal.ids, variants, goal.score, keep=goal.keep, label="leaving one out")
+    return _Scored((value - without).T, value)
+
+
+def _by_gradient(task: _Task) -> _Scored:
+    scores, value, _ = gradient_x_input(task.lm, task.goal, len(task.prompt))
+    return _Scored(scores, value)
+
+
+def _by_path(task: _Task) -> _Scored:
+    path = integrated_gradients(task.lm, task.goal, len(task.prompt), stand_in=task.stand_in, steps=task.steps)
+    gained = path.value - path.baseline
+    return _Scored(path.scores, path.value, gap=(path.scores.sum(dim=1) - gained).abs() / gained.abs())
+
+
+def _by_game(task: _Task) -> _Scored:
+    n_tokens, stand_in = len(task.prompt), int(task.stand_in or 0)
+    players = range(n_tokens)[task.prompt.user]
+    game = shapley_values(
+        task.lm, task.goal, players, stand_in=stand_in, permutations=task.permutations, seed=task.seed
+    )
+    return _Scored(game.scores[:, :n_tokens], game.value, error=game.standard_error[:, :n_tokens])
+
+
+def _floats(values: Tensor) -> NDArray[np.float32]:
+    result: NDArray[np.float32] = values.detach().float().cpu().contiguous().numpy()
+    return result
 
 
 def occluded(ids: Tensor, n_tokens: int, stand_in: int) -> Tensor:
@@ -169,10 +243,10 @@ def occluded(ids: Tensor, n_tokens: int, stand_in: int) -> Tensor:
     return variants
 
 
-def deleted(ids: Tensor, n_tokens: int, stand_in: int) -> Tensor:
+def deleted(ids: Tensor, n_tokens: int) -> Tensor:
     """One variant for each of the first `n_tokens`, with that token taken out: int64 `[variant, token - 1]`.
 
-    >>> deleted(torch.tensor([5, 6, 7]), 2, 0)
+    >>> deleted(torch.tensor([5, 6, 7]), 2)
     tensor([[6, 7],
             [5, 7]])
     """
@@ -182,66 +256,25 @@ def deleted(ids: Tensor, n_tokens: int, stand_in: int) -> Tensor:
     return torch.stack(rest)
 
 
-METHODS: dict[str, Callable[[Tensor, int, int], Tensor]] = {"occlusion": occluded, "deletion": deleted}
+METHODS: dict[str, Callable[[_Task], _Scored]] = {
+    "occlusion": _by_occlusion,
+    "deletion": _by_deletion,
+    "gradient_x_input": _by_gradient,
+    "integrated_gradients": _by_path,
+    "shapley": _by_game,
+}
+UNREPLACED = ("deletion", "gradient_x_input")  # these put nothing in a token's place
 
 
-def _goal(
-    lm: LocalModel, prompt: Prompt, target: str | None, contrast: tuple[str, str] | None, n_output_tokens: int
-) -> Goal:
-    if target is not None and contrast is not None:
-        raise CourseError("Expected a target or a contrast, got both; they answer different questions, so ask twice.")
-    if contrast is not None:
-        return _contrast_goal(lm, prompt, contrast)
-    if target is not None:
-        return _target_goal(lm, lm.continuation(prompt, target))
-    if n_output_tokens < 1:
-        raise CourseError(f"Expected at least one output token, got n_output_tokens={n_output_tokens}.")
-    return _target_goal(lm, lm.generate(prompt, n_output_tokens).tolist())
-
-
-def _target_goal(lm: LocalModel, ids: list[int]) -> Goal:
-    """Score each token of a reply at the position before it: logits at position t - 1 speak about token t."""
-    wanted = torch.tensor(ids, device=lm.device)
-
-    def score(logits: Tensor) -> Tensor:
-        index = wanted.to(logits.device).expand(len(logits), -1)[..., None]  # [variant, output, 1]
-        return logits.log_softmax(dim=-1).gather(-1, index)[..., 0]  # [variant, output]
-
-    return Goal(ids[:-1], len(ids), token_strings(lm.tokenizer, ids), "nats", score)
-
-
-def _contrast_goal(lm: LocalModel, prompt: Prompt, contrast: tuple[str, str]) -> Goal:
-    if isinstance(contrast, str) or len(contrast) != 2:
-        raise CourseError(f'Expected a contrast of two texts, such as ("I", "Sure"), got {contrast!r}.')
-    first, second = (_single_token(lm, lm.continuation(prompt, text), text) for text in contrast)
-    if first == second:
-        raise CourseError(f"Expected a contrast between two different tokens, got {contrast!r}, the same one twice.")
-
-    def score(logits: Tensor) -> Tensor:
-        return logits[:, -1, [first]] - logits[:, -1, [second]]  # [variant, 1]
-
-    shown = token_strings(lm.tokenizer, [first, second])
-    return Goal([], 1, [f"{shown[0]} − {shown[1]}"], "logits", score)
-
-
-def _single_token(lm: LocalModel, ids: list[int], text: str) -> int:
-    if len(ids) > 1:
-        parts = token_strings(lm.tokenizer, ids)
-        raise CourseError(
-            f"Expected a text of one token, got {text!r}, which is {len(ids)} ({', '.join(parts)}); "
-            f"use its first, {parts[0]!r}, if that tells the two apart, or a target, which may have several."
-        )
-    return ids[0]
-
-
-def _replacement_id(lm: LocalModel, replacement: str | int) -> int:
+def replacement_id(lm: LocalModel, replacement: str | int) -> int:
+    """The id of a stand-in token, given as a text or as an id; CourseError where it is none."""
     size = lm.model.get_input_embeddings().weight.shape[0]
     if isinstance(replacement, str):
         before, _ = encode(lm.tokenizer, "a", special=False)
         ids, _ = encode(lm.tokenizer, "a" + replacement, special=False)
         if not replacement or ids[: len(before)] != before:
             raise CourseError(f"Expected a replacement that is a token of its own, got {replacement!r}; try ' the'.")
-        return _single_token(lm, ids[len(before) :], replacement)
+        return single_token(lm, ids[len(before) :], replacement)
     if not isinstance(replacement, int) or not 0 <= replacement < size:
         raise CourseError(f"Expected a replacement token id from 0 to {size - 1}, got {replacement!r}.")
     return replacement

@@ -74,7 +74,12 @@ def _can_open_browser() -> bool:
 @click.argument("words", nargs=-1, required=True, metavar="[MODEL] TEXT")
 @click.option("--target", help="Score this reply: its tokens' log-probability, in nats.")
 @click.option("--contrast", nargs=2, metavar="A B", help="Score the logit of A minus that of B as first reply token.")
-@click.option("--method", default="occlusion", show_default=True, help="How a token is taken away.")
+@click.option(
+    "--method",
+    default="occlusion",
+    show_default=True,
+    help="How tokens are scored: occlusion, deletion, gradient_x_input, integrated_gradients or shapley.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the scores of all tokens as JSON.")
 def attribute(
     words: tuple[str, ...], target: str | None, contrast: tuple[str, str] | None, method: str, as_json: bool

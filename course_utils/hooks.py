@@ -7,6 +7,7 @@ layer 3. The kinds:
     attention   what the attention block of a layer gives out                        [batch, token, d_model]
     heads       what enters its output projection: the heads, side by side           [batch, token, head * d_head]
     mlp         what the MLP of a layer gives out                                    [batch, token, d_model]
+    neurons     what enters its output projection                                    [batch, token, d_mlp]
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from .models import LocalModel
 
 Site = tuple[str, int]
 Edit = Callable[[Tensor], Tensor | None]
-KINDS = ("residual", "attention", "heads", "mlp")
+KINDS = ("residual", "attention", "heads", "mlp", "neurons")
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _OUT_PROJECTION = ("o_proj", "out_proj", "c_proj", "dense")
 _MLP = ("mlp", "feed_forward", "block_sparse_moe")
+_DOWN_PROJECTION = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2")
 _FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 
 
@@ -82,7 +84,7 @@ def record(lm: LocalModel, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]
     seen: dict[Site, Tensor] = {}
 
     def keep(site: Site) -> Edit:
-        return lambda activation: seen.__setitem__(site, activation.detach())
+        return lambda activation: seen.__setitem__(site, activation.detach().clone())  # Falcon adds in place
 
     with edit(lm, {site: keep(site) for site in sites}):
         yield seen
@@ -108,6 +110,45 @@ def edit(lm: LocalModel, edits: Mapping[Site, Edit]) -> Iterator[None]:
             attach = module.register_forward_pre_hook if before else module.register_forward_hook
             attached.callback(attach(hook, with_kwargs=True).remove)
         yield
+
+
+@contextmanager
+def skip_layers(lm: LocalModel, below: int, beside: int = 0) -> Iterator[None]:
+    """Let the first layers hand on what they get, unchanged and at no cost, in the passes run inside the block.
+
+    Args:
+        lm: the model.
+        below: the first layer that is not skipped.
+        beside: how many things a layer of this model gives out in a tuple beside the residual stream.
+
+    >>> with skip_layers(lm, 30):
+    ...     unembedded_at_once = lm.model(ids[None]).logits
+    """
+
+    def hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (hidden_states, *[None] * beside) if beside else hidden_states
+
+    skipped = find_parts(lm).layers[:below]
+    usual = [layer.__dict__.get("forward") for layer in skipped]  # accelerate puts one there
+    for layer in skipped:
+        layer.forward = hand_on
+    try:
+        yield
+    finally:
+        for layer, forward in zip(skipped, usual, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
+
+
+def module_at(lm: LocalModel, site: Site) -> nn.Module:
+    """The module that a site hangs on: for "heads" and "neurons", an output projection.
+
+    >>> module_at(lm, ("neurons", 0)).weight.shape
+    torch.Size([576, 1536])
+    """
+    return _hook_point(find_parts(lm), site)[0]
 
 
 def _parent_of_layers(lm: LocalModel) -> nn.Module:
@@ -143,12 +184,16 @@ def _hook_point(parts: Parts, site: Site) -> tuple[nn.Module, bool]:
         "attention": parts.attention,
         "heads": parts.out_projection,
         "mlp": parts.mlp,
+        "neurons": parts.mlp,
     }
     if kind not in places:
         raise CourseError(f"Expected a kind of activation ({', '.join(KINDS)}), got {kind!r}.")
     if not 0 <= layer < len(places[kind]):
         raise CourseError(f"Expected a layer from 0 to {len(places[kind]) - 1} for {kind!r}, got {layer}.")
-    return places[kind][layer], kind in ("residual", "heads")
+    module = places[kind][layer]
+    if kind == "neurons":
+        module = _child(module, _DOWN_PROJECTION, "output projection")
+    return module, kind in ("residual", "heads", "neurons")
 
 
 def _before(function: Edit) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:

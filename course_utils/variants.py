@@ -8,6 +8,7 @@ itself; so a batch holds no needless token. Logits are computed only where the r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,13 +60,18 @@ def score_variants(
         return score(logits[None].to(torch.promote_types(logits.dtype, torch.float32)))[0]
 
     length = variants.shape[1]
-    logits, prefix = _run_base(lm, base, keep, length)
+    begun = time.perf_counter()
+    logits, prefix = run_base(lm, base, keep, length)
+    seconds = time.perf_counter() - begun
     starts = [min(start, length - keep) if prefix else 0 for start in first_differences(base, variants)]
     scores: list[Tensor] = [torch.empty(0)] * len(starts)
-    with progress(len(starts), label, unit="variant") as bar:
+    seconds *= sum(length - start for start in starts) / len(base)
+    with progress(len(starts), label, unit="variant", seconds=seconds) as bar:
         for rows in batches(packed(starts, length), length - min(starts), rows_in_budget(lm, length, keep)):
             batch = lay_out(variants, starts, rows, keep)
-            for index, logits_of_one in zip(batch.variants, _run(lm, prefix, batch), strict=True):
+            for index, logits_of_one in zip(
+                batch.variants, run_batch(lm, prefix, batch, input_ids=batch.ids), strict=True
+            ):
                 scores[index] = scored(logits_of_one)  # one by one, which a processor's cache holds
             bar.update(len(batch.variants))
     return scored(logits).cpu(), torch.stack(scores).cpu()
@@ -126,19 +132,30 @@ def rows_in_budget(lm: LocalModel, n_tokens: int, keep: int) -> int:
     return max(1, int(min(BUDGET, free_memory(weight.device.type) / 4) // bytes_per_row))
 
 
-def _run_base(lm: LocalModel, ids: Tensor, keep: int, length: int) -> tuple[Tensor, Prefix]:
-    """Logits `[keep, vocabulary]` of the unchanged input, and its keys and values, where those can be shared."""
+def run_base(lm: LocalModel, ids: Tensor, keep: int, length: int) -> tuple[Tensor, Prefix]:
+    """Logits `[keep, vocabulary]` of the unchanged input, and its keys and values, where those can be shared.
+
+    Args:
+        lm: the model.
+        ids: int64 `[token]`.
+        keep: how many of the last positions get logits.
+        length: of the variants, which may be longer.
+    """
     ends = torch.arange(len(ids) - keep, len(ids), device=ids.device)
-    with _unembedding_only(lm, torch.zeros_like(ends), ends):
-        if not _can_share(lm, max(len(ids), length)):
+    with unembed_only(lm, torch.zeros_like(ends), ends):
+        if not can_share(lm, max(len(ids), length)):
             return lm.model(input_ids=ids[None], use_cache=False).logits[0], []
         # a cache that is not told the model's configuration keeps every position, in sliding layers too
         output = lm.model(input_ids=ids[None], past_key_values=DynamicCache(), use_cache=True)
     return output.logits[0], [(layer.keys, layer.values) for layer in output.past_key_values.layers]
 
 
-def _can_share(lm: LocalModel, length: int) -> bool:
-    """Whether a prefix can be shared: every layer sees all positions, and keeps them as keys and values."""
+def can_share(lm: LocalModel, length: int) -> bool:
+    """Whether a prefix can be shared: every layer sees all positions, and keeps them as keys and values.
+
+    >>> can_share(lm, 100)
+    True
+    """
     config = lm.config
     if getattr(lm.model, "_is_stateful", False) or getattr(config, "alibi", config.model_type in ("bloom", "mpt")):
         return False
@@ -156,6 +173,7 @@ class Batch:
     positions: Tensor  # int64 [row, token]: where in its own variant a token stands
     seen: Tensor  # bool [row, token, shared + token]: its own prefix, and its own suffix up to itself
     variants: list[int]  # in the order in which they are laid out
+    spans: list[tuple[int, slice]]  # the row and the tokens of each variant's suffix
     scored: tuple[Tensor, Tensor]  # the row and the token of each scored position, variant by variant
 
 
@@ -171,7 +189,7 @@ def lay_out(variants: Tensor, starts: list[int], rows: Rows, keep: int) -> Batch
     ids = torch.zeros(len(rows), width, dtype=torch.long, device=device)
     positions = torch.zeros_like(ids)
     seen = torch.eye(shared + width, dtype=torch.bool, device=device)[shared:].repeat(len(rows), 1, 1)
-    order, scored = [], []
+    order, spans, scored = [], [], []
     for r, row in enumerate(rows):
         begin = 0
         for i in row:
@@ -181,23 +199,31 @@ def lay_out(variants: Tensor, starts: list[int], rows: Rows, keep: int) -> Batch
             seen[r, begin:end, : starts[i]] = True
             seen[r, begin:end, shared + begin : shared + end] = torch.ones(end - begin, end - begin).tril().bool()
             order.append(i)
+            spans.append((r, slice(begin, end)))
             scored += [(r, position) for position in range(end - keep, end)]
             begin = end
     where_row, where_token = torch.tensor(scored, device=device).unbind(1)
-    return Batch(ids, positions, seen, order, (where_row, where_token))
+    return Batch(ids, positions, seen, order, spans, (where_row, where_token))
 
 
-def _run(lm: LocalModel, prefix: Prefix, batch: Batch) -> Tensor:
-    """Logits `[variant, keep, vocabulary]` of a batch, in the order of its layout."""
-    given: dict[str, Any] = {"use_cache": False}  # whole inputs, one a row, under the model's own masks
+def run_batch(lm: LocalModel, prefix: Prefix, batch: Batch, **what: Tensor) -> Tensor:
+    """Logits `[variant, keep, vocabulary]` of a batch, in the order of its layout.
+
+    Args:
+        lm: the model.
+        prefix: keys and values of the unchanged input; none for whole inputs, one a row, under the model's own masks.
+        batch: what is laid out.
+        what: `input_ids`, or `inputs_embeds`.
+    """
+    given: dict[str, Any] = {"use_cache": False}
     if prefix:
         dtype = prefix[0][0].dtype
         hidden = torch.finfo(dtype).min
         mask = torch.zeros(batch.seen.shape, dtype=dtype, device=batch.ids.device).masked_fill(~batch.seen, hidden)
         cache = _lent(prefix, batch.seen.shape[2] - batch.seen.shape[1], len(batch.ids))
         given = {"position_ids": batch.positions, "attention_mask": mask[:, None], "past_key_values": cache}
-    with _unembedding_only(lm, *batch.scored):
-        logits: Tensor = lm.model(input_ids=batch.ids, **given).logits
+    with unembed_only(lm, *batch.scored):
+        logits: Tensor = lm.model(**what, **given).logits
     return logits.view(len(batch.variants), -1, logits.shape[-1])
 
 
@@ -214,7 +240,7 @@ def _lent(prefix: Prefix, length: int, rows: int) -> DynamicCache:
 
 
 @contextmanager
-def _unembedding_only(lm: LocalModel, rows: Tensor, positions: Tensor) -> Iterator[None]:
+def unembed_only(lm: LocalModel, rows: Tensor, positions: Tensor) -> Iterator[None]:
     """Let only some positions through to the unembedding: logits come out as `[1, scored, vocabulary]`."""
     head = lm.model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, args: (args[0][rows, positions][None],))

@@ -1,5 +1,7 @@
 """What the tests share: the real model, loaded once, and tiny random models of many architectures."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def lm():
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)
 def tiny(request):
-    """A tiny random model of one architecture in float64 (without a tokenizer)."""
+    """A tiny random model of one architecture in float64, whose tokens are the words w1, w2, and so on."""
     return tiny_model(request.param)
 
 
@@ -46,4 +48,20 @@ def tiny_model(architecture, seed=0, **changes):
     torch.manual_seed(seed)
     config = AutoConfig.for_model(architecture, **{**ARCHITECTURES[architecture], **changes})
     model = AutoModelForCausalLM.from_config(config).double().eval().requires_grad_(False)
-    return LocalModel(architecture, model, None)
+    return LocalModel(architecture, model, word_tokenizer())
+
+
+@cache
+def word_tokenizer():
+    """A real fast tokenizer of 97 words: token i is the word "wi"; an unknown word is token 0."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0")
+
+
+def words(*ids):
+    """The text whose tokens are these."""
+    return " ".join(f"w{i}" for i in ids)

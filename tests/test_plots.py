@@ -7,7 +7,10 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from conftest import tiny_model, words
+from course_utils import ablation_sweep, activation_patching, direct_logit_attribution, logit_lens, token_attribution
 from course_utils.attribution import Attribution
+from course_utils.faithfulness import faithfulness
 from course_utils.plots import (
     attribution_html,
     attribution_text,
@@ -130,3 +133,76 @@ def test_plot_draws_into_the_axes_it_is_given_and_changes_nothing_global():
 def test_labels_are_at_least_nine_points():
     ax = an_attribution(outputs=3).plot()
     assert min(t.get_fontsize() for t in [*ax.get_xticklabels(), *ax.get_yticklabels(), ax.title]) >= 9
+
+
+# Sweeps, patching, lens
+
+
+@pytest.fixture(scope="module")
+def small():
+    return tiny_model("llama")
+
+
+def prompts_of(lm):
+    return [lm.prompt(words(3, 1, 4, 1, 5)), lm.prompt(words(3, 1, 8, 1, 5))]
+
+
+def colour_limits(ax):
+    return ax.images[0].norm.vmin, ax.images[0].norm.vmax
+
+
+@pytest.mark.parametrize("over", ["heads", "mlps", "layers", "neurons"])
+def test_a_sweep_names_its_strongest_component_and_its_unit(small, over):
+    sweep = ablation_sweep(small, prompts_of(small), over=over, kind="zero", contrast=(" w5", " w9"), layers=[0, 2])
+    ax = sweep.plot()
+    assert str(sweep.top(1)[0][0]) in ax.get_title(loc="left")
+    if over == "heads":
+        shown = ax.images[0].get_array().filled(np.nan)  # [head, layer]
+        assert np.isnan(shown[:, 1]).all()
+        np.testing.assert_allclose(shown[:, 2], sweep.effects[1])
+    else:
+        assert "logits" in ax.get_ylabel()
+        assert len(ax.patches) == (20 if over == "neurons" else 2)
+
+
+def test_patching_is_drawn_with_layers_up_on_a_symmetric_scale(small):
+    patching = activation_patching(small, *prompts_of(small), contrast=(" w5", " w9"))
+    ax = patching.plot()
+    low, high = colour_limits(ax)
+    assert low == -high == -abs(patching.effects).max()
+    assert ax.images[0].origin == "lower"
+    assert [label.get_text() for label in ax.get_xticklabels()] == patching.tokens
+    heads = activation_patching(small, *prompts_of(small), over="heads", contrast=(" w5", " w9"))
+    assert "head" in heads.plot().get_title(loc="left")
+
+
+def test_the_lens_is_scaled_without_the_embeddings_own_outliers(small):
+    lens = logit_lens(small, prompts_of(small)[0], contrast=(" w5", " w9"))
+    assert colour_limits(lens.plot())[1] == pytest.approx(float(abs(lens.contrast[1:]).max()))
+    plain = logit_lens(small, prompts_of(small)[0])
+    assert plain.predictions[-1][-1] in plain.plot().get_title(loc="left")
+
+
+def test_direct_attribution_has_two_bars_a_layer(small):
+    direct = direct_logit_attribution(small, prompts_of(small)[0], contrast=(" w5", " w9"))
+    ax = direct.plot()
+    assert len(ax.patches) == 2 * small.n_layers
+    assert ax.get_legend_handles_labels()[1] == ["attention", "MLP"]
+
+
+def test_sampled_scores_show_their_errors_and_a_path_its_gap(small):
+    prompt = small.prompt(words(*range(20, 32)))
+    options = {"contrast": (" w5", " w9"), "replacement": " w2"}
+    sampled = token_attribution(small, prompt, method="shapley", permutations=3, **options)
+    assert len(sampled.plot().containers) == 2  # bars, and their errors
+    path = token_attribution(small, prompt, method="integrated_gradients", steps=3, **options)
+    assert "completeness gap" in describe(path)
+
+
+def test_faithfulness_is_drawn_beside_a_random_order(small):
+    prompt = small.prompt(words(3, 1, 4, 1, 5, 9))
+    faithful = faithfulness(small, prompt, range(6), contrast=(" w5", " w9"), replacement=" w2")
+    ax = faithful.plot()
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), faithful.comprehensiveness)
+    np.testing.assert_allclose(ax.lines[3].get_ydata(), faithful.baselines["random"][1])
+    assert len(ax.get_legend_handles_labels()[1]) == 4

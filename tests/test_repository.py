@@ -38,6 +38,7 @@ def test_examples_in_docstrings_run(lm, name):
     given = {
         "load_model": course_utils.load_model,
         "token_attribution": course_utils.token_attribution,
+        "make_goal": importlib.import_module("course_utils.goals").make_goal,
         "lm": lm,
         "prompt": lm.chat("Hi there"),
         "ids": lm.chat("Hi there").input_ids[0],

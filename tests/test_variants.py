@@ -59,7 +59,7 @@ def test_scores_do_not_depend_on_how_variants_are_batched(seed, keep, tokens, ro
 @pytest.mark.parametrize(("window", "shared"), [(18, True), (17, False)])
 def test_a_sliding_window_is_packed_only_where_it_covers_the_input(architecture, window, shared):
     lm = tiny_model(architecture, sliding_window=window)
-    assert variants._can_share(lm, 18) is shared
+    assert variants.can_share(lm, 18) is shared
     base = torch.randint(1, 97, (18,), generator=torch.Generator().manual_seed(1))
     inputs = random_variants(base, 12, 18)
     _, scores = score_variants(lm, base, inputs, everything, keep=3)

@@ -1,0 +1,485 @@
+"""Attention analysis: where each head looks, what an average over heads hides, and how much a look can carry.
+
+A head at a query position spreads a weight of one over the key positions up to it. Weights say where a head looks, not
+what that changes (Jain & Wallace 2019; Wiegreffe & Pinter 2019), and most of them rest on the first token, the *sink*
+(Xiao et al. 2023).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from inspect import signature
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .errors import CourseError
+from .hooks import find_parts
+from .models import LocalModel, free_memory
+from .prompts import Prompt, encode, token_strings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Floats = NDArray[np.float32]
+KINDS = ("mean", "rollout", "value_weighted")
+_EAGER = "eager_attention_forward"  # what transformers calls the attention written out in plain torch
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionAnalysis:
+    """What every head of a model attends to in one prompt (float32; float64 for a model in float64).
+
+    Attributes:
+        weights: `[layer, head, query, key]`; no query sees a later key, and rows sum to one (GPT-OSS: to less, as it
+            keeps a share for a sink that is no token).
+        reach: `[layer, head, key]`: the length of what a head writes for a look of weight one, |v W_O|.
+        tokens: the printable tokens.
+        ids: their ids.
+        user: the slice of tokens that the user typed.
+        threshold: a connection has a mean weight above it.
+    """
+
+    weights: Floats
+    reach: Floats
+    tokens: list[str]
+    ids: list[int]
+    user: slice
+    threshold: float
+
+    @property
+    def mean(self) -> Floats:
+        """The chapter's average over layers and heads, float32 `[query, key]`."""
+        mean: Floats = self.weights.mean(axis=(0, 1))
+        return mean
+
+    @property
+    def mean_without_first(self) -> Floats:
+        """The average with position 0 left out and each row made to sum to one again, float32 `[query, key]`.
+
+        Row 0 sees nothing but position 0, so nothing is left of it: it is zero.
+        """
+        rest = self.mean
+        rest[:, 0] = 0
+        total = rest.sum(axis=1, keepdims=True)
+        shares: Floats = np.divide(rest, total, out=np.zeros_like(rest), where=total > 0)
+        return shares
+
+    @property
+    def connections(self) -> list[dict[str, Any]]:
+        """The chapter's records: which query ("from") gives which key ("to") a mean weight above the threshold.
+
+        Strongest first; the positions tell equal tokens apart.
+
+        >>> analyze_attention(lm, prompt).connections[0]["weight"]  # the first token sees only itself
+        1.0
+        """
+        mean = self.mean
+        pairs = [(q, k) for q, k in np.argwhere(mean > self.threshold).tolist()]
+        return [
+            {"from": self.tokens[q], "to": self.tokens[k], "weight": float(mean[q, k])}
+            | {"from_position": q, "to_position": k}
+            for q, k in sorted(pairs, key=lambda pair: -mean[pair])
+        ]
+
+    def rollout(self) -> Floats:
+        """Attention followed down through the layers, float32 `[query, key]`; rows sum to one (Abnar & Zuidema 2020).
+
+        Per layer: the mean over heads, plus the identity for the residual stream, normalised. Later layers multiply
+        on the left. In a causal model all of it drifts towards position 0.
+        """
+        here = np.eye(len(self.tokens))
+        flow = here
+        for layer in self.weights.mean(axis=1):  # [query, key]
+            step = layer + here
+            flow = step / step.sum(axis=1, keepdims=True) @ flow
+        return flow.astype(self.weights.dtype, copy=False)
+
+    def value_weighted(self) -> Floats:
+        """The length of what each look writes, weight x |v W_O|, float32 `[layer, head, query, key]`.
+
+        After Kobayashi et al. 2020; in units of the residual stream, before a norm that follows the attention block.
+        """
+        return self.weights * self.reach[:, :, None, :]
+
+    def from_last(self, kind: str = "mean") -> Floats:
+        """One score per token as the last position sees it, float32 `[token]`: attention read as an attribution.
+
+        Args:
+            kind: "mean" or "rollout" (shares, which sum to one), or "value_weighted" (mean over layers and heads).
+
+        Raises:
+            CourseError: an unknown kind.
+
+        >>> float(analyze_attention(lm, prompt).from_last("rollout").sum().round(3))
+        1.0
+        """
+        if kind not in KINDS:
+            raise CourseError(f"Expected a kind of attention ({', '.join(KINDS)}), got {kind!r}.")
+        if kind == "value_weighted":
+            last: Floats = (self.weights[:, :, -1] * self.reach).mean(axis=(0, 1))
+            return last
+        shares: Floats = (self.mean if kind == "mean" else self.rollout())[-1]
+        return shares
+
+    def sink_share(self) -> Floats:
+        """Mean weight on position 0, the sink, per head: float32 `[layer, head]` (Xiao et al. 2023, Gu et al. 2024).
+
+        Query 0 does not count, as it sees nothing else.
+
+        Raises:
+            CourseError: a prompt of one token.
+        """
+        to_first = np.zeros((len(self.ids), len(self.ids)), dtype=bool)
+        to_first[1:, 0] = True
+        return self._share(to_first, "at least two tokens")
+
+    def previous_token_scores(self) -> Floats:
+        """Mean weight on the token just before, float32 `[layer, head]`; position 0 does not count, as it is the sink.
+
+        Raises:
+            CourseError: a prompt of fewer than three tokens.
+        """
+        one_back = np.eye(len(self.ids), k=-1, dtype=bool)
+        return self._share(_beyond_sink(one_back), "at least three tokens")
+
+    def duplicate_token_scores(self) -> Floats:
+        """Mean weight on all earlier copies of the query's token, float32 `[layer, head]` (Wang et al. 2022).
+
+        Raises:
+            CourseError: no token comes twice (a copy at position 0, the sink, does not count).
+        """
+        earlier = np.tril(self._same(), k=-1)
+        return self._share(_beyond_sink(earlier), "a token that comes twice after the first (try repeated_random)")
+
+    def induction_scores(self) -> Floats:
+        """Mean weight on what followed the query's token earlier on, float32 `[layer, head]` (Olsson et al. 2022).
+
+        Only queries with such a key count. A key just before the query, or with the query's own token, does not: a
+        previous-token or duplicate-token head would look there too.
+
+        Raises:
+            CourseError: nothing in the prompt is repeated.
+
+        >>> bool(analyze_attention(lm, repeated_random(lm)).induction_scores().max() > 0.5)
+        True
+        """
+        follows = np.roll(self._same(), 1, axis=1) & ~self._same()  # [query, key]; position 0 follows nothing
+        return self._share(_beyond_sink(np.tril(follows, k=-2)), "a repeated passage (try repeated_random)")
+
+    def _same(self) -> NDArray[np.bool_]:
+        ids = np.array(self.ids)
+        same: NDArray[np.bool_] = ids[:, None] == ids
+        return same
+
+    def _share(self, looks: NDArray[np.bool_], wanted: str) -> Floats:
+        """Per head, the weight on some `[query, key]` places, as a mean over the queries that have one."""
+        queries = looks.any(axis=1)
+        if not queries.any():
+            raise CourseError(f"Expected a prompt with {wanted}, got {len(self.ids)} tokens without that.")
+        share: Floats = (self.weights[:, :, queries] * looks[queries]).sum(axis=-1).mean(axis=-1)
+        return share
+
+    def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+        """The average over layers and heads as a heat map, query down, key across."""
+        from .plots import plot_attention
+
+        share = self.mean[-1, 0]
+        title = title or f"Mean of all heads: the last token gives {share:.0%} to the first"
+        return plot_attention(self.mean, self.tokens, title=title, ax=ax)
+
+    def __repr__(self) -> str:
+        n_layers, n_heads, n_tokens, _ = self.weights.shape
+        return f"attention of {n_layers} layers x {n_heads} heads over {n_tokens} tokens; {self._summary()}"
+
+    def _repr_html_(self) -> str:
+        from .plots import connections_html
+
+        elsewhere = [c for c in self.connections if c["to_position"] not in (0, c["from_position"])]
+        return connections_html(self._summary(), elsewhere[:8])
+
+    def _summary(self) -> str:
+        found = self.connections
+        sink = sum(c["to_position"] == 0 for c in found)
+        return (
+            f"connections above {self.threshold:g} in the mean of all heads: {len(found)}, of which {sink} to the "
+            f"first token ({self.tokens[0]}), where the last token puts {self.mean[-1, 0]:.0%} of its attention"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class HeadDetail:
+    """How one head comes to its weights: softmax(scores) = weights, scores = queries x keys x scaling.
+
+    Attributes:
+        queries: `[query, d_head]` as the head uses them: rotated and normed where the model does that.
+        keys: `[key, d_head]`, likewise; a group of query heads shares them.
+        scores: `[query, key]` before the softmax, soft-capped where the model does that; -inf where no look may go.
+        weights: `[query, key]`.
+        scaling: what each product is multiplied by, mostly 1 / sqrt(d_head).
+        tokens: the printable tokens.
+    """
+
+    queries: Floats = field(repr=False)
+    keys: Floats = field(repr=False)
+    scores: Floats = field(repr=False)
+    weights: Floats = field(repr=False)
+    scaling: float
+    layer: int
+    head: int
+    tokens: list[str] = field(repr=False)
+
+    def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+        """The head's weights as a heat map, query down, key across."""
+        from .plots import plot_attention
+
+        return plot_attention(self.weights, self.tokens, title=title or f"Head {self.layer}.{self.head}", ax=ax)
+
+
+def analyze_attention(lm: LocalModel, prompt: Prompt, *, threshold: float = 0.1) -> AttentionAnalysis:
+    """Run a prompt once and keep what every head of every layer attends to.
+
+    Args:
+        lm: the model.
+        prompt: what it reads, from `lm.chat(text)`, `lm.prompt(text)` or `repeated_random(lm)`.
+        threshold: a connection has a mean weight above it, a share from 0 to 1.
+
+    Raises:
+        CourseError: a wrong threshold, a prompt too long for the memory, an architecture whose layers give no
+            attention weights, weights that are no numbers.
+
+    >>> analyze_attention(lm, prompt).weights.shape == (30, 9, len(prompt), len(prompt))
+    True
+    """
+    _check_prompt(prompt)
+    if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+        raise CourseError(f"Expected a threshold from 0 to 1, a share of attention, got {threshold!r}.")
+    weights, reach = _observe(lm, prompt.input_ids)
+    ids = prompt.input_ids[0].tolist()
+    return AttentionAnalysis(weights.numpy(), reach.numpy(), prompt.tokens, ids, prompt.user, float(threshold))
+
+
+def attention_weights(lm: LocalModel, input_ids: Tensor) -> Tensor:
+    """The weights of every head for token ids `[1, token]`: `[layer, head, query, key]`, float32 or better, on the CPU.
+
+    >>> attention_weights(lm, ids[None])[0, 0, 0, 0]  # the first token sees only itself
+    tensor(1.)
+    """
+    return _observe(lm, input_ids)[0]
+
+
+@torch.no_grad()
+def _observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights `[layer, head, query, key]` and reach `[layer, head, key]` of one pass."""
+    from transformers import DynamicCache
+
+    parts = find_parts(lm)  # names an architecture that has layers without attention
+    _check_memory(lm, input_ids.shape[1])
+    everything = DynamicCache()  # the model's own would drop what has left a sliding window
+    with written_out(lm):
+        output = lm.model(input_ids=input_ids, past_key_values=everything, output_attentions=True, logits_to_keep=1)
+    weights, values = getattr(output, "attentions", None) or (), [layer.values for layer in everything.layers]
+    if not len(weights) == len(values) == lm.n_layers or any(w is None for w in weights):
+        raise CourseError(
+            f"{type(lm.model).__name__} does not give attention weights for each of its {lm.n_layers} layers; "
+            "choose a model whose layers all have ordinary attention."
+        )
+    stacked = torch.stack([_precise(layer[0]) for layer in weights])  # [layer, head, query, key]
+    _check_finite(lm, stacked)
+    reach = [_reach(lm, v[0], out) for v, out in zip(values, parts.out_projection, strict=True)]
+    return stacked, torch.stack(reach)
+
+
+@torch.no_grad()
+def head_detail(lm: LocalModel, prompt: Prompt, layer: int, head: int) -> HeadDetail:
+    """How one head comes to its weights: its queries, keys and scores before the softmax.
+
+    Raises:
+        CourseError: no such layer or head, or an architecture whose attention cannot be taken apart like this.
+
+    >>> detail = head_detail(lm, prompt, layer=3, head=1)
+    >>> np.allclose(detail.queries[5] @ detail.keys[2] * detail.scaling, detail.scores[5, 2], atol=1e-4)
+    True
+    """
+    _check_prompt(prompt)
+    _check_index("layer", layer, lm.n_layers)
+    _check_index("head", head, lm.n_heads)
+    with written_out(lm), _recorded(lm, find_parts(lm).attention[layer]) as seen:
+        lm.model(input_ids=prompt.input_ids, use_cache=False, logits_to_keep=1)
+    if not seen:
+        raise _no_detail(lm)
+    query, key, weights = (_precise(seen[name][0]) for name in ("query", "key", "weights"))  # [head, token, ...]
+    _check_finite(lm, weights)
+    queries, keys = query[head], key[head // (len(query) // len(key))]  # a group of query heads shares a key head
+    scaling = seen.get("scaling") or queries.shape[-1] ** -0.5
+    scores = _masked(_capped(queries @ keys.T * scaling, seen.get("softcap")), seen["attention_mask"])
+    tolerance = 2e-2 if lm.model.dtype in (torch.bfloat16, torch.float16) else 1e-5
+    if not torch.allclose(scores.softmax(dim=-1), weights[head], atol=tolerance):
+        raise _no_detail(lm)
+    q, k, s, w = (part.numpy() for part in (queries, keys, scores, weights[head]))
+    return HeadDetail(q, k, s, w, scaling, int(layer), int(head), prompt.tokens)
+
+
+def repeated_random(lm: LocalModel, length: int = 25, seed: int = 0) -> Prompt:
+    """Random tokens twice over: in the second half only looking back helps (Olsson et al. 2022).
+
+    The tokens differ from each other and none is special; before them stands what the tokenizer puts before every
+    text by itself. `text` joins the printable tokens: it is to be read, and would not be split into the same tokens.
+
+    Raises:
+        CourseError: fewer than three tokens, more than the vocabulary has, or than the model's context takes.
+
+    >>> prompt = repeated_random(lm)
+    >>> prompt.tokens[:25] == prompt.tokens[25:]
+    True
+    """
+    usable = _ordinary_tokens(lm)
+    if not isinstance(length, Integral) or not 3 <= length <= len(usable):
+        raise CourseError(f"Expected a length from 3 to {len(usable):,}, the tokens to draw from, got {length!r}.")
+    opening = _opening(lm.tokenizer)
+    lm.check_length(len(opening) + 2 * int(length))
+    order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(seed))[: int(length)]
+    half = [usable[i] for i in order.tolist()]
+    return _prompt_of(lm, [*opening, *half, *half], start=len(opening))
+
+
+@contextmanager
+def written_out(lm: LocalModel) -> Iterator[None]:
+    """Let a model compute its attention step by step ("eager") for a while; fused attention hides the weights.
+
+    The setting is made in the configurations themselves: transformers' own switch refuses some architectures, and
+    Falcon left as it is gives weights that look ahead.
+    """
+    configs = list({id(m.config): m.config for m in lm.model.modules() if hasattr(m, "config")}.values())
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = "eager"
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):  # a model before its parts
+            config._attn_implementation = implementation
+
+
+@contextmanager
+def _recorded(lm: LocalModel, block: nn.Module) -> Iterator[dict[str, Any]]:
+    """Record what one attention block gives to the function that computes its attention, and its weights."""
+    source = sys.modules[type(block).__module__]
+    original = getattr(source, _EAGER, None)
+    if original is None:
+        raise _no_detail(lm)
+    seen: dict[str, Any] = {}
+
+    def recording(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output = original(module, *args, **kwargs)
+        if module is block:
+            seen.update(signature(original).bind(module, *args, **kwargs).arguments, weights=output[1])
+        return output
+
+    setattr(source, _EAGER, recording)
+    try:
+        yield seen
+    finally:
+        setattr(source, _EAGER, original)
+
+
+def _no_detail(lm: LocalModel) -> CourseError:
+    return CourseError(
+        f"{type(lm.model).__name__} computes its attention in a way that cannot be taken apart into queries, keys and "
+        "scores; its weights are in analyze_attention."
+    )
+
+
+def _capped(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores with -inf where the mask, the model's very negative number, forbids a look."""
+    if mask is None:
+        return scores
+    forbidden = (mask[0, 0] <= torch.finfo(mask.dtype).min / 2).cpu()  # [query, key]
+    return scores.masked_fill(forbidden, -torch.inf)
+
+
+def _reach(lm: LocalModel, values: Tensor, projection: nn.Module) -> Tensor:
+    """|v W_O| for each head of a layer, `[head, key]`, from its values `[kv_head, key, d_head]`."""
+    weight = _precise(cast(Tensor, projection.weight))
+    weight = weight if isinstance(projection, nn.Linear) else weight.T  # [d_model, head * d_head]; GPT-2's is turned
+    by_head = weight.reshape(len(weight), lm.n_heads, -1)  # [d_model, head, d_head]
+    shared = _precise(values).repeat_interleave(lm.n_heads // len(values), dim=0)  # query head h reads h // group
+    if shared.shape[-1] != by_head.shape[-1]:
+        raise CourseError(f"{type(lm.model).__name__} keeps its values compressed, which is not supported here.")
+    reach: Tensor = torch.linalg.vector_norm(torch.einsum("hkd,mhd->hkm", shared, by_head), dim=-1)
+    return reach
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.cpu().to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _beyond_sink(looks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The same `[query, key]` places without those at position 0, which heads look at for want of anything else."""
+    looks[:, 0] = False
+    return looks
+
+
+def _check_prompt(prompt: Prompt) -> None:
+    if not isinstance(prompt, Prompt):
+        raise CourseError(f"Expected a prompt, got {prompt!r}; write lm.chat(text), or lm.prompt(text) for raw text.")
+
+
+def _check_index(name: str, index: int, size: int) -> None:
+    if not isinstance(index, Integral) or index not in range(size):  # NumPy's integers are fine
+        raise CourseError(f"Expected a {name} from 0 to {size - 1}, got {index!r}.")
+
+
+def _check_memory(lm: LocalModel, n_tokens: int) -> None:
+    needed, free = 3 * 4 * lm.n_layers * lm.n_heads * n_tokens**2, free_memory("cpu")  # theirs, ours, one result
+    if needed > free:
+        raise CourseError(
+            f"Expected a prompt whose attention fits into memory, got {n_tokens:,} tokens, which need "
+            f"{needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free; shorten the text."
+        )
+
+
+def _check_finite(lm: LocalModel, weights: Tensor) -> None:
+    if not weights.isfinite().all():
+        raise CourseError(
+            f"{lm.name} gives attention weights that are not finite numbers; its weights are broken, or too large for "
+            'its precision: load it with dtype="float32".'
+        )
+
+
+def _ordinary_tokens(lm: LocalModel) -> list[int]:
+    """The ids a random text may hold: all but special ones and rows that no token uses."""
+    rows = lm.model.get_input_embeddings().weight.shape[0]
+    if lm.tokenizer is None:
+        return list(range(rows))
+    added = lm.tokenizer.added_tokens_decoder
+    special = {*lm.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+    return [i for i in range(min(rows, len(lm.tokenizer))) if i not in special]
+
+
+def _opening(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts before every text by itself: a beginning-of-text token, or nothing."""
+    if tokenizer is None:
+        return []
+    whole, plain = (encode(tokenizer, "a", special=special)[0] for special in (True, False))
+    return whole[: whole.index(plain[0])]
+
+
+def _prompt_of(lm: LocalModel, ids: list[int], start: int) -> Prompt:
+    """A prompt of token ids, those from `start` on as typed; without a tokenizer a token is shown by its id."""
+    tokens = token_strings(lm.tokenizer, ids) if lm.tokenizer else [f"#{i}" for i in ids]
+    ends = np.cumsum([len(token) for token in tokens]).tolist()
+    offsets = list(zip([0, *ends[:-1]], ends, strict=True))
+    input_ids = torch.tensor([ids], device=lm.device)
+    return Prompt("".join(tokens), input_ids, tokens, slice(start, len(ids)), offsets, (offsets[start][0], ends[-1]))

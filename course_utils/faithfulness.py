@@ -1,0 +1,140 @@
+"""Is a ranking of tokens faithful? Take the top tokens out, or keep them alone, and see what the output does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .attribution import replacement_id
+from .errors import CourseError
+from .goals import Goal, make_goal
+from .models import LocalModel
+from .prompts import Prompt
+from .variants import score_variants
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Floats = NDArray[np.float32]
+FRACTIONS = (0.05, 0.1, 0.2, 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Faithfulness:
+    """What the output loses when the top typed tokens go (comprehensiveness) or alone remain (sufficiency).
+
+    A faithful ranking has a large comprehensiveness and a small sufficiency (DeYoung et al. 2020).
+
+    Attributes:
+        comprehensiveness: float32 `[fraction]`, in `unit`.
+        sufficiency: float32 `[fraction]`, in `unit`.
+        fractions: the shares of the typed tokens that count as top.
+        baselines: the same two for rankings that know nothing: "random" (mean of several) and "position" (last first).
+    """
+
+    comprehensiveness: Floats
+    sufficiency: Floats
+    fractions: tuple[float, ...]
+    unit: str
+    baselines: dict[str, tuple[Floats, Floats]]
+
+    @property
+    def area(self) -> tuple[float, float]:
+        """Comprehensiveness and sufficiency, averaged over the fractions."""
+        return float(self.comprehensiveness.mean()), float(self.sufficiency.mean())
+
+    def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+        """Both losses over the share of tokens that counts as top, beside those of the random ranking."""
+        from .plots import plot_faithfulness
+
+        return plot_faithfulness(self, ax=ax, title=title)
+
+
+def faithfulness(
+    lm: LocalModel,
+    prompt: Prompt,
+    scores: Sequence[float] | NDArray[np.float32],
+    *,
+    target: str | None = None,
+    contrast: tuple[str, str] | None = None,
+    fractions: Sequence[float] = FRACTIONS,
+    replacement: str | int = " the",
+    n_random: int = 10,
+    seed: int = 0,
+) -> Faithfulness:
+    """Score a ranking of the typed tokens by what the output loses without its top, and with its top alone.
+
+    Args:
+        lm: the model.
+        prompt: what it reads.
+        scores: one a token of the prompt; the largest are the top.
+        target: a reply whose log-probability is the output (nats).
+        contrast: two single tokens; the output is the logit of the first minus that of the second.
+        fractions: shares of the typed tokens that count as top (at least one token each).
+        replacement: what stands in for tokens that are taken out.
+        n_random: how many random rankings to compare with.
+        seed: decides them.
+
+    Raises:
+        CourseError: scores that are not one a token or not finite, fractions outside 0 to 1.
+
+    >>> scores = range(len(prompt))
+    >>> f = faithfulness(lm, prompt, scores, contrast=("I", "Sure"))
+    >>> len(f.comprehensiveness)
+    4
+    """
+    ranks = np.asarray(scores, dtype=np.float64)
+    if ranks.shape != (len(prompt),) or not np.isfinite(ranks).all():
+        raise CourseError(f"Expected {len(prompt)} finite scores, one a token of the prompt, got shape {ranks.shape}.")
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
+        raise CourseError(f"Expected fractions above 0 and up to 1, got {tuple(fractions)}.")
+    goal = make_goal(lm, prompt, target=target, contrast=contrast)
+    typed = np.arange(len(prompt))[prompt.user]
+    rng = np.random.default_rng(seed)
+    rankings = [typed[np.argsort(-ranks[typed], kind="stable")], typed[::-1]]
+    rankings += [rng.permutation(typed) for _ in range(n_random)]
+    tops = [ranking[: max(1, round(f * len(typed)))].tolist() for ranking in rankings for f in fractions]
+    lost = _losses(lm, goal, typed.tolist(), tops, replacement_id(lm, replacement))
+    by_ranking = lost.reshape(len(rankings), len(fractions), 2)
+    own, position, rest = by_ranking[0], by_ranking[1], by_ranking[2:]
+    chance = rest.mean(axis=0) if n_random else np.full_like(own, np.nan)
+    return Faithfulness(
+        comprehensiveness=own[:, 0],
+        sufficiency=own[:, 1],
+        fractions=tuple(fractions),
+        unit=goal.unit,
+        baselines={"random": (chance[:, 0], chance[:, 1]), "position": (position[:, 0], position[:, 1])},
+    )
+
+
+def _losses(lm: LocalModel, goal: Goal, typed: list[int], tops: list[list[int]], stand_in: int) -> Floats:
+    """What the output loses without each set of tokens, and with it alone of those typed, `[set, 2]`."""
+    variants: list[Tensor] = []
+    for top in tops:
+        for out in (top, [place for place in typed if place not in top]):
+            variant = goal.ids.clone()
+            variant[out] = stand_in
+            variants.append(variant)
+    value, scores = score_variants(
+        lm, goal.ids, torch.stack(variants), goal.score, keep=goal.keep, label="faithfulness"
+    )
+    lost: Floats = (value.sum() - scores.sum(dim=1)).float().numpy().reshape(-1, 2)
+    return lost
+
+
+def hit(scores: Sequence[float] | NDArray[np.float32], cue: slice, user: slice, k: int = 1) -> bool:
+    """Whether one of the k largest scores among the typed tokens, by size, is the cue's (of several tokens, any).
+
+    >>> hit([0.0, 3.0, -4.0], cue=slice(1, 2), user=slice(0, 3), k=2)
+    True
+    """
+    sizes = np.abs(np.asarray(scores, dtype=np.float64))
+    typed = np.arange(len(sizes))[user]
+    top = typed[np.argsort(-sizes[typed], kind="stable")][:k]
+    return bool(set(top.tolist()) & set(range(len(sizes))[cue]))
