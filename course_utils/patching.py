@@ -87,6 +87,7 @@ class _Pair:
     clean: float
     corrupted: float
     first: int  # the first token that differs
+    position: int | None  # the one token of the prompt at which heads are patched, if not all
 
     def moved(self, values: Tensor, into: str) -> Tensor:
         """Scores as shares of the difference between the runs."""
@@ -129,18 +130,17 @@ def activation_patching(
     (30, 9)
     """
     pair = _pair(lm, clean, corrupted, over=over, into=into, target=target, contrast=contrast, position=position)
-    layers, length = range(lm.n_layers), len(pair.base.ids)
-    places = list(range(lm.n_heads)) if over == "heads" else list(range(pair.first, length))
-    starts = [pair.first if position is None else position % length] * lm.n_heads if over == "heads" else places
-    effects = torch.zeros(lm.n_layers, lm.n_heads if over == "heads" else length)
+    layers, by_head = range(lm.n_layers), over == "heads"
+    places = list(range(lm.n_heads)) if by_head else list(range(pair.first, len(clean)))
+    starts = [pair.first if pair.position is None else pair.position] * lm.n_heads if by_head else places
+    effects = torch.zeros(lm.n_layers, lm.n_heads if by_head else len(clean))
     seconds = pair.base.rerun_seconds(layers, starts)
     with progress(len(layers) * len(places), f"patching {over}", unit="run", seconds=seconds) as bar:
         for layer in layers:
-            change = _patch(lm, pair, (over, layer), places, position)
+            change = _patch(lm, pair, (over, layer), places)
             values = score_edits(lm, pair.base, (over, layer), starts, change, score=pair.goal.total, bar=bar)
             effects[layer, places] = pair.moved(values, into).float()
-    kept = slice(None) if over == "heads" else slice(0, len(clean))
-    return _patching(pair, effects[:, kept], clean if into == "clean" else corrupted, into=into, over=over)
+    return _patching(pair, effects, clean if into == "clean" else corrupted, into=into, over=over)
 
 
 def attribution_patching(
@@ -169,7 +169,7 @@ def attribution_patching(
     for layer, slope in enumerate(slopes):
         product = (pair.source.at((over, layer)) - pair.base.at((over, layer))) * slope  # [token, width]
         if over == "heads":
-            product = product if position is None else product[[position]]
+            product = product if pair.position is None else product[[pair.position]]
             moved.append(product.reshape(len(product), lm.n_heads, -1).sum(dim=(0, 2)))
         else:
             moved.append(product.sum(dim=1)[: len(clean)])
@@ -207,7 +207,7 @@ def patch_together(
         by_layer.setdefault(layer, []).append(head)
 
     def editor(layer: int, own: list[int]) -> Edit:
-        change = _patch(lm, pair, ("heads", layer), own, position)
+        change = _patch(lm, pair, ("heads", layer), own)
 
         def apply(activation: Tensor) -> Tensor:
             patched = activation[0]
@@ -295,6 +295,7 @@ def _pair(
         )
     if position is not None and not -len(clean) <= position < len(clean):
         raise CourseError(f"Expected a position from {-len(clean)} to {len(clean) - 1}, got {position}.")
+    at = None if position is None else position % len(clean)  # a target's tokens come after the prompt's
     goals = [make_goal(lm, prompt, target=target, contrast=contrast) for prompt in (clean, corrupted)]
     sites: list[Site] = [(kind, layer) for kind in {over, *also} - {"residual"} for layer in range(lm.n_layers)]
     runs = [run(lm, goal.ids, keep=goal.keep, sites=sites) for goal in goals]
@@ -303,24 +304,23 @@ def _pair(
     if not differ.any() or abs(values[0] - values[1]) < 1e-6:
         raise CourseError("Expected prompts with different outputs, got the same one twice; there is nothing to patch.")
     base, source = runs if into == "clean" else runs[::-1]
-    return _Pair(base, source, goals[0], values[0], values[1], first=int(differ.int().argmax()))
+    return _Pair(base, source, goals[0], values[0], values[1], first=int(differ.int().argmax()), position=at)
 
 
-def _patch(lm: LocalModel, pair: _Pair, site: Site, places: list[int], position: int | None) -> Change:
+def _patch(lm: LocalModel, pair: _Pair, site: Site, places: list[int]) -> Change:
     """The change that patch number i makes: one token of a stream or block, or one head (at one token, or at all)."""
-    source = pair.source.at(site)  # [token, width]
+    source, position = pair.source.at(site), pair.position  # [token, width]
     size = source.shape[-1] // lm.n_heads
 
     def change(number: int, activation: Tensor) -> Tensor:
         new, shift = activation.clone(), len(source) - len(activation)
+        own = slice(places[number] * size, (places[number] + 1) * size)
         if site[0] != "heads":
             new[places[number] - shift] = source[places[number]]
-            return new
-        own = slice(places[number] * size, (places[number] + 1) * size)
-        if position is None:
+        elif position is None:
             new[:, own] = source[shift:, own]
         else:
-            new[position % len(source) - shift, own] = source[position, own]
+            new[position - shift, own] = source[position, own]
         return new
 
     return change

@@ -78,6 +78,18 @@ def test_heads_can_be_patched_at_one_token(tiny, position):
 
 
 @quick
+def test_a_position_counts_the_prompts_tokens_not_the_targets():
+    lm = tiny_model("llama")
+    options = {"over": "heads", "target": " w5 w6 w7"}
+    for function in (activation_patching, attribution_patching):
+        last, same = (function(lm, *pair_of(lm), position=p, **options).effects for p in (-1, 7))
+        assert np.array_equal(last, same)
+    by_token = activation_patching(lm, *pair_of(lm), target=" w5 w6 w7").effects
+    assert by_token.shape == (3, 8)
+    assert by_token[0, 2] == pytest.approx(1, abs=1e-6)
+
+
+@quick
 def test_the_stream_before_the_difference_moves_nothing_and_at_the_last_layers_end_all(tiny):
     effects = activation_patching(tiny, *pair_of(tiny), contrast=CONTRAST).effects
     assert (effects[:, :2] == 0).all()
