@@ -75,7 +75,8 @@ def integrated_gradients(
         value, baseline = _outputs(lm, goal, torch.stack([embedded, start]))
     seconds = (time.perf_counter() - begun) / 2 * steps * (1 + 2 * len(value))
     total = torch.zeros(len(value), *embedded.shape, dtype=embedded.dtype, device=lm.device)
-    at_once = _rows_with_gradients(lm, len(goal.ids))
+    n_batches = -(-steps // _rows_with_gradients(lm, len(goal.ids)))
+    at_once = -(-steps // n_batches)  # batches of about equal size
     with progress(steps, "integrated gradients", unit="step", seconds=seconds) as bar:
         for i in range(0, steps, at_once):
             rows = start + places[i : i + at_once, None, None] * way  # [row, token, d_model]

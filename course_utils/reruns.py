@@ -141,18 +141,18 @@ def score_edits(
                 new[row, tokens] = change(index, activation[row, tokens])
             return new
 
-        for index, logits in zip(batch.variants, _rerun(lm, base, site, changed, batch), strict=True):
+        entering = base.residual[site[1]][batch.ids]  # [row, token, d_model]: what is laid out are places in the input
+        with skip_layers(lm, site[1], base.beside), edit(lm, _edits(site, entering, changed)):
+            edited = run_batch(lm, base.prefix, batch, inputs_embeds=entering)
+        for index, logits in zip(batch.variants, edited, strict=True):
             scores[index] = score(logits[None].to(torch.promote_types(logits.dtype, torch.float32)))[0]
         if bar is not None:
             bar.update(len(batch.variants))
     return torch.stack(scores).cpu()
 
 
-def _rerun(lm: LocalModel, base: Run, site: Site, changed: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+def _edits(site: Site, entering: Tensor, changed: Callable[[Tensor], Tensor]) -> dict[Site, Edit]:
     """Start at the layer of a site with what enters it, and change what flows through the site."""
-    entering = base.residual[site[1]][batch.ids]  # [row, token, d_model]: what is laid out are places in the input
-    edits: dict[Site, Edit] = {("residual", site[1]): lambda _: entering, site: changed}
     if site[0] == "residual":
-        edits = {site: lambda _: changed(entering)}
-    with skip_layers(lm, site[1], base.beside), edit(lm, edits):
-        return run_batch(lm, base.prefix, batch, inputs_embeds=entering)
+        return {site: lambda _: changed(entering)}
+    return {("residual", site[1]): lambda _: entering, site: changed}

@@ -85,7 +85,8 @@ def captum_gradients(lm, prompt):
     start = layer(torch.full_like(prompt.input_ids, lm.tokenizer.encode(" the")[0])).detach()
     peer = IntegratedGradients(forward)
     embedded = layer(prompt.input_ids).detach()
-    return peer.attribute(embedded, start, n_steps=STEPS, internal_batch_size=10).sum(dim=-1).detach().numpy()
+    options = {"n_steps": STEPS, "internal_batch_size": 10, "return_convergence_delta": True}  # ours reports it, too
+    return peer.attribute(embedded, start, **options)[0].sum(dim=-1).detach().numpy()
 
 
 def captum_shapley(lm, prompt):
@@ -128,6 +129,11 @@ def main():
     slow, naive = timed(lambda: looped_heads(lm, clean))
     report("  a loop of hooked full passes", slow, ours)
     print(f"  largest difference {np.abs(naive - sweep.effects).max():.1e} logits")
+
+    prompts = [clean, corrupted]
+    ours, sweep = timed(lambda: ablation_sweep(lm, prompts, kind="mean", contrast=CONTRAST), 3)
+    report("head sweep of two prompts, mean over both", ours, ours)
+    report("  a loop of hooked full passes, twice the one above", 2 * slow, ours)
 
     ours, patching = timed(lambda: activation_patching(lm, clean, corrupted, contrast=CONTRAST), 3)
     report(f"residual patching, {layers} layers x {n} tokens", ours, ours)
