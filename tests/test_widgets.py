@@ -1,0 +1,130 @@
+"""Interactive figures: the first state is the static figure, a bad entry is survived, typing asks for one drawing."""
+
+import base64
+import re
+import time
+
+import matplotlib.pyplot as plt
+import pytest
+from IPython.core.pylabtools import print_figure
+from jupyter_client.manager import start_new_kernel
+
+from course_utils import CourseError
+from course_utils.widgets import alt_text, explore
+
+pytestmark = pytest.mark.quick
+
+
+def line(height=2.0, colour="black"):
+    if height < 0:
+        raise CourseError("Expected a height of at least 0.")
+    _, ax = plt.subplots(figsize=(2, 1))
+    ax.plot([0, height], color=colour)
+    ax.set(title="A <line> rises", xlabel="time (s)", ylabel="height (m)")
+    if height == 13:
+        raise RuntimeError("unlucky\nand more")
+    return ax
+
+
+def test_the_first_state_is_the_static_figure_to_the_byte():
+    static = line()
+    expected = print_figure(static.figure, fmt="png", bbox_inches="tight")
+    plt.close(static.figure)
+    html = explore(line, height=(-5.0, 20.0)).picture.value
+    assert base64.b64decode(re.search(r"base64,([^\"]+)", html).group(1)) == expected
+    assert 'alt="A &lt;line&gt; rises. Axes: time (s), height (m)"' in html
+
+
+def test_a_change_draws_and_no_figure_stays_open():
+    before = plt.get_fignums()
+    widget = explore(line, height=(-5.0, 20.0), colour=["black", "red"])
+    first = widget.picture.value
+    widget.children[1].value = "red"
+    assert widget.picture.value != first
+    assert plt.get_fignums() == before
+
+
+@pytest.mark.parametrize(("entry", "sentence"), [(-1, "at least 0"), (13, "RuntimeError: unlucky")])
+def test_a_bad_entry_is_answered_and_the_next_one_works(entry, sentence):
+    before = plt.get_fignums()
+    widget = explore(line, height=(-5.0, 20.0))
+    first = widget.picture.value
+    widget.children[0].value = entry
+    assert sentence in widget.status.value
+    assert "and more" not in widget.status.value
+    assert widget.picture.value == first
+    assert plt.get_fignums() == before
+    widget.children[0].value = 3
+    assert widget.status.value == ""
+    assert widget.picture.value != first
+
+
+def test_text_is_escaped_and_a_result_shows_itself():
+    class Result:
+        def _repr_html_(self):
+            return "<b>mine</b>"
+
+    assert explore(lambda text="<i>": text, text=str).picture.value == "<pre>&lt;i&gt;</pre>"
+    assert explore(lambda n=1: Result(), n=(0, 2)).picture.value == "<b>mine</b>"
+    assert "let it end with" in explore(lambda n=1: None, n=(0, 2)).status.value
+
+
+def test_parameters_without_control_keep_their_defaults():
+    assert explore(lambda a=1, b=2: f"{a} {b}", a=(0, 3)).picture.value == "<pre>1 2</pre>"
+
+
+@pytest.mark.parametrize(
+    ("controls", "sentence"),
+    [
+        ({}, "got none"),
+        ({"x": 3}, "got x"),
+        ({"height": (5.0, 9.0)}, "offers its default"),
+        ({"height": object()}, "value widget for height"),
+    ],
+)
+def test_a_wrong_set_up_is_refused_with_a_sentence(controls, sentence):
+    with pytest.raises(CourseError, match=sentence):
+        explore(line, **controls)
+
+
+def test_alternative_text_of_a_figure_without_titles():
+    assert alt_text(plt.figure()) == "Figure without a title"
+    plt.close()
+
+
+def test_typing_in_a_real_kernel_draws_once_and_says_that_it_works():
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        client.execute(
+            "from course_utils.widgets import explore\n"
+            "widget = explore(lambda text='': text.upper(), text=str)\n"
+            "print(widget.children[0].model_id, widget.status.model_id, widget.picture.model_id)"
+        )
+        shown = _until(client, lambda m: m["msg_type"] == "stream")
+        box, status, picture = shown[-1]["content"]["text"].split()
+        for typed in ("w", "wo", "wor", "word"):
+            data = {"method": "update", "state": {"value": typed}, "buffer_paths": []}
+            client.shell_channel.send(client.session.msg("comm_msg", {"comm_id": box, "data": data}))
+            time.sleep(0.05)
+        messages = _until(client, lambda m: _state(m, picture) is not None)
+        time.sleep(1)
+        while client.iopub_channel.msg_ready():
+            messages.append(client.get_iopub_msg(timeout=1))
+        assert [s for m in messages if (s := _state(m, picture)) is not None] == ["<pre>WORD</pre>"]
+        assert [s for m in messages if (s := _state(m, status))][-1] == "<em>working …</em>"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def _state(message, comm):
+    content = message["content"]
+    ours = message["msg_type"] == "comm_msg" and content["comm_id"] == comm
+    return content["data"].get("state", {}).get("value") if ours else None
+
+
+def _until(client, wanted):
+    messages = []
+    while not messages or not wanted(messages[-1]):
+        messages.append(client.get_iopub_msg(timeout=30))
+    return messages
