@@ -116,7 +116,7 @@ def figure_html(figure: Figure) -> str:
 
 def alt_text(figure: Figure) -> str:
     """What a figure says, for those who cannot see it: its titles (the finding) and its axes' quantities."""
-    titles = [figure.get_suptitle(), *(ax.get_title() for ax in figure.axes)]
+    titles = [figure.get_suptitle(), *(ax.get_title(loc) for ax in figure.axes for loc in ("left", "center", "right"))]
     axes = [label for ax in figure.axes for label in (ax.get_xlabel(), ax.get_ylabel())]
     said = [". ".join(dict.fromkeys(filter(None, titles))), ", ".join(dict.fromkeys(filter(None, axes)))]
     return " ".join(". Axes: ".join(filter(None, said)).split()) or "Figure without a title"

@@ -20,7 +20,8 @@ def line(height=2.0, colour="black"):
         raise CourseError("Expected a height of at least 0.")
     _, ax = plt.subplots(figsize=(2, 1))
     ax.plot([0, height], color=colour)
-    ax.set(title="A <line> rises", xlabel="time (s)", ylabel="height (m)")
+    ax.set_title("A <line> rises", loc="left")
+    ax.set(xlabel="time (s)", ylabel="height (m)")
     if height == 13:
         raise RuntimeError("unlucky\nand more")
     return ax
