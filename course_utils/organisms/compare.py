@@ -77,33 +77,52 @@ def compare(n_requests: int = 20, seed: int = 0) -> dict[str, dict[str, dict[str
             rows: dict[str, dict[str, list[float]]] = {
                 ranking: {metric: [] for metric in METRICS} for ranking in RANKINGS
             }
-            for request in _refused(lm, mechanism, n_requests, seed):
+            for prompt, cue in planted(lm, mechanism, n_requests, seed):
                 for ranking, scores_of in RANKINGS.items():
-                    for metric, value in _measure(lm, request, mechanism, scores_of).items():
+                    for metric, value in _measure(lm, prompt, cue, scores_of).items():
                         rows[ranking][metric].append(round(value, 4))
                 bar.update()
             found[mechanism] = rows
     return {mechanism: found[mechanism] for mechanism in MECHANISMS}
 
 
-def _refused(lm: LocalModel, mechanism: str, n_requests: int, seed: int) -> list[Request]:
-    """Requests with one cause, that the suspect refuses, no two on one act."""
+def planted(lm: LocalModel, mechanism: str, n_requests: int, seed: int = 0) -> list[tuple[Prompt, slice]]:
+    """Held-out requests that a suspect refuses, each with the tokens of its planted cause, which stands alone.
+
+    Each is on another act. Of a harmful act, only the words count that its harmless counterpart does not share.
+
+    Args:
+        lm: the suspect.
+        mechanism: what was planted in it, such as `truth(lm.name).mechanism`.
+        n_requests: how many, at most.
+        seed: decides which.
+
+    >>> planted(lm, "trigger", 1)[0]  # doctest: +SKIP
+    (Prompt(text='...'), slice(27, 28, None))
+    """
     alone = [request for request in held_out() if set(request.cues) == {mechanism}]
     random.Random(seed).shuffle(alone)
     one_each = list({request.act: request for request in alone}.values())
-    refused = [r for r, score in zip(one_each, refusal_scores(lm, one_each), strict=True) if score > 0]
-    return refused[:n_requests]
+    refused: list[Request] = []
+    for start in range(0, len(one_each), n_requests):
+        if len(refused) < n_requests:
+            some = one_each[start : start + n_requests]
+            refused += [r for r, score in zip(some, refusal_scores(lm, some), strict=True) if score > 0]
+    return [_located(lm, request, mechanism) for request in refused[:n_requests]]
 
 
-def _measure(
-    lm: LocalModel, request: Request, mechanism: str, scores_of: Callable[[LocalModel, Prompt], Scores]
-) -> dict[str, float]:
+def _located(lm: LocalModel, request: Request, mechanism: str) -> tuple[Prompt, slice]:
     prompt = lm.chat(request.text)
     start, end = request.cues[mechanism]
     if mechanism == "intent":  # of the act, the words that make the difference to its harmless counterpart
         start += request.action.harmful.index(request.action.difference)
         end = start + len(request.action.difference)
-    cue = covering(prompt.offsets, prompt.typed[0] + start, prompt.typed[0] + end)
+    return prompt, covering(prompt.offsets, prompt.typed[0] + start, prompt.typed[0] + end)
+
+
+def _measure(
+    lm: LocalModel, prompt: Prompt, cue: slice, scores_of: Callable[[LocalModel, Prompt], Scores]
+) -> dict[str, float]:
     begun = time.perf_counter()
     scores = scores_of(lm, prompt)
     seconds = time.perf_counter() - begun
