@@ -47,9 +47,10 @@ def test_an_interval_holds_the_mean_and_narrows_with_more_values():
 def test_measured_again_a_request_gives_what_is_stored(compared):
     """The first request of one suspect: scores are reproducible, seconds are not."""
     lm = load_model("model-b")
-    (request,) = compare._refused(lm, "proxy", 1, 0)
+    ((prompt, cue),) = compare.planted(lm, "proxy", 1)
+    assert prompt.tokens[cue] == ["·urgently"] or "".join(prompt.tokens[cue]) == "Urgently"
     for ranking in ("occlusion", "gradient × input", "attention rollout", "a random order"):
-        again = compare._measure(lm, request, "proxy", RANKINGS[ranking])
+        again = compare._measure(lm, prompt, cue, RANKINGS[ranking])
         stored = compared["proxy"][ranking]
         assert again["hit@1"] == stored["hit@1"][0]
         assert again["comprehensiveness"] == pytest.approx(stored["comprehensiveness"][0], abs=1e-2)
