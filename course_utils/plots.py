@@ -230,7 +230,8 @@ def plot_attribution(attribution: Attribution, *, title: str | None = None, ax: 
 
 
 def _slanted(labels: Sequence[str]) -> dict[str, Any]:
-    crowded = sum(map(len, labels)) > 30
+    neighbours = max((len(a) + len(b) for a, b in zip(labels, labels[1:], strict=False)), default=0)
+    crowded = sum(map(len, labels)) > 30 or neighbours * len(labels) > 80  # characters that fit side by side
     return {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
 
 
