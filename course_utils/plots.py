@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,7 +231,7 @@ def plot_attribution(attribution: Attribution, *, title: str | None = None, ax: 
 
 
 def _slanted(labels: Sequence[str]) -> dict[str, Any]:
-    neighbours = max((len(a) + len(b) for a, b in zip(labels, labels[1:], strict=False)), default=0)
+    neighbours = max((len(a) + len(b) for a, b in pairwise(labels)), default=0)
     crowded = sum(map(len, labels)) > 30 or neighbours * len(labels) > 80  # characters that fit side by side
     return {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
 
