@@ -146,3 +146,54 @@ def doctor(as_json: bool) -> None:
             ]
             click.echo(f"{click.style(mark, fg=colour)}  {finding.what:<{width}}  {finding.detail}")
     sys.exit(1 if any(finding.state == "bad" for finding in findings) else 0)
+
+
+@main.command()
+@click.argument("notebooks", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print what came of it as JSON.")
+def check(notebooks: tuple[str, ...], as_json: bool) -> None:
+    """Check your answers: each NOTEBOOK afresh, against the exercise's own checks (all exercises without a name).
+
+    A NOTEBOOK is a file or the name of an exercise, such as 08_1_token_attribution. The column s says how many seconds
+    an answer and its check took. Your file stays as it is.
+    """
+    from .grading.check import as_table, check_all, summary
+    from .grading.check import notebooks as meant
+
+    paths = meant(notebooks)
+    if not paths:
+        raise CourseError("Expected the exercises in exercises/ or here, found none; give the path of a notebook.")
+    from rich.console import Console
+
+    console = Console(highlight=False, emoji=False, markup=False)
+    checked = []
+    for one in check_all(paths):
+        checked.append(one)
+        if as_json:
+            continue
+        if one.result is not None:
+            console.print(as_table(one))
+            for note in (*one.result.repairs, *one.result.messages):
+                console.print(f"note: {note}")
+        console.print(summary(one) + "\n", style="bold" if one.code == 0 else None)
+    if as_json:
+        click.echo(json.dumps([one.as_json() for one in checked]))
+    sys.exit(max(one.code for one in checked))
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Write the students' bundle into this folder.")
+@click.option("--zip", "archive", type=click.Path(path_type=Path), help="Write it into this zip file.")
+@click.option("--students", type=click.Path(path_type=Path), help="A list of names, one a line: a folder for each.")
+@click.option("--suspect", "suspects", multiple=True, help="A suspect to hand out (repeat it): a name, or a folder.")
+def release(out: Path | None, archive: Path | None, students: Path | None, suspects: tuple[str, ...]) -> None:
+    """Make the exercises from the solutions, without answers and hidden checks.
+
+    Without --out and --zip the exercises/ of this checkout are made anew. With --students each gets a folder and one of
+    the suspects (model-a, model-b, model-c, or those given), written into the chapter's exercise; who has which stands
+    in a .suspects.csv beside the bundle, which is for you alone.
+    """
+    from .grading.bundle import release_to
+
+    for line in release_to(out=out, archive=archive, students=students, suspects=suspects):
+        click.echo(line)
