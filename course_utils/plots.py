@@ -183,7 +183,7 @@ def plot_bars(
         colours = [tuple(c / 255 for c in (RAISED if s > 0 else LOWERED)) for s in scores]
         ax.bar(range(len(tokens)), scores, color=colours, width=0.75, yerr=errors, ecolor="0.3")
         ax.axhline(0, color="0.3", linewidth=0.8)
-        ax.set_xticks(range(len(tokens)), tokens, **_slanted(tokens))
+        ax.set_xticks(range(len(tokens)), tokens, **_slanted(tokens, ax))
         ax.set_ylabel(f"effect ({unit})")
         ax.set_title(title)
     return ax
@@ -208,7 +208,7 @@ def plot_heatmap(
     with style():
         ax = _axes(ax, WIDE)
         image = ax.imshow(scores, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-        ax.set_xticks(range(len(columns)), columns, **_slanted(columns))
+        ax.set_xticks(range(len(columns)), columns, **_slanted(columns, ax))
         ax.set_yticks(range(len(rows)), rows)
         ax.set_ylabel(labels[0])
         ax.set_xlabel(labels[1])
@@ -230,9 +230,11 @@ def plot_attribution(attribution: Attribution, *, title: str | None = None, ax: 
     return plot_heatmap(a.scores[:, a.user], a.output_tokens, typed, unit=a.unit, title=title, ax=ax)
 
 
-def _slanted(labels: Sequence[str]) -> dict[str, Any]:
-    neighbours = max((len(a) + len(b) for a, b in pairwise(labels)), default=0)
-    crowded = sum(map(len, labels)) > 30 or neighbours * len(labels) > 80  # characters that fit side by side
+def _slanted(labels: Sequence[str], ax: Axes) -> dict[str, Any]:
+    """Labels that would touch their neighbours in these axes are slanted."""
+    width = ax.get_position().width * ax.figure.get_size_inches()[0]
+    widest = max((len(a) + len(b) for a, b in pairwise(labels)), default=0) / 2 * len(labels)
+    crowded = widest * 0.085 > width  # inches of an average character
     return {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
 
 
