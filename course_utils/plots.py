@@ -232,7 +232,7 @@ def plot_attribution(attribution: Attribution, *, title: str | None = None, ax: 
 
 def _slanted(labels: Sequence[str], ax: Axes) -> dict[str, Any]:
     """Labels that would touch their neighbours in these axes are slanted."""
-    width = ax.get_position().width * ax.figure.get_size_inches()[0]
+    width = ax.bbox.width / ax.figure.dpi  # inches
     widest = max((len(a) + len(b) for a, b in pairwise(labels)), default=0) / 2 * len(labels)
     crowded = widest * 0.085 > width  # inches of an average character
     return {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
