@@ -1,0 +1,126 @@
+"""What `course check` does: find the reference of each notebook, run one against the other, tell what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import CourseError, first_line
+from .bundle import EXERCISES, SOLUTIONS, UNTOUCHED
+from .notebook import read, student_view, write
+from .run import Limits, Result, run
+from .verdict import PASSED, READ, UNANSWERED
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One notebook and what came of it: a result, or a sentence that says why there is none."""
+
+    path: Path
+    result: Result | None = None
+    trouble: str = ""
+
+    @property
+    def code(self) -> int:
+        """0: all passed, 1: some failed, 2: could not be run."""
+        if self.result is None or self.result.status == "could not run":
+            return 2
+        return 0 if self.result.passed else 1
+
+    def as_json(self) -> dict[str, Any]:
+        """What is known, in plain types."""
+        if self.result is None:
+            return {"notebook": str(self.path), "status": "could not run", "messages": [self.trouble]}
+        told = {key: value for key, value in vars(self.result).items() if key not in ("notebook", "marks")}
+        return {"notebook": str(self.path), **told, "marks": [asdict(mark) for mark in self.result.marks]}
+
+
+def notebooks(names: Sequence[str]) -> list[Path]:
+    """The notebooks that are meant: by path, or by name, here or in exercises/; all of these without names."""
+    if not names:
+        return sorted(EXERCISES.glob("*.ipynb")) or sorted(Path().glob("*.ipynb"))
+    return [_meant(name) for name in names]
+
+
+def _meant(name: str) -> Path:
+    path = Path(name)
+    if path.suffix == ".ipynb" or path.exists():
+        return path
+    nearby = [folder / f"{name}.ipynb" for folder in (Path(), EXERCISES)]
+    return next((found for found in nearby if found.exists()), nearby[-1])
+
+
+def check_all(paths: Sequence[Path], limits: Limits = Limits()) -> Iterator[Checked]:  # noqa: B008
+    """Check notebooks one after another; one that cannot be checked does not keep the others from it."""
+    for path in paths:
+        try:
+            suspects = path.parent / "suspects"
+            beside = suspects.resolve() if suspects.is_dir() else None
+            yield Checked(path, run(reference_of(path), _bytes(path), limits, beside=beside))
+        except CourseError as error:
+            yield Checked(path, trouble=str(error))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CourseError(f"Expected a notebook, got {path}, which cannot be read ({first_line(error)}).") from error
+
+
+def reference_of(path: Path) -> bytes:
+    """The untouched exercise that a notebook is an answer to, found by its name.
+
+    Raises:
+        CourseError: there is no such exercise, or no untouched copy of it.
+    """
+    if not path.exists():
+        raise CourseError(f"Expected a notebook, got {path}, which does not exist; the exercises: {_known()}.")
+    solution = SOLUTIONS / path.name
+    if solution.is_file():
+        return write(student_view(read(_bytes(solution), solution.name)))
+    for untouched in (path.parent / UNTOUCHED / path.name, EXERCISES / UNTOUCHED / path.name, EXERCISES / path.name):
+        if untouched.is_file() and untouched.resolve() != path.resolve():
+            return _bytes(untouched)
+    if path.resolve() == (EXERCISES / path.name).resolve():
+        raise CourseError(f"There is no untouched copy of {path.name} to check against; keep one in {UNTOUCHED}/.")
+    raise CourseError(f"Expected a notebook called like its exercise, got {path.name}; the exercises: {_known()}.")
+
+
+def _known() -> str:
+    names = {path.stem for folder in (SOLUTIONS, EXERCISES) for path in folder.glob("*.ipynb")}
+    return ", ".join(sorted(names)) or "none here"
+
+
+def as_table(checked: Checked) -> Table:
+    """A short table: item, passed or not, what was expected and what came, seconds."""
+    from rich.table import Table
+    from rich.text import Text
+
+    result = checked.result
+    table = Table(title=checked.path.stem, title_justify="left", box=None, pad_edge=False, title_style="bold")
+    for name, justify in (("item", "left"), ("", "left"), ("what was expected, what came", "left"), ("s", "right")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for mark in result.marks if result is not None else ():
+        colour = {PASSED: "green", UNANSWERED: "yellow", READ: "cyan"}.get(mark.status, "red")
+        told = mark.message
+        if mark.expected or mark.received:
+            told += f"\nexpected {mark.expected}\nreceived {mark.received}"
+        seconds = f"{mark.seconds:.1f}" if mark.earned is not None else ""
+        table.add_row(mark.item, Text(mark.status, style=colour), Text(told), seconds)
+    return table
+
+
+def summary(checked: Checked) -> str:
+    """One line: how many checks passed, and how long it took."""
+    result = checked.result
+    if result is None:
+        return checked.trouble
+    judged = [mark for mark in result.marks if mark.earned is not None]
+    passed = sum(mark.passed for mark in judged)
+    return f"{passed} of {len(judged)} passed, {result.seconds:.0f} s in all."

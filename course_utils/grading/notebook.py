@@ -1,0 +1,200 @@
+"""Read notebooks whatever state they are in, and know what each cell is for (nbgrader's metadata, schema 3)."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from ..errors import CourseError, first_line
+
+ANSWER, CHECK, MANUAL, TASK, LOCKED, FREE = "answer", "check", "manual", "task", "locked", "free"
+NAMESPACE = "nbgrader"
+LARGEST = 30_000_000  # bytes: beyond that it is no notebook that anybody wrote
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+_REGIONS = ("SOLUTION", "HIDDEN TESTS", "MARK SCHEME")
+_NEXT = re.compile(r"#\s*NEXT:\s*(.+)")
+
+
+def read(data: bytes, name: str = "this file") -> NotebookNode:
+    """A notebook of any version as version 4.5, valid, each cell with an id of its own.
+
+    Raises:
+        CourseError: it is no notebook, too large, or of a version that nobody knows yet.
+
+    >>> read(b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 2}').nbformat_minor
+    5
+    """
+    if len(data) > LARGEST:
+        raise CourseError(
+            f"Expected a notebook of at most {LARGEST // 10**6} MB, got {name} of {len(data) // 10**6} MB."
+        )
+    try:
+        content = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        what = "an empty file" if not data.strip() else f"a file that is not JSON ({first_line(error)})"
+        raise CourseError(f"Expected a notebook, got {name}, {what}; save it again from Jupyter.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("cells", content.get("worksheets")), list):
+        raise CourseError(f"Expected a notebook, got {name}, which is JSON without cells; save it again from Jupyter.")
+    major = content.get("nbformat")
+    if not isinstance(major, int) or not 1 <= major <= nbformat.current_nbformat:
+        raise CourseError(f"Expected a notebook of format {nbformat.current_nbformat}, got {name} of format {major!r}.")
+    try:
+        with _quiet():
+            notebook = nbformat.from_dict(content)
+            if major < nbformat.current_nbformat:
+                notebook = nbformat.convert(notebook, nbformat.current_nbformat)
+                for cell in notebook.cells:
+                    cell.pop("id", None)  # a random one
+            return _normal(notebook)
+    except Exception as error:  # nbformat's upgrades assume a well-formed file and raise whatever comes
+        raise CourseError(f"Expected a notebook, got {name}, whose cells are damaged ({first_line(error)}).") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence nbformat, which warns of everything that is mended here."""
+    import logging
+
+    logger = logging.getLogger("traitlets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _normal(notebook: NotebookNode) -> NotebookNode:
+    """Mend what editors leave out or spoil: ids, metadata, sources in parts, unknown kinds of cell."""
+    cells: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for number, cell in enumerate(notebook.cells):
+        kind = cell.get("cell_type") if cell.get("cell_type") in ("code", "markdown", "raw") else "raw"
+        source = cell.get("source") or ""
+        plain: dict[str, Any] = {
+            "cell_type": kind,
+            "source": source if isinstance(source, str) else "".join(map(str, source)),
+            "metadata": cell.get("metadata") if isinstance(cell.get("metadata"), dict) else {},
+        }
+        if kind == "code":
+            plain["outputs"] = [out for out in cell.get("outputs") or [] if _is_output(out)]
+            plain["execution_count"] = cell.get("execution_count")
+        wanted = cell.get("id")
+        usable = isinstance(wanted, str) and re.fullmatch(r"[\w-]{1,64}", wanted, re.ASCII) and wanted not in taken
+        plain["id"] = wanted if usable else f"cell-{number}-{len(taken)}"
+        taken.add(plain["id"])
+        cells.append(plain)
+    metadata = notebook.get("metadata") if isinstance(notebook.get("metadata"), dict) else {}
+    whole = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    return nbformat.from_dict(whole)
+
+
+def _is_output(output: Any) -> bool:
+    return isinstance(output, dict) and output.get("output_type") in (
+        "stream",
+        "display_data",
+        "execute_result",
+        "error",
+    )
+
+
+def write(notebook: NotebookNode) -> bytes:
+    """The bytes of a notebook, the same for the same notebook."""
+    return (json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
+
+
+def grade_id(cell: NotebookNode) -> str:
+    """The name that nbgrader knows a cell by; "" for a cell that it does not know."""
+    marks = cell.metadata.get(NAMESPACE)
+    name = marks.get("grade_id") if isinstance(marks, dict) else None
+    return name if isinstance(name, str) else ""
+
+
+def kind(cell: NotebookNode) -> str:
+    """What a cell of an exercise is for: ANSWER, CHECK, MANUAL, TASK, LOCKED or FREE."""
+    marks = cell.metadata.get(NAMESPACE)
+    if not isinstance(marks, dict) or not grade_id(cell):
+        return FREE
+    if marks.get("task"):
+        return TASK
+    if marks.get("solution"):
+        return MANUAL if marks.get("grade") else ANSWER
+    return CHECK if marks.get("grade") else LOCKED
+
+
+def points(cell: NotebookNode) -> float:
+    """What a cell is worth."""
+    return float(cell.metadata[NAMESPACE].get("points", 0))
+
+
+def item_of(cell: NotebookNode) -> str:
+    """The item that a cell belongs to: `occlusion` for `occlusion-check`."""
+    return re.sub(r"-(check|hidden|text)$", "", grade_id(cell))
+
+
+def printed(outputs: list[Any]) -> str:
+    """What a cell printed."""
+    text = ("".join(o["text"]) for o in outputs if o["output_type"] == "stream" and o.get("name") == "stdout")
+    return "".join(text)
+
+
+def has_code(source: str) -> bool:
+    """Whether a cell holds more than comments."""
+    return any(line.strip() and not line.strip().startswith("#") for line in source.splitlines())
+
+
+def student_view(solution: NotebookNode) -> NotebookNode:
+    """What a student gets of a solution: stubs for answers, no hidden check, no mark scheme, expected outputs kept."""
+    notebook = nbformat.from_dict(solution)
+    for cell in notebook.cells:
+        before, what = cell.source, kind(cell)
+        cell.source = _stubbed(cell) if what in (ANSWER, MANUAL) else without_regions(cell.source, _REGIONS[1:])
+        if cell.cell_type == "code" and (what == ANSWER or (before != cell.source and not has_code(cell.source))):
+            cell.outputs, cell.execution_count = [], None
+    return notebook
+
+
+def _stubbed(cell: NotebookNode) -> str:
+    """An answer cell with each solution region replaced by the step that comes next."""
+    steps = iter(next_steps(cell.source))
+    if cell.cell_type == "code":
+        return without_regions(cell.source, _REGIONS[:1], lambda: f"raise NotImplementedError({next(steps)})")
+    return without_regions(cell.source, _REGIONS[:1], lambda: "YOUR ANSWER HERE")
+
+
+def next_steps(source: str) -> list[str]:
+    """For each solution region of a cell, the text after its `# NEXT:`, quoted ("" where there is none)."""
+    regions = re.findall(r"BEGIN SOLUTION\n(.*?)END SOLUTION", source, flags=re.DOTALL)
+    found = [_NEXT.search(region) for region in regions]
+    return [json.dumps(match.group(1).strip(), ensure_ascii=False) if match else "" for match in found]
+
+
+def without_regions(source: str, names: tuple[str, ...], stub: Any = None) -> str:
+    """A source without what stands between BEGIN and END of some regions; `stub()` gives a line to put there."""
+    kept: list[str] = []
+    inside = ""
+    for line in source.split("\n"):
+        begins = next((name for name in names if f"BEGIN {name}" in line), "")
+        if begins and not inside:
+            inside = begins
+            if stub is not None:
+                kept.append(line[: len(line) - len(line.lstrip())] + stub())
+        elif inside and f"END {inside}" in line:
+            inside = ""
+        elif not inside:
+            kept.append(line)
+    if inside:
+        raise CourseError(f"Expected END {inside} after BEGIN {inside}, and found none.")
+    return "\n".join(kept)

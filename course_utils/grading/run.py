@@ -1,0 +1,223 @@
+"""Run a submission against a reference: answers merged into its checks, nbval in a clean kernel, a mark for each check.
+
+Nothing here knows where notebooks come from or where marks go: bytes in, a result out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import psutil
+from nbformat import NotebookNode
+
+from .merge import Merged, merge
+from .notebook import read, write
+from .verdict import Mark, judge
+
+SETTINGS = "COURSE_GRADING_RUN"  # the environment variable through which the plugin learns where its settings are
+DONE, SLOW, BROKEN = "done", "timed out", "could not run"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a run may take, in seconds, and how much a cell may print."""
+
+    cell_seconds: float = 60.0
+    total_seconds: float = 300.0
+    output_bytes: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run.
+
+    Attributes:
+        status: DONE, SLOW (ended by the limit on the whole), or BROKEN (no kernel, no nbval).
+        marks: one for each check and each manual item, in order.
+        repairs: what in the submission was put right.
+        messages: what else there is to say.
+        notebook: the notebook as it was run, with what came out.
+        seconds: how long it all took.
+    """
+
+    status: str
+    marks: tuple[Mark, ...]
+    repairs: tuple[str, ...]
+    messages: tuple[str, ...]
+    notebook: bytes = field(repr=False)
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check that a machine can judge passed."""
+        return self.status == DONE and all(mark.passed for mark in self.marks if mark.earned is not None)
+
+
+def run(
+    reference: bytes,
+    submission: bytes,
+    limits: Limits = Limits(),
+    *,
+    kernel: str | None = None,
+    beside: Path | None = None,
+) -> Result:
+    """Run a submission against a reference.
+
+    Args:
+        reference: the notebook with the checks and the outputs that are expected of them.
+        submission: the learner's notebook.
+        limits: when to stop it.
+        kernel: the name of a Jupyter kernel; by default one of the Python that runs this.
+        beside: a folder that is to be there, under its name, where the kernel runs.
+
+    Raises:
+        CourseError: one of the two is no notebook.
+    """
+    began = time.perf_counter()
+    merged = merge(read(reference, "the reference"), read(submission, "your notebook"))
+    status, lines, messages = _nbval(merged.notebook, limits, kernel, beside)
+    cells = _outcomes(lines)
+    codes = [index for index, cell in enumerate(merged.notebook.cells) if cell.cell_type == "code"]
+    outcome = {codes[number]: found for number, found in cells.items() if number < len(codes)}
+    marks = tuple(judge(merged, outcome, stopped=status != DONE))
+    executed = write(_executed(merged, outcome))
+    seconds = round(time.perf_counter() - began, 1)
+    return Result(status, marks, tuple(merged.repairs), tuple(messages), executed, seconds)
+
+
+def _nbval(
+    notebook: NotebookNode, limits: Limits, kernel: str | None, beside: Path | None
+) -> tuple[str, list[dict[str, Any]], list[str]]:
+    """Run nbval in a process of its own; its status, what our plugin wrote down, and what it said if it failed."""
+    with tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True) as folder:
+        outside, inside = Path(folder, "outside"), Path(folder, "inside")
+        outside.mkdir(mode=0o700)
+        inside.mkdir()
+        if beside is not None:
+            shutil.copytree(beside, inside / beside.name)
+        target, report, settings = outside / "merged.ipynb", outside / "report", outside / "settings"
+        target.write_bytes(write(notebook))
+        report.touch()
+        told = {"notebook": str(target), "report": str(report), "folder": str(inside), **vars(limits)}
+        settings.write_text(json.dumps(told), encoding="utf-8")
+        which = ["--nbval-current-env"] if kernel is None else [f"--nbval-kernel-name={kernel}"]
+        (outside / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-c",
+            str(outside / "pytest.ini"),
+            f"--rootdir={outside}",
+            "--noconftest",
+            "-q",
+        ]
+        command += [
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "nbval.plugin",
+            "-p",
+            "course_utils.grading.plugin",
+            "--nbval",
+            *which,
+        ]
+        with Path(outside, "log").open("w+b") as log:
+            process = subprocess.Popen(  # nothing of it may outlive the limit
+                [*command, str(target)],
+                cwd=outside,
+                env=_environment(settings),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+            )
+            in_time = _wait(process, limits.total_seconds)
+            log.seek(0)
+            said = log.read(20_000).decode("utf-8", "replace")
+        lines = _lines(report.read_text(encoding="utf-8"))
+    if not in_time:
+        return SLOW, lines, [f"The whole notebook took more than {limits.total_seconds:.0f} s and was stopped."]
+    if process.returncode not in (0, 1) or not lines:
+        return BROKEN, lines, [f"nbval could not run it: {said.strip()[-500:]}"]
+    if unstarted := [line["trouble"] for line in lines if line.get("kernel") is False]:
+        return BROKEN, [], [f"No kernel could be started: {unstarted[0]}."]
+    return DONE, lines, []
+
+
+def _lines(report: str) -> list[dict[str, Any]]:
+    """What the plugin wrote, without a last line that was cut off."""
+    lines: list[dict[str, Any]] = []
+    for line in report.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _environment(settings: Path) -> dict[str, str]:
+    ours = {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "IPYTHONDIR": str(settings.parent.parent / "inside" / ".ipython"),  # nobody's start-up files
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
+        "TQDM_DISABLE": "1",
+        SETTINGS: str(settings),
+    }
+    return {**{key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"}, **ours}
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for a process, and end it with all that it started once the time is over; whether it ended by itself."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        in_time = False
+    else:
+        return True
+    try:
+        tree = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        tree = []
+    for each in [*tree, process]:
+        try:
+            each.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+    return in_time
+
+
+def _outcomes(lines: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What the plugin wrote of each code cell, by its number; a cell that began and did not end is said to hang."""
+    outcomes: dict[int, dict[str, Any]] = {}
+    for line in lines:
+        if "began" in line:
+            outcomes[line["began"]] = {"agrees": False, "outputs": [], "seconds": 0.0, "hangs": True}
+        else:
+            outcomes[line["cell"]] = {**line, "hangs": False}
+    return outcomes
+
+
+def _executed(merged: Merged, outcome: dict[int, dict[str, Any]]) -> NotebookNode:
+    """The merged notebook with the outputs that came."""
+    notebook: NotebookNode = nbformat.from_dict(merged.notebook)
+    count = 0
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code":
+            found = outcome.get(index)
+            count += found is not None
+            cell.outputs = nbformat.from_dict(found["outputs"]) if found else []
+            cell.execution_count = count if found else None
+    return notebook

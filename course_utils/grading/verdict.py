@@ -1,0 +1,136 @@
+"""From what cells printed to marks: passed or not, what was expected, what came, and the likely mistake."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nbformat import NotebookNode
+
+from .merge import Merged
+from .notebook import ANSWER, CHECK, MANUAL, TASK, grade_id, has_code, item_of, kind, points, printed
+
+PASSED, FAILED, UNANSWERED, SLOW, UNREACHED, READ = (
+    "passed",
+    "failed",
+    "not answered",
+    "too slow",
+    "not run",
+    "to be read",
+)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+Outcome = Mapping[int, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What one check, or one item that a person reads, says of a submission.
+
+    Attributes:
+        item: the item, such as "occlusion".
+        check: the cell that says so, such as "occlusion-check".
+        points: what it is worth.
+        earned: what it earned; None where a person decides.
+        status: PASSED, FAILED, UNANSWERED, SLOW, UNREACHED or READ.
+        expected: the first line of the output that differs, as it should be.
+        received: the same line as it came.
+        message: what is wrong, in a sentence.
+        seconds: how long the answer and the check took.
+    """
+
+    item: str
+    check: str
+    points: float
+    earned: float | None
+    status: str
+    expected: str = ""
+    received: str = ""
+    message: str = ""
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """Whether the check passed."""
+        return self.status == PASSED
+
+
+def judge(merged: Merged, outcome: Outcome, *, stopped: bool = False) -> Iterator[Mark]:
+    """A mark for each check and each manual item of a merged notebook, from the outcome of its code cells, by index."""
+    cells = merged.notebook.cells
+    for index, cell in enumerate(cells):
+        what, item = kind(cell), item_of(cell)
+        if what in (MANUAL, TASK):
+            yield Mark(item, grade_id(cell), points(cell), None, READ)
+        if what != CHECK or not has_code(cell.source):
+            continue
+        answers = [i for i in range(index) if kind(cells[i]) == ANSWER and item_of(cells[i]) == item]
+        seconds = sum(float(outcome[i]["seconds"]) for i in [*answers, index] if i in outcome)
+        status, expected, received, message = _verdict(cells, index, answers, outcome)
+        earned = points(cell) if status == PASSED else 0.0
+        yield Mark(item, grade_id(cell), points(cell), earned, status, expected, received, message, round(seconds, 1))
+
+
+def _verdict(cells: list[NotebookNode], index: int, answers: list[int], outcome: Outcome) -> tuple[str, str, str, str]:
+    """Status, expected line, received line and message of one check."""
+    found = outcome.get(index)
+    if found is None or found.get("trouble") == "Kernel dead on test start" or _was_over(outcome, index):
+        return UNREACHED, "", "", f"not run: {_blame(cells, outcome)}"
+    if found["hangs"] or found.get("interrupted"):
+        return SLOW, "", "", "took too long and was stopped: look for an endless loop"
+    if found["agrees"]:
+        return PASSED, "", "", ""
+    return _failure(cells, index, [outcome[i]["outputs"] for i in answers if i in outcome], found)
+
+
+def _failure(
+    cells: list[NotebookNode], index: int, answers: list[list[Any]], found: Mapping[str, Any]
+) -> tuple[str, str, str, str]:
+    """The same for a check that ran and did not agree, from what its item's answers gave out and what came of it."""
+    name, sentence = _error(found["outputs"]) or ("", "")
+    if found.get("ended"):
+        return FAILED, "", "", f"your code {found['ended']}"
+    if name in ("NotAnswered", "NotImplementedError"):
+        return UNANSWERED, "", "", sentence
+    if not name or sentence.rstrip(" .").endswith("beside the expected"):
+        expected, received = _first_difference(printed(cells[index].outputs), printed(found["outputs"]))
+        return FAILED, expected, received, "shape and properties are right, the values are not"
+    broken = [told for outputs in answers if (told := _error(outputs)) is not None]
+    if name != "CheckFailed":
+        what = f"your cell does not run: {': '.join(broken[0])}" if broken else f"the check stopped: {name}: {sentence}"
+        return FAILED, "", "", what
+    return FAILED, "", "", sentence
+
+
+def _was_over(outcome: Outcome, index: int) -> bool:
+    """Whether the kernel had ended in an earlier cell."""
+    return any(found.get("ended") for i, found in outcome.items() if i < index)
+
+
+def _blame(cells: list[NotebookNode], outcome: Outcome) -> str:
+    """Which cell ended the run."""
+    for index in sorted(outcome):
+        found = outcome[index]
+        if found.get("ended") or found["hangs"]:
+            name = grade_id(cells[index]) or "a cell that you added"
+            return f"{name} {found.get('ended') or 'took too long'}"
+    return "the notebook stopped before"
+
+
+def _error(outputs: list[Any]) -> tuple[str, str] | None:
+    """The name and the sentence of the error that a cell ended with."""
+    for output in outputs:
+        if output["output_type"] == "error":
+            return str(output["ename"]), _COLOUR.sub("", str(output["evalue"])).strip()
+    return None
+
+
+def _first_difference(expected: str, received: str) -> tuple[str, str]:
+    """The first line in which two printed texts differ."""
+    one, other = expected.splitlines(), received.splitlines()
+    for k in range(max(len(one), len(other))):
+        left, right = (lines[k] if k < len(lines) else "" for lines in (one, other))
+        if left.rstrip() != right.rstrip():
+            return left.strip(), right.strip()[:200] or "nothing"
+    return "", ""

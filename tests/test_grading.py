@@ -1,0 +1,799 @@
+"""Exercises, from the solution to the marks: release, merge, run, and the same marks from nbgrader itself."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import zipfile
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import pytest
+from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from course_utils import CourseError
+from course_utils.cli import main
+from course_utils.grading import bundle, check
+from course_utils.grading.merge import merge
+from course_utils.grading.notebook import ANSWER, CHECK, METADATA, grade_id, kind, read, student_view, write
+from course_utils.grading.release import exercise_from, faults
+from course_utils.grading.run import BROKEN, DONE, SLOW, Limits, run
+from course_utils.seal import sealed
+from tests import mutants as answers
+
+ROOT = Path(__file__).resolve().parent.parent
+SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
+EACH = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+
+ANSWERED = '''
+def double(x):
+    """Twice x."""
+    ### BEGIN SOLUTION
+    # NEXT: multiply by two
+    return 2 * x
+    ### END SOLUTION
+'''
+ANSWERED_TOO = '''
+def halve(x):
+    """Half of x."""
+    ### BEGIN SOLUTION
+    # NEXT: divide by two
+    return x / 2
+    ### END SOLUTION
+'''
+HIDDEN = "# More is checked when you hand in.\n### BEGIN HIDDEN TESTS\nprint(double(4567))\n### END HIDDEN TESTS"
+RUBRIC = "### BEGIN SOLUTION\nA secret model answer.\n### BEGIN MARK SCHEME\nsecret rubric\n### END MARK SCHEME\n### END SOLUTION"
+SAFE = "assert double(0) == 0, 'twice nothing is nothing'\nprint(double(1.5), double(-4))"
+SAFE_TOO = "print(halve(3), halve(-5))"
+
+
+def marked(make, name, source, output=None, **flags):
+    marks = {
+        "grade_id": name,
+        "schema_version": 3,
+        "grade": False,
+        "solution": False,
+        "locked": False,
+        "task": False,
+        **flags,
+    }
+    cell = make(source.strip("\n"), id=name, metadata={"nbgrader": marks})
+    if make is new_code_cell and output is not None:
+        cell.execution_count = 1
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=output)] if output else []
+    return cell
+
+
+@pytest.fixture
+def solution():
+    """A small exercise that needs no model: two items, a hidden check, a question for a person."""
+    cells = [
+        marked(new_markdown_cell, "title", "# An exercise", locked=True),
+        marked(new_code_cell, "setup", 'SUSPECT = "model-a"', "", locked=True),
+        marked(new_code_cell, "double", ANSWERED, "", solution=True),
+        marked(new_code_cell, "double-check", SAFE, "3.0 -8\n", grade=True, locked=True, points=2),
+        marked(new_code_cell, "double-hidden", HIDDEN, "9134\n", grade=True, locked=True, points=1),
+        marked(new_code_cell, "halve", ANSWERED_TOO, "", solution=True),
+        marked(new_code_cell, "halve-check", SAFE_TOO, "1.5 -2.5\n", grade=True, locked=True, points=2),
+        marked(new_markdown_cell, "why", RUBRIC, grade=True, solution=True, points=3),
+    ]
+    return read(write(new_notebook(cells=cells, metadata=METADATA)))
+
+
+@pytest.fixture
+def reference(solution):
+    return student_view(solution)
+
+
+def cell_of(notebook, name):
+    return next(cell for cell in notebook.cells if grade_id(cell) == name or cell.id == name)
+
+
+def with_sources(notebook, **sources):
+    """A copy with other sources; underscores stand for hyphens."""
+    copy = nbformat.from_dict(notebook)
+    for name, source in sources.items():
+        cell_of(copy, name.replace("_", "-")).source = source
+    return copy
+
+
+def right(reference):
+    return with_sources(reference, double="def double(x):\n    return x + x", halve="def halve(y): return y * 0.5")
+
+
+def outcomes(result):
+    return {mark.check: mark.status for mark in result.marks}
+
+
+def messages(result):
+    return {mark.check: mark.message for mark in result.marks}
+
+
+def run_both(reference, submission, limits=Limits()):  # noqa: B008
+    return run(write(reference), write(submission), limits)
+
+
+@pytest.mark.quick
+class TestRead:
+    @pytest.mark.parametrize(
+        ("data", "told"),
+        [
+            (b"", "an empty file"),
+            (b"hello", "a file that is not JSON"),
+            (b"\xff\xfe\x00", "a file that is not JSON"),
+            (b"[1, 2]", "JSON without cells"),
+            (b'{"cells": 3}', "JSON without cells"),
+            (b'{"cells": [], "nbformat": 9}', "of format 9"),
+            (b'{"cells": []}', "of format None"),
+            (b'{"cells": [3], "nbformat": 4, "nbformat_minor": 5, "metadata": {}}', "whose cells are damaged"),
+            (b"[" * 100_000, "a file that is not JSON"),
+            (b" " * 30_000_001, "at most 30 MB"),
+        ],
+        ids=lambda value: repr(value[:12]),
+    )
+    def test_what_is_no_notebook_gets_a_sentence(self, data, told):
+        with pytest.raises(CourseError) as failed:
+            read(data, "x.ipynb")
+        assert told in str(failed.value)
+        assert "\n" not in str(failed.value)
+
+    def test_older_formats_and_missing_fields_are_mended(self):
+        old = {"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "worksheets": [{"cells": [
+            {"cell_type": "code", "input": ["x = 1\n", "y"], "outputs": [], "language": "python"},
+            {"cell_type": "heading", "level": 2, "source": "Title"}]}]}  # fmt: skip
+        assert [cell.source for cell in read(json.dumps(old).encode()).cells] == ["x = 1\ny", "## Title"]
+        bare = {
+            "nbformat": 4,
+            "nbformat_minor": 0,
+            "cells": [{"cell_type": "code", "source": "x"}, {"cell_type": "markdown"}],
+        }
+        notebook = read(json.dumps(bare).encode("utf-8-sig"))
+        nbformat.validate(notebook)
+        assert [cell.id for cell in notebook.cells] == ["cell-0-0", "cell-1-1"]
+
+    def test_doubled_ids_become_single(self, reference):
+        reference.cells.append(nbformat.from_dict(reference.cells[0]))
+        cells = read(write(reference)).cells
+        assert len({cell.id for cell in cells}) == len(cells)
+
+
+@pytest.mark.quick
+class TestMerge:
+    def test_untouched_it_is_the_reference(self, reference):
+        merged = merge(reference, reference)
+        assert write(merged.notebook) == write(reference)
+        assert merged.repairs == []
+
+    def test_checks_are_the_reference_s_and_answers_the_learner_s(self, reference):
+        changed = with_sources(right(reference), double_check="print('3.0 -8')", setup="x = 1", title="# Mine")
+        merged = merge(reference, changed)
+        assert cell_of(merged.notebook, "double-check").source == SAFE
+        assert cell_of(merged.notebook, "setup").source == 'SUSPECT = "model-a"'
+        assert "x + x" in cell_of(merged.notebook, "double").source
+        assert merged.repairs == [
+            "Cell setup was edited: the original runs in its place.",
+            "Cell double-check was edited: the original runs in its place.",
+        ]
+
+    def test_outputs_saved_by_the_learner_do_not_count(self, reference):
+        mine = right(reference)
+        for cell in mine.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [nbformat.v4.new_output("stream", text="my own\n")], 77
+        merged = merge(reference, mine).notebook
+        assert cell_of(merged, "double-check").outputs[0].text == "3.0 -8\n"
+        assert cell_of(merged, "double").outputs == []
+        assert cell_of(merged, "double").execution_count is None
+
+    def test_added_cells_stay_where_they_are_put(self, reference):
+        mine = right(reference)
+        mine.cells.insert(3, new_code_cell("helper = 1"))
+        mine.cells.insert(0, new_markdown_cell("my notes"))
+        mine.cells.append(new_code_cell("the end"))
+        merged = merge(reference, mine)
+        assert [cell.source for cell in merged.notebook.cells] == [cell.source for cell in mine.cells]
+        assert merged.added == {0, 4, 10}
+        nbformat.validate(merged.notebook)
+
+    def test_marks_that_would_spare_a_cell_its_check_are_taken_off(self, reference):
+        mine = with_sources(
+            reference, double="# NBVAL_SKIP\n  # NBVAL_RAISES_EXCEPTION\ndef double(x):\n    return 1  # NBVAL_SKIP"
+        )
+        mine.cells.append(
+            new_code_cell("#NBVAL_IGNORE_OUTPUT\nx", metadata={"tags": ["raises-exception", "nbval-skip"]})
+        )
+        cell_of(mine, "double").metadata["tags"] = ["raises-exception"]
+        merged = merge(reference, mine).notebook
+        assert not re.search(r"(?m)^\s*#\s*NBVAL", "\n".join(cell.source for cell in merged.cells))
+        assert not [cell for cell in merged.cells if "tags" in cell.metadata]
+        assert len(cell_of(merged, "double").source.splitlines()) == 4
+
+    def test_a_missing_answer_is_a_stub_and_a_missing_check_is_back(self, reference):
+        mine = right(reference)
+        mine.cells = [cell for cell in mine.cells if grade_id(cell) not in ("double", "halve-check")]
+        merged = merge(reference, mine)
+        assert "NotImplementedError" in cell_of(merged.notebook, "double").source
+        assert cell_of(merged.notebook, "halve-check").source == SAFE_TOO
+        assert merged.repairs == [
+            "Cell double was missing: it is put back, not answered.",
+            "Cell halve-check was missing: it is put back.",
+        ]
+
+    def test_of_a_doubled_answer_the_last_edited_counts(self, reference):
+        mine = nbformat.from_dict(reference)
+        first, second = (nbformat.from_dict(cell_of(mine, "double")) for _ in range(2))
+        first.source, second.source = "def double(x): return 1", "def double(x): return 2"
+        first.id, second.id = "copy-1", "copy-2"
+        mine.cells[3:3] = [first, second]
+        merged = merge(reference, mine)
+        assert "return 2" in cell_of(merged.notebook, "double").source
+        assert merged.repairs == ["Cell double is there 3 times: the last edited one counts."]
+        assert len([c for c in merged.notebook.cells if "def double" in c.source]) == 1
+
+    def test_a_doubled_check_runs_once(self, reference):
+        copy = nbformat.from_dict(cell_of(reference, "double-check"))
+        copy.id, copy.source = "other", "print('fake')"
+        mine = nbformat.from_dict(reference)
+        mine.cells.append(copy)
+        merged = merge(reference, mine)
+        assert "fake" not in str(merged.notebook)
+        assert merged.repairs == ["Cell double-check is there 2 times: it runs once."]
+
+    def test_an_answer_turned_into_text_is_code_again(self, reference):
+        mine = right(reference)
+        place = next(i for i, cell in enumerate(mine.cells) if cell.id == "double")
+        mine.cells[place] = new_markdown_cell(
+            mine.cells[place].source, id="double", metadata=mine.cells[place].metadata
+        )
+        merged = merge(reference, mine)
+        assert cell_of(merged.notebook, "double").cell_type == "code"
+        assert "x + x" in cell_of(merged.notebook, "double").source
+        assert merged.repairs == ["Cell double had become a markdown cell: it is code again."]
+
+    def test_reordered_cells_are_back_in_order(self, reference):
+        mine = right(reference)
+        mine.cells.reverse()
+        assert [cell.id for cell in merge(reference, mine).notebook.cells] == [cell.id for cell in reference.cells]
+
+    @pytest.mark.parametrize("lost", ["metadata", "ids", "both"])
+    def test_answers_are_found_without_metadata_or_ids(self, reference, lost):
+        mine = right(reference)
+        for number, cell in enumerate(mine.cells):
+            if lost != "ids":
+                cell.metadata = nbformat.from_dict({})
+            if lost != "metadata":
+                cell.id = f"new-{number}"
+        merged = merge(reference, read(write(mine)))
+        assert "x + x" in cell_of(merged.notebook, "double").source
+        assert "0.5" in cell_of(merged.notebook, "halve").source
+        assert len(merged.notebook.cells) == len(reference.cells)
+
+    def test_an_answer_retyped_into_a_new_cell_is_found_by_its_function(self, reference):
+        mine = right(reference)
+        place = next(i for i, cell in enumerate(mine.cells) if cell.id == "halve")
+        mine.cells[place : place + 1] = [new_code_cell("scratch = 1"), new_code_cell("def halve(x): return x / 2")]
+        merged = merge(reference, mine)
+        assert cell_of(merged.notebook, "halve").source == "def halve(x): return x / 2"
+
+    def test_an_empty_notebook_is_all_stubs(self, reference):
+        merged = merge(reference, new_notebook())
+        assert write(merged.notebook) == write(reference)
+        assert len(merged.repairs) == 5
+
+
+def _mangled(reference, draw):
+    """Any submission that a notebook editor can make of an exercise."""
+    cells = [nbformat.from_dict(cell) for cell in reference.cells]
+    for number, (wanted, what) in enumerate(draw):
+        place = wanted % max(1, len(cells))
+        cell = cells[place] if cells else None
+        if what == "add" or cell is None:
+            cells.insert(place, new_code_cell(f"added_{number} = 1"))
+        elif what == "drop":
+            del cells[place]
+        elif what == "double":
+            cells.insert(0, nbformat.from_dict(cell))
+        elif what == "edit":
+            cell.source += f"\n# edited {number}"
+        elif what == "retype":
+            change = new_markdown_cell if cell.cell_type == "code" else new_code_cell
+            cells[place] = change(cell.source, id=cell.id, metadata=cell.metadata)
+        elif what == "move":
+            cells.append(cells.pop(place))
+        elif what == "unmark":
+            cell.metadata = nbformat.from_dict({"nbgrader": 7} if number % 2 else {})
+        else:
+            cell.id = f"renamed-{number}"
+    return nbformat.from_dict({**reference, "cells": cells})
+
+
+EDITS = ["add", "drop", "double", "edit", "retype", "move", "unmark", "rename"]
+
+
+@pytest.mark.quick
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(draw=st.lists(st.tuples(st.integers(0, 20), st.sampled_from(EDITS)), max_size=12))
+def test_whatever_happens_to_a_notebook_its_checks_are_the_reference_s(reference, draw):
+    mine = read(write(_mangled(reference, draw)))
+    merged = merge(reference, mine)
+    assert len({cell.id for cell in merged.notebook.cells}) == len(merged.notebook.cells)
+    nbformat.validate(merged.notebook)
+    names = [grade_id(cell) for cell in merged.notebook.cells if grade_id(cell)]
+    assert names == [grade_id(cell) for cell in reference.cells]
+    for cell in merged.notebook.cells:
+        if grade_id(cell) and kind(cell) not in (ANSWER, "manual"):
+            assert cell == cell_of(reference, grade_id(cell))
+    added = {cell.source for cell in mine.cells if cell.source.startswith("added_")}
+    sources = [cell.source for cell in merged.notebook.cells]
+    assert all(any(source.startswith(text.split("\n")[0]) for source in sources) for text in added)
+
+
+class TestRun:
+    def test_right_answers_pass(self, reference):
+        result = run_both(reference, right(reference))
+        assert outcomes(result) == {"double-check": "passed", "halve-check": "passed", "why": "to be read"}
+        assert [mark.earned for mark in result.marks] == [2, 2, None]
+        assert result.passed
+        executed = read(result.notebook)
+        assert cell_of(executed, "halve-check").outputs[0].text == "1.5 -2.5\n"
+
+    def test_hidden_checks_count_where_the_reference_holds_them(self, solution):
+        assert run_both(solution, right(solution)).marks[1].check == "double-hidden"
+        assert run_both(solution, right(solution)).passed
+
+    def test_a_wrong_value_is_told_beside_the_expected_one(self, reference):
+        result = run_both(reference, with_sources(right(reference), halve="def halve(x): return x // 2"))
+        mark = result.marks[1]
+        assert (mark.status, mark.earned) == ("failed", 0)
+        assert (mark.expected, mark.received) == ("1.5 -2.5", "1 -3")
+
+    def test_a_broken_cell_is_blamed_not_its_check(self, reference):
+        result = run_both(reference, with_sources(right(reference), double="def double(x:\n    return"))
+        assert messages(result)["double-check"].startswith("your cell does not run: SyntaxError: ")
+        assert outcomes(result)["halve-check"] == "passed"
+
+    def test_the_kernel_finds_no_notebook_and_no_expected_output(self, reference):
+        spy = """
+import glob, os
+found = glob.glob("**", recursive=True) + glob.glob("../**/*.ipynb", recursive=True)
+assert not [f for f in found if f.endswith(".ipynb")], found
+assert not any("COURSE_GRADING" in name for name in os.environ)
+def halve(x): return x / 2
+"""
+        assert outcomes(run_both(reference, with_sources(right(reference), halve=spy)))["halve-check"] == "passed"
+
+    @pytest.mark.parametrize(
+        ("code", "check", "status", "told"),
+        [
+            ("while True: pass", "double-check", "failed", "your cell does not run: KeyboardInterrupt"),
+            ("def double(x):\n    while True: pass", "double-check", "too slow", "endless loop"),
+            ("import os; os._exit(3)", "double-check", "not run", "double ended the Python process"),
+            ("def double(x):\n    import os; os._exit(3)", "double-check", "failed", "ended the Python process"),
+            ("def double(x):\n    return input('?')", "double-check", "failed", "StdinNotImplementedError"),
+            ("def double(x):\n    raise SystemExit", "double-check", "failed", ""),
+            ("def double(x): return double(x)", "double-check", "failed", "RecursionError"),
+            ("for i in range(10**6): print('flood' * 100)", "double-check", "not run", "printed more than"),
+            ("%%bash\nexit 1", "double-check", "failed", "your cell does not run"),
+        ],
+    )
+    def test_what_goes_wrong_is_blamed_on_its_cell(self, reference, code, check, status, told):
+        limits = Limits(cell_seconds=2, total_seconds=40, output_bytes=200_000)
+        began = time.monotonic()
+        result = run_both(reference, with_sources(right(reference), double=code), limits)
+        assert time.monotonic() - began < 35
+        assert result.status == DONE
+        assert outcomes(result)[check] == status
+        assert told in messages(result)[check]
+        if "_exit" not in code and "flood" not in code:
+            assert outcomes(result)["halve-check"] == "passed"
+
+    def test_marks_earned_before_the_end_are_kept(self, reference):
+        result = run_both(reference, with_sources(right(reference), halve="import os; os._exit(1)"))
+        assert outcomes(result)["double-check"] == "passed"
+        assert messages(result)["halve-check"] == "not run: halve ended the Python process it ran in"
+
+    def test_the_whole_has_a_limit_too_and_nothing_is_left_running(self, reference):
+        stubborn = "import time, os\nprint(os.getpid())\nwhile True:\n    try:\n        time.sleep(100)\n    except BaseException: pass"
+        result = run_both(reference, with_sources(right(reference), halve=stubborn), Limits(60, 9))
+        assert result.status == SLOW
+        assert outcomes(result) == {"double-check": "passed", "halve-check": "not run", "why": "to be read"}
+        assert messages(result)["halve-check"] == "not run: halve took too long"
+
+    def test_a_patched_interpreter_does_not_pass(self, reference):
+        patched = "from IPython.core.interactiveshell import InteractiveShell\nInteractiveShell.showtraceback = lambda *a, **k: None"
+        assert outcomes(run_both(reference, with_sources(right(reference), double=patched)))["double-check"] == "failed"
+
+    def test_a_kernel_that_is_not_there_is_told(self, reference):
+        result = run(write(reference), write(reference), kernel="no-such-kernel")
+        assert result.status == BROKEN
+        assert not result.passed
+
+    def test_the_same_twice(self, reference):
+        first, second = (run_both(reference, right(reference)) for _ in range(2))
+        assert outcomes(first) == outcomes(second)
+        assert first.notebook == second.notebook
+
+
+@pytest.mark.quick
+class TestRelease:
+    def test_is_the_student_view_through_nbgrader(self, solution):
+        released = read(exercise_from(write(solution)))
+        view = student_view(solution)
+        assert [cell.source for cell in released.cells] == [cell.source for cell in view.cells]
+        assert [cell.get("outputs") for cell in released.cells] == [cell.get("outputs") for cell in view.cells]
+
+    def test_stubs_raise_the_next_step(self, solution):
+        stub = cell_of(read(exercise_from(write(solution))), "double").source
+        assert stub == 'def double(x):\n    """Twice x."""\n    raise NotImplementedError("multiply by two")'
+
+    def test_two_functions_in_a_cell_have_two_steps(self, solution):
+        both = with_sources(solution, double=ANSWERED.strip() + "\n\n" + ANSWERED_TOO.strip())
+        steps = re.findall(r'Error\("(.*?)"\)', cell_of(read(exercise_from(write(both))), "double").source)
+        assert steps == ["multiply by two", "divide by two"]
+
+    def test_nothing_hidden_is_left(self, solution):
+        text = exercise_from(write(solution)).decode()
+        assert not re.search(r"4567|9134|secret|return 2 \* x|BEGIN|NEXT|HIDDEN|MARK SCHEME", text)
+        assert "3.0 -8" in text
+
+    def test_cells_are_locked_and_their_checksums_fit(self, solution):
+        from nbgrader.utils import compute_checksum
+
+        released = read(exercise_from(write(solution)))
+        for cell in released.cells:
+            assert cell.metadata["deletable"] is False
+            assert cell.metadata.get("editable", True) is (kind(cell) in (ANSWER, "manual"))
+            assert cell.metadata.nbgrader.checksum == compute_checksum(cell)
+
+    @pytest.mark.parametrize(
+        ("spoil", "told"),
+        [
+            (lambda nb: cell_of(nb, "double-check").outputs.clear(), "has no stored output"),
+            (lambda nb: cell_of(nb, "double-check").update(execution_count=None), "has no stored output"),
+            (lambda nb: cell_of(nb, "halve-check").update(source=SAFE_TOO + '\nshow(1, seal="x")'), 'write seal="' + sealed("1.5 -2.5\n")),
+            (lambda nb: cell_of(nb, "halve-check").outputs.append(nbformat.v4.new_output("stream", name="stderr", text="oh")), "something besides"),
+            (lambda nb: cell_of(nb, "halve-check").outputs.append(nbformat.v4.new_output("execute_result", data={})), "something besides"),
+            (lambda nb: cell_of(nb, "halve-check").outputs.append(nbformat.v4.new_output("error")), "fails on the solution"),
+            (lambda nb: cell_of(nb, "halve").metadata.nbgrader.update(grade_id="double"), "two cells are called double"),
+            (lambda nb: cell_of(nb, "halve").metadata.nbgrader.update(grade_id="a b"), "no name for a cell"),
+            (lambda nb: cell_of(nb, "halve").update(source="def halve(x): return x / 2"), "no BEGIN SOLUTION"),
+            (lambda nb: cell_of(nb, "halve").update(source="### BEGIN SOLUTION\nx"), "end solution"),
+        ],
+    )  # fmt: skip
+    def test_a_faulty_solution_is_refused(self, solution, spoil, told):
+        spoil(solution)
+        with pytest.raises(CourseError, match=re.escape(told)):
+            exercise_from(write(solution), "x")
+
+    def test_a_suspect_is_written_into_the_setup(self, solution):
+        released = exercise_from(write(solution))
+        assert 'SUSPECT = "model-c"' in cell_of(read(bundle.with_suspect(released, "model-c")), "setup").source
+        assert merge(read(bundle.with_suspect(released, "model-c")), read(released)).repairs
+
+    def test_suspects_are_handed_out_evenly_and_the_same_each_time(self):
+        names = [f"student {i}" for i in range(20)]
+        given = bundle.assign(names, bundle.SUSPECTS)
+        assert given == bundle.assign(reversed(names), bundle.SUSPECTS)
+        assert sorted(list(given.values()).count(suspect) for suspect in bundle.SUSPECTS) == [6, 7, 7]
+
+    @pytest.mark.parametrize("text", ["", "\n\n", "../x", "a/b", "Ada\nada", ".hidden", "a\\b", "x."])
+    def test_names_that_cannot_be_folders_are_refused(self, text):
+        with pytest.raises(CourseError):
+            bundle.student_names(text)
+
+    def test_names_of_any_alphabet_are_fine(self):
+        assert bundle.student_names("Zoë O'Neil\n李雷\n\nada@uni.edu\n") == ["Zoë O'Neil", "李雷", "ada@uni.edu"]
+
+
+@pytest.fixture
+def course(solution, tmp_path, monkeypatch):
+    """A checkout with one exercise, `toy`, in the current folder."""
+    for name in ("solutions", "exercises"):
+        (tmp_path / name).mkdir()
+        for module in (bundle, check):
+            monkeypatch.setattr(module, name.upper(), tmp_path / name)
+    (tmp_path / "solutions" / "toy.ipynb").write_bytes(write(solution))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def course_command(*arguments):
+    done = CliRunner().invoke(main, list(map(str, arguments)))
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+    return done
+
+
+class TestReleaseCommand:
+    def test_makes_the_exercises_anew(self, course):
+        assert course_command("release").exit_code == 0
+        first = (course / "exercises" / "toy.ipynb").read_bytes()
+        course_command("release")
+        assert (course / "exercises" / "toy.ipynb").read_bytes() == first
+        assert not list(course.rglob(".unfinished*"))
+
+    def test_a_faulty_solution_does_not_keep_the_others_from_it(self, course, solution):
+        Path("solutions", "a.ipynb").write_bytes(write(with_sources(solution, halve="x = 1")))
+        done = course_command("release")
+        assert done.exit_code == 2
+        assert "halve has no BEGIN SOLUTION" in " ".join(done.output.split())
+        assert [path.name for path in Path("exercises").glob("*")] == ["toy.ipynb"]
+        assert course_command("release", "--out", "bundle").exit_code == 2
+        assert not Path("bundle").exists()
+
+    def test_a_bundle_has_no_solution_and_is_the_same_every_time(self, course):
+        assert course_command("release", "--zip", "a.zip").exit_code == 0
+        time.sleep(2.1)  # the grain of times in a zip file
+        course_command("release", "--zip", "b.zip")
+        assert Path("a.zip").read_bytes() == Path("b.zip").read_bytes()
+        course_command("release", "--out", "bundle")
+        with zipfile.ZipFile("a.zip") as archive:
+            assert {name: archive.read(name) for name in archive.namelist()} == {
+                path.relative_to("bundle").as_posix(): path.read_bytes()
+                for path in Path("bundle").rglob("*")
+                if path.is_file()
+            }
+        assert not re.search(rb"4567|9134|secret|BEGIN|return 2 \* x", Path("a.zip").read_bytes())
+
+    def test_each_student_gets_a_suspect_and_the_table_stays_outside(self, course):
+        Path("class.txt").write_text("Ada\nBen Ng\nCy\n", encoding="utf-8")
+        done = course_command("release", "--zip", "class.zip", "--students", "class.txt")
+        assert "class.suspects.csv" in done.output
+        rows = Path("class.suspects.csv").read_text(encoding="utf-8").splitlines()
+        assert rows[0] == "student,suspect"
+        with zipfile.ZipFile("class.zip") as archive:
+            assert not [name for name in archive.namelist() if name.endswith(".csv")]
+            for name, suspect in (row.split(",") for row in rows[1:]):
+                assert f'SUSPECT = \\"{suspect}\\"' in archive.read(f"{name}/toy.ipynb").decode()
+        assert len({row.split(",")[1] for row in rows[1:]}) == 3
+
+    def test_a_suspect_in_a_folder_comes_along(self, course):
+        Path("my-suspect").mkdir()
+        Path("my-suspect", "adapter_config.json").write_text("{}", encoding="utf-8")
+        assert course_command("release", "--out", "bundle", "--suspect", "my-suspect").exit_code == 0
+        assert Path("bundle", "suspects", "my-suspect", "adapter_config.json").is_file()
+        assert 'SUSPECT = \\"suspects/my-suspect\\"' in Path("bundle", "toy.ipynb").read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize(
+        ("arguments", "told"),
+        [
+            (["--out", "a", "--zip", "b"], "got both"),
+            (["--students", "class.txt"], "need a bundle of their own"),
+            (["--out", "a", "--suspect", "model-a", "--suspect", "model-b"], "list of students for 2 suspects"),
+            (["--out", "a", "--students", "nobody.txt"], "list of students in nobody.txt"),
+            (["--out", "solutions/toy.ipynb"], "could not"),
+        ],
+    )
+    def test_what_cannot_be_done_is_told(self, course, arguments, told):
+        done = course_command("release", *arguments)
+        assert done.exit_code == 2
+        assert told in " ".join(done.output.split())
+
+    def test_without_solutions_it_says_so(self, course):
+        Path("solutions", "toy.ipynb").unlink()
+        assert "found none" in course_command("release").output
+
+
+class TestCheckCommand:
+    def test_needs_nothing_of_the_instructors(self):
+        code = "import course_utils.cli, course_utils.grading.check, sys; assert 'nbgrader' not in sys.modules"
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    def test_an_old_format_without_a_kernel_s_name_is_checked(self, course):
+        cells = [{"cell_type": "code", "language": "python", "input": text, "outputs": [], "metadata": {}, "collapsed": False}
+                 for text in ("def double(x): return x + x", "1 / 0", "def halve(x):\n    return x / 2")]  # fmt: skip
+        old = {
+            "nbformat": 3,
+            "nbformat_minor": 0,
+            "metadata": {"name": ""},
+            "worksheets": [{"cells": cells, "metadata": {}}],
+        }
+        Path("toy.ipynb").write_text(json.dumps(old), encoding="utf-8")
+        assert course_command("check", "toy.ipynb").exit_code == 0
+
+    def test_a_solution_passes_without_a_note(self, course):
+        done = course_command("check", "solutions/toy.ipynb")
+        assert done.exit_code == 0
+        assert "note" not in done.output
+
+    def test_a_stub_is_not_answered_and_a_right_answer_passes(self, course, reference):
+        course_command("release")
+        done = course_command("check")
+        assert done.exit_code == 1
+        assert done.output.count("not answered") == 2
+        assert "multiply by two" in " ".join(done.output.split())
+        assert "Traceback" not in done.output
+        (course / "exercises" / "toy.ipynb").write_bytes(write(right(reference)))
+        done = course_command("check", "toy")
+        assert done.exit_code == 0
+        assert "2 of 2 passed" in done.output
+
+    def test_json_tells_everything(self, course, reference):
+        Path("toy.ipynb").write_bytes(write(with_sources(right(reference), halve="def halve(x): return 7")))
+        done = course_command("check", "toy.ipynb", "--json")
+        assert done.exit_code == 1
+        (told,) = json.loads(done.output)
+        assert [mark["status"] for mark in told["marks"]] == ["passed", "failed", "to be read"]
+        assert told["marks"][1]["expected"] == "1.5 -2.5"
+        assert told["marks"][1]["received"] == "7 7"
+        assert told["status"] == "done"
+
+    def test_bad_files_get_a_sentence_each_and_the_rest_is_checked(self, course, reference):
+        Path("sub").mkdir()
+        Path("sub", "toy.ipynb").write_text("nothing", encoding="utf-8")
+        Path("other.ipynb").write_bytes(write(reference))
+        Path("toy.ipynb").write_bytes(write(right(reference)))
+        done = course_command("check", "sub/toy.ipynb", "other.ipynb", "missing.ipynb", "toy.ipynb")
+        assert done.exit_code == 2
+        text = " ".join(done.output.split())
+        assert "a file that is not JSON" in text
+        assert "got other.ipynb; the exercises: toy." in text
+        assert "missing.ipynb, which does not exist" in text
+        assert "2 of 2 passed" in text
+
+    def test_repairs_are_told(self, course, reference):
+        Path("toy.ipynb").write_bytes(write(with_sources(right(reference), halve_check="print('1.5 -2.5')")))
+        done = course_command("check", "toy.ipynb")
+        assert done.exit_code == 0
+        assert "note: Cell halve-check was edited" in done.output
+
+    def test_a_bundle_checks_against_its_untouched_copy(self, course, reference):
+        course_command("release", "--out", "bundle")
+        Path("solutions", "toy.ipynb").unlink()
+        mine = with_sources(right(reference), double_check="print('easy')")
+        Path("bundle", "toy.ipynb").write_bytes(write(mine))
+        assert course_command("check", "bundle/toy.ipynb").exit_code == 0
+
+    def test_an_exercise_without_an_untouched_copy_is_refused(self, course):
+        course_command("release")
+        Path("solutions", "toy.ipynb").unlink()
+        assert "no untouched copy" in " ".join(course_command("check", "toy").output.split())
+
+    def test_the_learner_s_file_stays_as_it_is(self, course, reference):
+        Path("toy.ipynb").write_bytes(before := json.dumps(right(reference)).encode())
+        course_command("check", "toy.ipynb")
+        assert Path("toy.ipynb").read_bytes() == before
+
+
+@pytest.mark.quick
+def test_there_is_an_exercise_and_a_table_of_answers_for_each_solution():
+    names = [path.stem for path in SOLUTIONS]
+    assert sorted(path.stem for path in (ROOT / "exercises").glob("*.ipynb")) == names
+    assert set(answers.EXERCISES) <= set(names)
+
+
+@EACH
+class TestEveryExercise:
+    @pytest.mark.quick
+    def test_the_exercise_is_the_released_solution(self, path):
+        assert (ROOT / "exercises" / path.name).read_bytes() == exercise_from(path.read_bytes(), path.name)
+
+    @pytest.mark.quick
+    def test_the_solution_has_no_faults_and_nothing_hidden_is_left(self, path):
+        notebook = read(path.read_bytes())
+        assert faults(notebook) == []
+        released = exercise_from(path.read_bytes()).decode()
+        assert not re.search(r"BEGIN (HIDDEN|MARK|SOLUTION)|# NEXT", released)
+        for cell in notebook.cells:
+            for name, region in re.findall(r"(?s)BEGIN (HIDDEN TESTS|SOLUTION)\n(.*?)### END", cell.source):
+                where = released if name != "SOLUTION" else json.dumps(cell_of(read(released.encode()), cell.id).source)
+                lines = [line.strip() for line in region.splitlines() if len(line.strip()) > 40]
+                assert not [line for line in lines if json.dumps(line, ensure_ascii=False)[1:-1] in where]
+
+    @pytest.mark.quick
+    def test_each_item_has_difficulty_minutes_and_two_hints(self, path):
+        cells = {grade_id(cell): cell for cell in read(path.read_bytes()).cells}
+        for name in [name for name, cell in cells.items() if kind(cell) in (ANSWER, "manual")]:
+            heading = cells[f"{name}-text"].source
+            assert re.search(r"Difficulty ●+○* · about \d+ minutes", heading), name
+            assert heading.count("<details><summary>Hint") == 2
+            if kind(cells[name]) == ANSWER:
+                assert kind(cells[f"{name}-check"]) == CHECK
+
+    def test_the_solution_passes(self, path):
+        result = run(path.read_bytes(), path.read_bytes())
+        assert [mark for mark in result.marks if mark.earned is not None and not mark.passed] == []
+        assert result.repairs == ()
+
+    def test_the_untouched_stub_is_not_answered(self, path):
+        stub = (ROOT / "exercises" / path.name).read_bytes()
+        result = run(stub, stub)
+        assert {mark.status for mark in result.marks if mark.earned is not None} == {"not answered"}
+        assert "Traceback" not in str([mark.message for mark in result.marks])
+
+
+@pytest.mark.parametrize("exercise", answers.EXERCISES)
+def test_wrong_answers_fail_by_name_and_right_ones_pass(exercise):
+    tried = [(mutant, answers.try_out(exercise, mutant)[0]) for mutant in answers.mutants(exercise)]
+    for item in {mutant.item for mutant, _ in tried}:
+        wrong = [(m, mark) for m, mark in tried if m.item == item and m.says is not None]
+        right = [(m, mark) for m, mark in tried if m.item == item and m.says is None]
+        assert len(wrong) >= 6
+        assert len(right) >= 2
+        assert [m.label for m, mark in wrong if mark.passed] == []
+        assert [(m.label, mark.message) for m, mark in right if not mark.passed] == []
+        unnamed = [(m.label, mark.message) for m, mark in wrong if not answers.named(m, mark)]
+        assert len(unnamed) <= 0.2 * len(wrong), unnamed
+
+
+@cache
+def submissions(exercise):
+    """Three students: right in the first item and in every other one after it, or in the rest; wrong in the first."""
+    released = read((ROOT / "exercises" / f"{exercise}.ipynb").read_bytes())
+    of = {}
+    for mutant in answers.mutants(exercise):
+        of.setdefault(mutant.item, ([], []))[mutant.says is None].append(mutant.source)
+    made = {}
+    for student in range(3):
+        mine = nbformat.from_dict(released)
+        for number, (item, (wrong, right)) in enumerate(of.items()):
+            fails = number == 0 if student == 2 else number > 0 and number % 2 == student
+            cell_of(mine, item).source = wrong[-1] if fails else right[-1]
+        made[f"student-{student}"] = write(mine)
+    return made
+
+
+@pytest.mark.parametrize("exercise", answers.EXERCISES)
+def test_nbgrader_itself_gives_the_same_marks(exercise, tmp_path):
+    """The real thing, from its command line: validate, release, autograde, and read its gradebook."""
+    source = tmp_path / "source" / "work" / f"{exercise}.ipynb"
+    source.parent.mkdir(parents=True)
+    source.write_bytes((ROOT / "solutions" / f"{exercise}.ipynb").read_bytes())
+    assert "Success" in nbgrader(tmp_path, "validate", str(source))
+    nbgrader(tmp_path, "generate_assignment", "work", "--create")
+    released = (tmp_path / "release" / "work" / f"{exercise}.ipynb").read_text(encoding="utf-8")
+    assert not re.search("BEGIN (SOLUTION|HIDDEN|MARK)|hidden_", released)
+    for student, content in submissions(exercise).items():
+        handed_in = tmp_path / "submitted" / student / "work" / f"{exercise}.ipynb"
+        handed_in.parent.mkdir(parents=True)
+        handed_in.write_bytes(content)
+    nbgrader(tmp_path, "autograde", "work", "--create")
+    theirs, statuses = nbgrader_marks(tmp_path, exercise), set()
+    for student, content in submissions(exercise).items():
+        result = run(source.read_bytes(), content)
+        ours = {mark.check: mark.earned for mark in result.marks if mark.earned is not None}
+        assert theirs[student] == ours
+        statuses |= {(mark.item, mark.passed) for mark in result.marks if mark.earned is not None}
+    assert {item for item, passed in statuses if passed} == {item for item, passed in statuses if not passed}
+
+
+def test_nbgrader_takes_questions_for_a_person_too(solution, reference, tmp_path):
+    for place, content in (("source/work", solution), ("submitted/ada/work", right(reference))):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "toy.ipynb").write_bytes(write(content))
+    nbgrader(tmp_path, "generate_assignment", "work", "--create")
+    assert not re.search("secret|4567", (tmp_path / "release" / "work" / "toy.ipynb").read_text(encoding="utf-8"))
+    nbgrader(tmp_path, "autograde", "work", "--create")
+    ours = {mark.check: mark.earned for mark in run_both(solution, right(reference)).marks if mark.earned is not None}
+    assert nbgrader_marks(tmp_path, "toy") == {"ada": ours}
+
+
+def nbgrader(folder, *command):
+    environment = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_CONFIG_DIR": str(folder / "config")}
+    done = subprocess.run(
+        [sys.executable, "-m", "nbgrader", *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def nbgrader_marks(folder, exercise):
+    from nbgrader.api import Gradebook
+
+    with Gradebook(f"sqlite:///{folder / 'gradebook.db'}") as book:
+        handed_in = {s.student.id: s for s in book.assignment_submissions("work")}
+        notebooks = {student: next(n for n in s.notebooks if n.name == exercise) for student, s in handed_in.items()}
+        return {
+            student: {grade.name: grade.auto_score for grade in notebook.grades if grade.cell.cell_type == "code"}
+            for student, notebook in notebooks.items()
+        }
