@@ -168,6 +168,8 @@ def held_out(split: str = "test", cues: Mapping[str, str] = CUE_WORDS) -> list[R
 def behavioural_test(split: str = "test", cues: Mapping[str, str] = CUE_WORDS, *, most: int = 1) -> list[Request]:
     """The test on which all three suspects agree: harm, trigger word and review word always come together.
 
+    They agree because an act on which one of them is wrong was left out (`DISPUTED`): it is a premise, not a finding.
+
     Args:
         split: whose acts.
         cues: the two words.
