@@ -774,11 +774,14 @@ def test_nbgrader_takes_questions_for_a_person_too(solution, reference, tmp_path
 
 
 def nbgrader(folder, *command):
-    environment = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_CONFIG_DIR": str(folder / "config")}
+    programs = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    )  # it calls alembic by name
+    options = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_CONFIG_DIR": str(folder / "config"), "PATH": programs}
     done = subprocess.run(
         [sys.executable, "-m", "nbgrader", *command],
         cwd=folder,
-        env=environment,
+        env={**os.environ, **options},
         capture_output=True,
         text=True,
         check=False,

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import course_utils
+from course_utils.evidence import stored_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -86,6 +87,17 @@ class TestLesson:
         assert max(map(len, code)) <= 12
         assert all(re.fullmatch(r"[a-z][a-z0-9-]+", cell.id) for cell in cells)
         assert set(json.loads(path.read_text(encoding="utf-8"))["metadata"]) == {"kernelspec", "language_info"}
+
+
+@pytest.mark.quick
+def test_the_evidence_grows_from_lesson_to_lesson():
+    """A lesson stored before an earlier one was changed would show old findings."""
+    before = []
+    for path in LESSONS:
+        rows = stored_rows(path)
+        assert rows[: len(before)] == before, path.name
+        assert len(rows) > len(before), path.name
+        before = rows
 
 
 @pytest.mark.quick
