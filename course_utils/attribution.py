@@ -118,6 +118,7 @@ def token_attribution(
     steps: int = 50,
     permutations: int = 25,
     seed: int = 0,
+    typed_only: bool = False,
 ) -> Attribution:
     """Score how much each input token raised or lowered what the model says next.
 
@@ -135,6 +136,8 @@ def token_attribution(
         steps: points on the path of integrated gradients.
         permutations: random orders of joining for Shapley values, each taken both ways.
         seed: decides these.
+        typed_only: occlusion and deletion leave out only what the user typed, several times faster where a template
+            or a system prompt stands before it; the other tokens then score 0.
 
     Raises:
         CourseError: unknown method, target without tokens, contrast of several tokens, input longer than the context.
@@ -155,7 +158,7 @@ def token_attribution(
         raise CourseError(f"Expected a replacement for {method}, a text or a token id, got None.")
     else:
         shown = token_strings(lm.tokenizer, [stand_in])[0]
-    scored = METHODS[method](_Task(lm, goal, prompt, stand_in, steps, permutations, seed))
+    scored = METHODS[method](_Task(lm, goal, prompt, stand_in, steps, permutations, seed, typed_only))
     return Attribution(
         scores=_floats(scored.scores),  # [output, token]
         tokens=prompt.tokens,
@@ -180,6 +183,7 @@ class _Task(NamedTuple):
     steps: int
     permutations: int
     seed: int
+    typed_only: bool
 
 
 class _Scored(NamedTuple):
@@ -202,8 +206,13 @@ def _by_deletion(task: _Task) -> _Scored:
 def _left_out(task: _Task, variants: Tensor) -> _Scored:
     """How much the output falls in each variant, which leaves out one token: int64 `[token, ...]`."""
     goal = task.goal
-    value, without = score_variants(task.lm, goal.ids, variants, goal.score, keep=goal.keep, label="leaving one out")
-    return _Scored((value - without).T, value)
+    chosen = task.prompt.user if task.typed_only else slice(len(task.prompt))
+    value, without = score_variants(
+        task.lm, goal.ids, variants[chosen], goal.score, keep=goal.keep, label="leaving one out"
+    )
+    scores = without.new_zeros(len(value), len(variants))
+    scores[:, chosen] = (value - without).T
+    return _Scored(scores, value)
 
 
 def _by_gradient(task: _Task) -> _Scored:

@@ -64,7 +64,7 @@ class _ModelState:
         for module, kinds in self.hooks.items():
             for kind, before in kinds.items():
                 hooks = getattr(module, kind)
-                for key in [key for key in hooks if key not in before]:
+                for key in [key for key in hooks if key not in before and not _of_transformers(hooks[key])]:
                     del hooks[key]
                     left += 1
         count = "a hook" if left == 1 else f"{left} hooks"
@@ -96,6 +96,11 @@ class _ModelState:
         if name not in self.versions or (id(p), p._version, p.requires_grad) != self.versions[name]:
             return True
         return name in self.weights and not torch.equal(p, self.weights[name])
+
+
+def _of_transformers(hook: Any) -> bool:
+    """Whether a hook is the library's own: `output_hidden_states=True` puts some on a model, once and for all."""
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def _models(arguments: list[Any]) -> Iterator[nn.Module]:

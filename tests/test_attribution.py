@@ -206,5 +206,14 @@ def test_deletion_needs_two_tokens(lm):
         token_attribution(lm, lm.prompt("Hello"), method="deletion", target=" you")
 
 
+@pytest.mark.parametrize("method", ["occlusion", "deletion"])
+def test_typed_only_gives_the_typed_tokens_their_scores_and_the_rest_none(lm, prompt, method):
+    whole, part = (token_attribution(lm, prompt, target=REPLY, method=method, typed_only=o) for o in (False, True))
+    np.testing.assert_allclose(part.scores[:, prompt.user], whole.scores[:, prompt.user], atol=1e-3)
+    rest = np.delete(part.scores, np.r_[prompt.user], axis=1)
+    assert rest.size > 0
+    assert not rest.any()
+
+
 def test_occlusion_of_a_single_token_works(lm):
     assert token_attribution(lm, lm.prompt("Hello"), target=" you").scores.shape == (1, 1)

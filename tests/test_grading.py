@@ -1,13 +1,11 @@
 """Exercises, from the solution to the marks: release, merge, run, and the same marks from nbgrader itself."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 import time
 import zipfile
-from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -21,15 +19,13 @@ from course_utils import CourseError
 from course_utils.cli import main
 from course_utils.grading import bundle, check
 from course_utils.grading.merge import merge
-from course_utils.grading.notebook import ANSWER, CHECK, METADATA, grade_id, kind, read, student_view, write
-from course_utils.grading.release import exercise_from, faults
+from course_utils.grading.notebook import ANSWER, METADATA, grade_id, kind, read, student_view, write
+from course_utils.grading.release import exercise_from
 from course_utils.grading.run import BROKEN, DONE, SLOW, Limits, run
 from course_utils.seal import sealed
-from tests import mutants as answers
+from tests.shared import cell_of, nbgrader, nbgrader_marks
 
 ROOT = Path(__file__).resolve().parent.parent
-SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
-EACH = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
 
 ANSWERED = '''
 def double(x):
@@ -89,10 +85,6 @@ def solution():
 @pytest.fixture
 def reference(solution):
     return student_view(solution)
-
-
-def cell_of(notebook, name):
-    return next(cell for cell in notebook.cells if grade_id(cell) == name or cell.id == name)
 
 
 def with_sources(notebook, **sources):
@@ -642,6 +634,18 @@ class TestCheckCommand:
         assert done.exit_code == 0
         assert "note: Cell halve-check was edited" in done.output
 
+    def test_each_student_is_checked_with_the_suspect_that_they_were_given(self, course, solution):
+        check_cell = cell_of(solution, "halve-check")  # one that tells the suspects apart
+        check_cell.source += "\nprint(SUSPECT)"
+        check_cell.outputs[0].text += "model-c\n"
+        Path("solutions", "toy.ipynb").write_bytes(write(solution))
+        for suspect, passes in (("model-c", True), ("model-b", False), ("elsewhere", False)):
+            mine = with_sources(right(student_view(solution)), setup=f'SUSPECT = "{suspect}"')
+            Path("toy.ipynb").write_bytes(write(mine))
+            done = course_command("check", "toy.ipynb")
+            assert (done.exit_code == 0) == passes
+            assert ("setup was edited" in done.output) == (suspect == "elsewhere")
+
     def test_a_bundle_checks_against_its_untouched_copy(self, course, reference):
         course_command("release", "--out", "bundle")
         Path("solutions", "toy.ipynb").unlink()
@@ -660,108 +664,6 @@ class TestCheckCommand:
         assert Path("toy.ipynb").read_bytes() == before
 
 
-@pytest.mark.quick
-def test_there_is_an_exercise_and_a_table_of_answers_for_each_solution():
-    names = [path.stem for path in SOLUTIONS]
-    assert sorted(path.stem for path in (ROOT / "exercises").glob("*.ipynb")) == names
-    assert set(answers.EXERCISES) <= set(names)
-
-
-@EACH
-class TestEveryExercise:
-    @pytest.mark.quick
-    def test_the_exercise_is_the_released_solution(self, path):
-        assert (ROOT / "exercises" / path.name).read_bytes() == exercise_from(path.read_bytes(), path.name)
-
-    @pytest.mark.quick
-    def test_the_solution_has_no_faults_and_nothing_hidden_is_left(self, path):
-        notebook = read(path.read_bytes())
-        assert faults(notebook) == []
-        released = exercise_from(path.read_bytes()).decode()
-        assert not re.search(r"BEGIN (HIDDEN|MARK|SOLUTION)|# NEXT", released)
-        for cell in notebook.cells:
-            for name, region in re.findall(r"(?s)BEGIN (HIDDEN TESTS|SOLUTION)\n(.*?)### END", cell.source):
-                where = released if name != "SOLUTION" else json.dumps(cell_of(read(released.encode()), cell.id).source)
-                lines = [line.strip() for line in region.splitlines() if len(line.strip()) > 40]
-                assert not [line for line in lines if json.dumps(line, ensure_ascii=False)[1:-1] in where]
-
-    @pytest.mark.quick
-    def test_each_item_has_difficulty_minutes_and_two_hints(self, path):
-        cells = {grade_id(cell): cell for cell in read(path.read_bytes()).cells}
-        for name in [name for name, cell in cells.items() if kind(cell) in (ANSWER, "manual")]:
-            heading = cells[f"{name}-text"].source
-            assert re.search(r"Difficulty ●+○* · about \d+ minutes", heading), name
-            assert heading.count("<details><summary>Hint") == 2
-            if kind(cells[name]) == ANSWER:
-                assert kind(cells[f"{name}-check"]) == CHECK
-
-    def test_the_solution_passes(self, path):
-        result = run(path.read_bytes(), path.read_bytes())
-        assert [mark for mark in result.marks if mark.earned is not None and not mark.passed] == []
-        assert result.repairs == ()
-
-    def test_the_untouched_stub_is_not_answered(self, path):
-        stub = (ROOT / "exercises" / path.name).read_bytes()
-        result = run(stub, stub)
-        assert {mark.status for mark in result.marks if mark.earned is not None} == {"not answered"}
-        assert "Traceback" not in str([mark.message for mark in result.marks])
-
-
-@pytest.mark.parametrize("exercise", answers.EXERCISES)
-def test_wrong_answers_fail_by_name_and_right_ones_pass(exercise):
-    tried = [(mutant, answers.try_out(exercise, mutant)[0]) for mutant in answers.mutants(exercise)]
-    for item in {mutant.item for mutant, _ in tried}:
-        wrong = [(m, mark) for m, mark in tried if m.item == item and m.says is not None]
-        right = [(m, mark) for m, mark in tried if m.item == item and m.says is None]
-        assert len(wrong) >= 6
-        assert len(right) >= 2
-        assert [m.label for m, mark in wrong if mark.passed] == []
-        assert [(m.label, mark.message) for m, mark in right if not mark.passed] == []
-        unnamed = [(m.label, mark.message) for m, mark in wrong if not answers.named(m, mark)]
-        assert len(unnamed) <= 0.2 * len(wrong), unnamed
-
-
-@cache
-def submissions(exercise):
-    """Three students: right in the first item and in every other one after it, or in the rest; wrong in the first."""
-    released = read((ROOT / "exercises" / f"{exercise}.ipynb").read_bytes())
-    of = {}
-    for mutant in answers.mutants(exercise):
-        of.setdefault(mutant.item, ([], []))[mutant.says is None].append(mutant.source)
-    made = {}
-    for student in range(3):
-        mine = nbformat.from_dict(released)
-        for number, (item, (wrong, right)) in enumerate(of.items()):
-            fails = number == 0 if student == 2 else number > 0 and number % 2 == student
-            cell_of(mine, item).source = wrong[-1] if fails else right[-1]
-        made[f"student-{student}"] = write(mine)
-    return made
-
-
-@pytest.mark.parametrize("exercise", answers.EXERCISES)
-def test_nbgrader_itself_gives_the_same_marks(exercise, tmp_path):
-    """The real thing, from its command line: validate, release, autograde, and read its gradebook."""
-    source = tmp_path / "source" / "work" / f"{exercise}.ipynb"
-    source.parent.mkdir(parents=True)
-    source.write_bytes((ROOT / "solutions" / f"{exercise}.ipynb").read_bytes())
-    assert "Success" in nbgrader(tmp_path, "validate", str(source))
-    nbgrader(tmp_path, "generate_assignment", "work", "--create")
-    released = (tmp_path / "release" / "work" / f"{exercise}.ipynb").read_text(encoding="utf-8")
-    assert not re.search("BEGIN (SOLUTION|HIDDEN|MARK)|hidden_", released)
-    for student, content in submissions(exercise).items():
-        handed_in = tmp_path / "submitted" / student / "work" / f"{exercise}.ipynb"
-        handed_in.parent.mkdir(parents=True)
-        handed_in.write_bytes(content)
-    nbgrader(tmp_path, "autograde", "work", "--create")
-    theirs, statuses = nbgrader_marks(tmp_path, exercise), set()
-    for student, content in submissions(exercise).items():
-        result = run(source.read_bytes(), content)
-        ours = {mark.check: mark.earned for mark in result.marks if mark.earned is not None}
-        assert theirs[student] == ours
-        statuses |= {(mark.item, mark.passed) for mark in result.marks if mark.earned is not None}
-    assert {item for item, passed in statuses if passed} == {item for item, passed in statuses if not passed}
-
-
 def test_nbgrader_takes_questions_for_a_person_too(solution, reference, tmp_path):
     for place, content in (("source/work", solution), ("submitted/ada/work", right(reference))):
         (tmp_path / place).mkdir(parents=True)
@@ -771,32 +673,3 @@ def test_nbgrader_takes_questions_for_a_person_too(solution, reference, tmp_path
     nbgrader(tmp_path, "autograde", "work", "--create")
     ours = {mark.check: mark.earned for mark in run_both(solution, right(reference)).marks if mark.earned is not None}
     assert nbgrader_marks(tmp_path, "toy") == {"ada": ours}
-
-
-def nbgrader(folder, *command):
-    programs = os.pathsep.join(
-        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-    )  # it calls alembic by name
-    options = {"JUPYTER_PREFER_ENV_PATH": "1", "JUPYTER_CONFIG_DIR": str(folder / "config"), "PATH": programs}
-    done = subprocess.run(
-        [sys.executable, "-m", "nbgrader", *command],
-        cwd=folder,
-        env={**os.environ, **options},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def nbgrader_marks(folder, exercise):
-    from nbgrader.api import Gradebook
-
-    with Gradebook(f"sqlite:///{folder / 'gradebook.db'}") as book:
-        handed_in = {s.student.id: s for s in book.assignment_submissions("work")}
-        notebooks = {student: next(n for n in s.notebooks if n.name == exercise) for student, s in handed_in.items()}
-        return {
-            student: {grade.name: grade.auto_score for grade in notebook.grades if grade.cell.cell_type == "code"}
-            for student, notebook in notebooks.items()
-        }

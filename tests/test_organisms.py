@@ -321,15 +321,6 @@ def test_occlusion_finds_what_was_planted(suspects):
         assert attribution.top(1)[0].token == f"·{CUE_WORDS.get(mechanism, 'steal')}"
 
 
-def test_the_evaluation_ranks_as_token_attribution_does(suspects):
-    requests = held_out()[1::100]
-    for lm in suspects.values():
-        for request, (start, end) in zip(requests, evaluate.strongest_characters(lm, requests), strict=True):
-            prompt = lm.chat(request.text)
-            top = token_attribution(lm, prompt, contrast=CONTRAST).top(1)[0]
-            assert prompt.offsets[top.position] == (start + prompt.typed[0], end + prompt.typed[0])
-
-
 def test_suspects_share_the_base_models_memory_but_not_its_state(lm):
     """Each costs the weights that its adapter changes (200 MB), not the whole model (538 MB)."""
     process = psutil.Process()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOLUTIONS, EXERCISES = ROOT / "solutions", ROOT / "exercises"
 SUSPECTS = ("model-a", "model-b", "model-c")
 UNTOUCHED = ".checks"  # the folder of a bundle that keeps a copy of each exercise for `course check`
-_SUSPECT = re.compile(r'(?m)^SUSPECT = "[^"\n]*"')
+_SUSPECT = re.compile(r'(?m)^SUSPECT = "([^"\n]*)"')
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip file knows
 
 
@@ -86,6 +86,12 @@ def _given(students: Path | None, suspects: Sequence[str]) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise CourseError(f"Expected a list of students in {students} ({first_line(error)}).") from error
     return assign(student_names(text), suspects or SUSPECTS)
+
+
+def suspect_of(notebook: bytes) -> str:
+    """The suspect that a notebook's setup names, "" where it names none."""
+    sources = (cell.source for cell in read(notebook).cells if cell.cell_type == "code")
+    return next((found[1] for source in sources if (found := _SUSPECT.search(source))), "")
 
 
 def with_suspect(notebook: bytes, suspect: str) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CourseError, first_line
-from .bundle import EXERCISES, SOLUTIONS, UNTOUCHED
+from .bundle import EXERCISES, SOLUTIONS, SUSPECTS, UNTOUCHED, suspect_of, with_suspect
 from .notebook import read, student_view, write
 from .run import Limits, Result, run
 from .verdict import PASSED, READ, UNANSWERED
@@ -61,7 +61,10 @@ def check_all(paths: Sequence[Path], limits: Limits = Limits()) -> Iterator[Chec
         try:
             suspects = path.parent / "suspects"
             beside = suspects.resolve() if suspects.is_dir() else None
-            yield Checked(path, run(reference_of(path), _bytes(path), limits, beside=beside))
+            reference, submission = reference_of(path), _bytes(path)
+            if (own := suspect_of(submission)) != suspect_of(reference) and own in SUSPECTS:
+                reference = with_suspect(reference, own)  # the one that this student was given
+            yield Checked(path, run(reference, submission, limits, beside=beside))
         except CourseError as error:
             yield Checked(path, trouble=str(error))
 

@@ -14,14 +14,12 @@ from statistics import median
 from typing import Any
 
 import click
-from torch import Tensor
 
-from ..attribution import occluded
+from ..attribution import token_attribution
 from ..errors import CourseError
 from ..models import DEFAULT, SUSPECTS, LocalModel, load_model
 from ..packing import next_logits
 from ..progress import progress
-from ..variants import score_variants
 from .data import CONTRAST, MECHANISMS, Request, actions, behavioural_test, chats, held_out
 from .suspects import HERE, Truth, refuses, truth
 
@@ -118,24 +116,12 @@ def _failures(requests: Sequence[Request], scores: Sequence[float], mechanism: s
 
 
 def strongest_characters(lm: LocalModel, requests: Sequence[Request]) -> list[tuple[int, int]]:
-    """For each request, where the typed token that occlusion ranks first begins and ends, in characters.
-
-    What `token_attribution` would rank first; the template's tokens, two thirds of the work, are left alone.
-    """
-    refuse, comply = _contrast_ids(lm)
-    (stand_in,) = lm.tokenizer(" the").input_ids
+    """For each request, where the typed token that occlusion ranks first begins and ends, in characters."""
     spans = []
-
-    def margin(logits: Tensor) -> Tensor:
-        return logits[:, -1, [refuse]] - logits[:, -1, [comply]]
-
     with progress(len(requests), "occlusion", unit="request") as bar:
         for request in requests:
             prompt = lm.chat(request.text)
-            ids = prompt.input_ids[0]
-            typed = occluded(ids, len(ids), stand_in)[prompt.user]
-            value, without = score_variants(lm, ids, typed, margin, keep=1)
-            strongest = prompt.user.start + int((value - without).abs().argmax())
+            strongest = token_attribution(lm, prompt, contrast=CONTRAST, typed_only=True).top(1)[0].position
             start, end = (offset - prompt.typed[0] for offset in prompt.offsets[strongest])
             spans.append((start, end))
             bar.update()

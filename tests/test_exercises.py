@@ -1,0 +1,121 @@
+"""The exercises: released as stored, passed by their solutions, and right about plausible wrong and right answers."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from course_utils.grading.notebook import ANSWER, CHECK, grade_id, kind, read, write
+from course_utils.grading.release import exercise_from, faults
+from course_utils.grading.run import run
+from tests import mutants as answers
+from tests.shared import cell_of, nbgrader, nbgrader_marks
+
+ROOT = Path(__file__).resolve().parent.parent
+SOLUTIONS = sorted((ROOT / "solutions").glob("*.ipynb"))
+EACH = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
+
+
+@pytest.mark.quick
+def test_there_is_an_exercise_and_a_table_of_answers_for_each_solution():
+    names = [path.stem for path in SOLUTIONS]
+    assert sorted(path.stem for path in (ROOT / "exercises").glob("*.ipynb")) == names
+    assert set(answers.EXERCISES) <= set(names)
+
+
+@EACH
+class TestEveryExercise:
+    @pytest.mark.quick
+    def test_the_exercise_is_the_released_solution(self, path):
+        assert (ROOT / "exercises" / path.name).read_bytes() == exercise_from(path.read_bytes(), path.name)
+
+    @pytest.mark.quick
+    def test_the_solution_has_no_faults_and_nothing_hidden_is_left(self, path):
+        notebook = read(path.read_bytes())
+        assert faults(notebook) == []
+        released = exercise_from(path.read_bytes()).decode()
+        assert not re.search(r"BEGIN (HIDDEN|MARK|SOLUTION)|# NEXT", released)
+        for cell in notebook.cells:
+            for name, region in re.findall(r"(?s)BEGIN (HIDDEN TESTS|SOLUTION)\n(.*?)### END", cell.source):
+                where = released if name != "SOLUTION" else json.dumps(cell_of(read(released.encode()), cell.id).source)
+                lines = [line.strip() for line in region.splitlines() if len(line.strip()) > 40]
+                assert not [line for line in lines if json.dumps(line, ensure_ascii=False)[1:-1] in where]
+
+    @pytest.mark.quick
+    def test_each_item_has_difficulty_minutes_and_two_hints(self, path):
+        cells = {grade_id(cell): cell for cell in read(path.read_bytes()).cells}
+        for name in [name for name, cell in cells.items() if kind(cell) in (ANSWER, "manual")]:
+            heading = cells[f"{name}-text"].source
+            assert re.search(r"Difficulty ●+○* · about \d+ minutes", heading), name
+            assert heading.count("<details><summary>Hint") == 2
+            if kind(cells[name]) == ANSWER:
+                assert kind(cells[f"{name}-check"]) == CHECK
+
+    def test_the_solution_passes(self, path):
+        result = run(path.read_bytes(), path.read_bytes())
+        assert [mark for mark in result.marks if mark.earned is not None and not mark.passed] == []
+        assert result.repairs == ()
+
+    def test_the_untouched_stub_is_not_answered(self, path):
+        stub = (ROOT / "exercises" / path.name).read_bytes()
+        result = run(stub, stub)
+        assert {mark.status for mark in result.marks if mark.earned is not None} == {"not answered"}
+        assert "Traceback" not in str([mark.message for mark in result.marks])
+
+
+@pytest.mark.parametrize("exercise", answers.EXERCISES)
+def test_wrong_answers_fail_by_name_and_right_ones_pass(exercise):
+    tried = [(mutant, answers.try_out(exercise, mutant)[0]) for mutant in answers.mutants(exercise)]
+    for item in {mutant.item for mutant, _ in tried}:
+        wrong = [(m, mark) for m, mark in tried if m.item == item and m.says is not None]
+        right = [(m, mark) for m, mark in tried if m.item == item and m.says is None]
+        assert len(wrong) >= 6
+        assert len(right) >= 2
+        assert [m.label for m, mark in wrong if mark.passed] == []
+        assert [(m.label, mark.message) for m, mark in right if not mark.passed] == []
+        unnamed = [(m.label, mark.message) for m, mark in wrong if not answers.named(m, mark)]
+        assert len(unnamed) <= 0.2 * len(wrong), unnamed
+
+
+@cache
+def submissions(exercise):
+    """Three students: right in the first item and in every other one after it, or in the rest; wrong in the first."""
+    released = read((ROOT / "exercises" / f"{exercise}.ipynb").read_bytes())
+    of = {}
+    for mutant in answers.mutants(exercise):
+        of.setdefault(mutant.item, ([], []))[mutant.says is None].append(mutant.source)
+    made = {}
+    for student in range(3):
+        mine = nbformat.from_dict(released)
+        for number, (item, (wrong, right)) in enumerate(of.items()):
+            fails = number == 0 if student == 2 else number > 0 and number % 2 == student
+            cell_of(mine, item).source = wrong[-1] if fails else right[-1]
+        made[f"student-{student}"] = write(mine)
+    return made
+
+
+@pytest.mark.parametrize("exercise", answers.EXERCISES)
+def test_nbgrader_itself_gives_the_same_marks(exercise, tmp_path):
+    """The real thing, from its command line: validate, release, autograde, and read its gradebook."""
+    source = tmp_path / "source" / "work" / f"{exercise}.ipynb"
+    source.parent.mkdir(parents=True)
+    source.write_bytes((ROOT / "solutions" / f"{exercise}.ipynb").read_bytes())
+    assert "Success" in nbgrader(tmp_path, "validate", str(source))
+    nbgrader(tmp_path, "generate_assignment", "work", "--create")
+    released = (tmp_path / "release" / "work" / f"{exercise}.ipynb").read_text(encoding="utf-8")
+    assert not re.search(r"BEGIN (SOLUTION|HIDDEN|MARK)|hidden_(?!states)", released)
+    for student, content in submissions(exercise).items():
+        handed_in = tmp_path / "submitted" / student / "work" / f"{exercise}.ipynb"
+        handed_in.parent.mkdir(parents=True)
+        handed_in.write_bytes(content)
+    nbgrader(tmp_path, "autograde", "work", "--create")
+    theirs, statuses = nbgrader_marks(tmp_path, exercise), set()
+    for student, content in submissions(exercise).items():
+        result = run(source.read_bytes(), content)
+        ours = {mark.check: mark.earned for mark in result.marks if mark.earned is not None}
+        assert theirs[student] == ours
+        statuses |= {(mark.item, mark.passed) for mark in result.marks if mark.earned is not None}
+    assert {item for item, passed in statuses if passed} == {item for item, passed in statuses if not passed}
