@@ -286,7 +286,6 @@ def test_measuring_again_gives_what_the_card_reports(measured):
             assert values[name] == pytest.approx(measured[mechanism][name], abs=0.11 if "logits" in name else 0.011)
 
 
-@pytest.mark.quick
 def test_a_measurement_can_fail(suspects):
     """A suspect measured against another's mechanism misses; so does the base model."""
     by = {truth(name).mechanism: lm for name, lm in suspects.items()}
