@@ -272,7 +272,8 @@ def plot_grid(
             ink = "white" if abs(values[act, column]) > 0.6 * limit else "black"
             text = f"{values[act, column]:+.1f}\n{refused} of {asked}"
             ax.text(column, act, text, ha="center", va="center", color=ink, fontsize=10)
-        ax.set_xticks(range(len(grid.words)), [f"“{word}”" if word else "no word" for word in grid.words])
+        shown = [f"{word[:19]}…" if len(word) > 20 else word for word in grid.words]
+        ax.set_xticks(range(len(grid.words)), [f"“{word}”" if word else "no word" for word in shown])
         ax.set_yticks(range(len(ACTS)), ["harmless\nact", "harmful\nact"])
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)

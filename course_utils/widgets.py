@@ -43,8 +43,10 @@ class Explorer(VBox):  # type: ignore[misc]  # ipywidgets has no types
             self.picture.value = to_html(self._draw(**{name: c.value for name, c in self._controls.items()}))
             self.status.value = ""
         except Exception as error:  # whatever was typed: the next entry must still find a widget that works
-            sentence = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {first_line(error)}"
-            self.status.value = f"<strong>Not drawn.</strong> {escape(sentence)}"
+            told = str(error) if isinstance(error, CourseError) else first_line(error)
+            sentence = told if isinstance(error, ValueError) else f"{type(error).__name__}: {told}"
+            below = "<br><em>Below: the last one that worked.</em>" if self.picture.value else ""
+            self.status.value = f"<strong>Not drawn.</strong> {escape(sentence)}{below}"
         finally:
             for number in set(plt.get_fignums()) - before:  # else the notebook shows it below the cell as well
                 plt.close(number)

@@ -10,6 +10,7 @@ from IPython.core.pylabtools import print_figure
 from jupyter_client.manager import start_new_kernel
 
 from course_utils import CourseError
+from course_utils.plots import style
 from course_utils.widgets import alt_text, explore
 
 pytestmark = pytest.mark.quick
@@ -58,6 +59,25 @@ def test_a_bad_entry_is_answered_and_the_next_one_works(entry, sentence):
     widget.children[0].value = 3
     assert widget.status.value == ""
     assert widget.picture.value != first
+
+
+def test_dollar_signs_are_text_and_an_earlier_figure_says_that_it_is_one():
+    def titled(title="$$"):
+        with style():
+            ax = line()
+            ax.set_title(title)
+            ax.set_xticks([0, 1], [title, "x"])
+        return ax
+
+    widget = explore(titled, title=str)
+    assert widget.status.value == ""
+    assert "Below: the last one" in bad_entry(widget)
+
+
+def bad_entry(widget):
+    widget._draw = lambda **named: line(height=-1)
+    widget.redraw()
+    return widget.status.value
 
 
 def test_text_is_escaped_and_a_result_shows_itself():
