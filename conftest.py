@@ -3,6 +3,8 @@
 import os
 
 os.environ["TQDM_DISABLE"] = "1"  # a progress bar in a cell's output would differ from run to run
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processor: a thread each, also for the kernels they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_runtest_setup(item):

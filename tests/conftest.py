@@ -1,12 +1,8 @@
 """What the tests share: the real model, loaded once, and tiny random models of many architectures."""
 
-import os
 from functools import cache
 
 import pytest
-
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processor: a thread each, also for kernels they start
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from course_utils import load_model
