@@ -44,6 +44,8 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
             try:
                 message = super().get_message(stream, timeout=min(0.5, max(0.01, until - time.monotonic())))
                 self._count(stream, message)
+                if time.monotonic() - self.started > _settings["cell_seconds"]:
+                    self._look_after()  # one that goes on printing leaves no other moment for it
                 return message
             except Empty:
                 self._look_after()
@@ -51,14 +53,16 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
                     raise
 
     def _count(self, stream: str, message: Any) -> None:
-        if stream == "iopub" and message["msg_type"] in ("stream", "display_data", "execute_result"):
-            self.bytes += len(str(message["content"]))
+        if stream == "iopub":
+            said = message["content"]  # of an error without its traceback, which is long and which nobody reads here
+            self.bytes += len(str({key: said[key] for key in said if key != "traceback"}))
             if self.bytes > _settings["output_bytes"]:
                 self._end(f"printed more than {_settings['output_bytes'] // 1000} kB")
 
     def _look_after(self) -> None:
         if not self.is_alive():
-            self._end("ended the Python process it ran in")
+            why = getattr(self.km.provisioner, "why", "")  # the sandbox's, if it was that
+            self._end(why or "ended the Python process it ran in")
         lasted = time.monotonic() - self.started
         if lasted > _settings["cell_seconds"] and not self.interrupted:
             self.interrupted = True

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,23 @@ DONE, SLOW, BROKEN = "done", "timed out", "could not run"
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a run may take, in seconds, and how much a cell may print."""
+    """How long a run may take, in seconds, how much a cell may print, and what a sandbox holds.
+
+    Attributes:
+        cell_seconds: for one cell.
+        total_seconds: for the whole notebook.
+        output_bytes: what one cell may print.
+        memory_bytes: what the kernel and all that it starts may use (in a sandbox only, as what follows).
+        processes: how many processes and threads there may be at once.
+        disk_bytes: what may be written, to a disk that is in memory.
+    """
 
     cell_seconds: float = 60.0
     total_seconds: float = 300.0
     output_bytes: int = 1_000_000
+    memory_bytes: int = 4_000_000_000
+    processes: int = 512
+    disk_bytes: int = 500_000_000
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,8 @@ def run(
     *,
     kernel: str | None = None,
     beside: Path | None = None,
+    sandboxed: bool = False,
+    readable: Sequence[Path] = (),
 ) -> Result:
     """Run a submission against a reference.
 
@@ -79,13 +94,15 @@ def run(
         limits: when to stop it.
         kernel: the name of a Jupyter kernel; by default one of the Python that runs this.
         beside: a folder that is to be there, under its name, where the kernel runs.
+        sandboxed: run the learner's code in a sandbox, without network, answers or anything to write to.
+        readable: what else can be read in the sandbox: files and folders, at their own places.
 
     Raises:
-        CourseError: one of the two is no notebook.
+        CourseError: one of the two is no notebook, or there is no sandbox here and one was asked for.
     """
     began = time.perf_counter()
     merged = merge(read(reference, "the reference"), read(submission, "your notebook"))
-    status, lines, messages = _nbval(merged.notebook, limits, kernel, beside)
+    status, lines, messages = _nbval(merged.notebook, limits, kernel, beside, readable if sandboxed else None)
     cells = _outcomes(lines)
     codes = [index for index, cell in enumerate(merged.notebook.cells) if cell.cell_type == "code"]
     outcome = {codes[number]: found for number, found in cells.items() if number < len(codes)}
@@ -96,7 +113,11 @@ def run(
 
 
 def _nbval(
-    notebook: NotebookNode, limits: Limits, kernel: str | None, beside: Path | None
+    notebook: NotebookNode,
+    limits: Limits,
+    kernel: str | None,
+    beside: Path | None,
+    readable: Sequence[Path] | None,
 ) -> tuple[str, list[dict[str, Any]], list[str]]:
     """Run nbval in a process of its own; its status, what our plugin wrote down, and what it said if it failed."""
     with tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True) as folder:
@@ -110,6 +131,12 @@ def _nbval(
         report.touch()
         told = {"notebook": str(target), "report": str(report), "folder": str(inside), **vars(limits)}
         settings.write_text(json.dumps(told), encoding="utf-8")
+        environment = _environment(settings)
+        if readable is not None:
+            from . import sandbox
+
+            kernel = sandbox.NAME
+            environment |= sandbox.kernel(outside, inside, limits, readable=readable)
         which = ["--nbval-current-env"] if kernel is None else [f"--nbval-kernel-name={kernel}"]
         (outside / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         command = [
@@ -136,7 +163,7 @@ def _nbval(
             process = subprocess.Popen(  # nothing of it may outlive the limit
                 [*command, str(target)],
                 cwd=outside,
-                env=_environment(settings),
+                env=environment,
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

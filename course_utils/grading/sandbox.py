@@ -1,0 +1,189 @@
+"""Run a learner's kernel where it can do no harm: inside bubblewrap, without network, answers or anything to write to.
+
+nbval and its process stay outside and talk to the kernel over five sockets that are bound there and handed in open.
+Inside are the interpreter, the packages, this package, the system's libraries and the model cache, all read-only; a
+home and a /tmp that live in memory and end with the kernel; no other process, no network, no environment of ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import shutil
+import site
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..cache import cache_folder
+from ..errors import CourseError
+
+if TYPE_CHECKING:
+    from .run import Limits
+
+NAME = "course-sandbox"  # of the kernel and of its provisioner
+SCRATCH = ("/tmp", "/dev/shm")  # all that can be written: in memory, of limited size
+HOME = "/tmp/home"
+WORK, CONNECTION = f"{HOME}/work", f"{HOME}/.connection.json"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_OF_THE_HOST = (
+    "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/fonts", "/etc/localtime",
+    "/sys/devices/system/cpu", "/sys/devices/system/node",  # without them, torch complains on stderr
+)  # fmt: skip
+_ENVIRONMENT = ("LANG", "LC_", "TZ", "OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "TOKENIZERS_", "TQDM_", "PYTHONHASHSEED")
+_LONGEST_ADDRESS = 107  # bytes in the path of a unix socket
+# Refused, by machine: memory that no process shows (memfd_create, memfd_secret, shmget, msgget), what is not divided by
+# namespaces (keyctl, add_key, request_key), and what a learner has no use for and an attacker does (bpf, userfaultfd,
+# io_uring_setup, perf_event_open). Then the number of socket(), whose families are limited to _FAMILIES.
+_REFUSED = {
+    "x86_64": (0xC000003E, (319, 447, 29, 68, 250, 248, 249, 321, 323, 425, 298), 41),
+    "aarch64": (0xC00000B7, (279, 447, 194, 186, 219, 217, 218, 280, 282, 425, 241), 198),
+}
+_FAMILIES = (1, 2, 10, 16)  # unix, IPv4, IPv6, netlink: those that stay inside a network namespace
+
+
+@cache
+def trouble() -> str:
+    """Why no sandbox can be had here, in a sentence, or "" where it can: one is started to find out.
+
+    >>> trouble()  # doctest: +SKIP
+    'bubblewrap is not installed: apt install bubblewrap, or the same from your system.'
+    """
+    if not sys.platform.startswith("linux"):
+        return "the sandbox needs Linux (on Windows, WSL), for it is made of Linux namespaces."
+    if not _bwrap():
+        return "bubblewrap is not installed: apt install bubblewrap, or the same from your system."
+    if not entry_points(group="jupyter_client.kernel_provisioners", name=NAME):
+        return "this package was installed before it had a sandbox: pip install it again."
+    trial = [*command(_readable(()), 1 << 20), "--", sys.executable, "-c", ""]
+    try:
+        done = subprocess.run(trial, env=environment(), capture_output=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"bubblewrap does not start here ({error})."
+    said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"it ended with {done.returncode}"]
+    return f"bubblewrap does not work here ({said[-1]})." if done.returncode else ""
+
+
+def kernel(folder: Path, inside: Path, limits: Limits, *, readable: Sequence[Path] = ()) -> dict[str, str]:
+    """Write down a kernel that starts in the sandbox, and say in which environment Jupyter finds it under NAME.
+
+    Args:
+        folder: a private folder, for the kernel's description and its sockets; nothing of it is seen inside.
+        inside: a folder whose files are, read-only, where the kernel runs.
+        limits: what the kernel may use.
+        readable: files and folders that are there, read-only, at their own place.
+
+    Raises:
+        CourseError: there is no sandbox here, or the folder's path is too long for a socket.
+    """
+    if why := trouble():
+        raise CourseError(f"Expected a sandbox for the learner's code, and {why}")
+    sockets = folder / "kernel"
+    if len(os.fsencode(sockets)) + 2 > _LONGEST_ADDRESS:
+        raise CourseError(f"Expected a shorter folder for temporary files than {folder.parent}; set TMPDIR.")
+    mounts = _readable(readable) + [(str(path), f"{WORK}/{path.name}") for path in sorted(inside.iterdir())]
+    config = {"sockets": str(sockets), "mounts": mounts, "limits": vars(limits)}
+    launcher = Path(__file__).with_name("launch.py")
+    described = {
+        "argv": [sys.executable, str(launcher), "-f", CONNECTION],
+        "display_name": "Python in a sandbox",
+        "language": "python",
+        "interrupt_mode": "message",  # signals do not reach the process: it has a number of its own inside
+        "metadata": {"kernel_provisioner": {"provisioner_name": NAME, "config": config}},
+    }
+    place = folder / "jupyter" / "kernels" / NAME
+    place.mkdir(parents=True)
+    (place / "kernel.json").write_text(json.dumps(described), encoding="utf-8")
+    return {"JUPYTER_PATH": str(folder / "jupyter")}
+
+
+def _readable(more: Sequence[Path]) -> list[tuple[str, str]]:
+    """What is seen inside, read-only: from where, and as what."""
+    packages = [Path(place) for place in [*site.getsitepackages(), *([site.USER_SITE] if site.ENABLE_USER_SITE else [])]
+                if place]  # fmt: skip
+    wanted = [*map(Path, _OF_THE_HOST), *_interpreters(), *packages, _PACKAGE, cache_folder(), *more]
+    places = [str(path.absolute()) for path in wanted if path.exists()]
+    fonts = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "matplotlib")
+    found = [(str(path), f"{HOME}/.cache/matplotlib/{path.name}") for path in fonts.glob("fontlist*.json")]
+    whole = {place for place in places if not any(Path(other) in Path(place).parents for other in [*places, *_SYSTEM])}
+    return [(place, place) for place in sorted(whole - set(_SYSTEM))] + found
+
+
+def _interpreters() -> Iterator[Path]:
+    """The folders of this Python: its environment's, and those that its links lead to."""
+    yield from (Path(sys.prefix), Path(sys.base_prefix), Path(sys.base_prefix).resolve())
+    program = Path(sys.executable)
+    while program.is_symlink():
+        program = program.parent / program.readlink()
+        if program.parent.name == "bin":
+            yield Path(os.path.normpath(program.parent.parent))
+
+
+def command(mounts: Sequence[Sequence[str]], disk_bytes: int) -> list[str]:
+    """Bubblewrap with every namespace of its own, and nothing that can be written but a /tmp of that size."""
+    told = [_bwrap(), "--unshare-all", "--unshare-user", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox"]
+    told += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
+    if "--disable-userns" in _options():
+        told.append("--disable-userns")
+    for place in map(Path, _SYSTEM):
+        if place.is_symlink():
+            told += ["--symlink", str(place.readlink()), str(place)]
+        elif place.is_dir():
+            told += ["--ro-bind", str(place), str(place)]
+    for scratch in SCRATCH:
+        told += ["--size", str(disk_bytes), "--tmpfs", scratch]
+    told += ["--dir", HOME, "--dir", WORK]
+    for source, target in mounts:
+        told += ["--ro-bind", source, target]
+    closed = ("/proc", "/dev", "/")  # a root outside could write to /proc/sys even without any capability
+    return [*told, *(word for place in closed for word in ("--remount-ro", place)), "--chdir", WORK]
+
+
+def _bwrap() -> str:
+    return shutil.which("bwrap") or ""
+
+
+@cache
+def _options() -> str:
+    return subprocess.run([_bwrap(), "--help"], capture_output=True, text=True, check=False).stdout
+
+
+def environment() -> dict[str, str]:
+    """What the kernel knows of the environment: language, threads, its own places."""
+    kept = {key: value for key, value in os.environ.items() if key.startswith(_ENVIRONMENT)}
+    programs = [str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"]
+    return kept | {
+        "PATH": os.pathsep.join(programs),
+        "PYTHONPATH": str(_PACKAGE.parent),
+        "HOME": HOME,
+        "LOGNAME": "learner",  # nobody has an account inside
+        "USER": "learner",
+        "IPYTHONDIR": f"{HOME}/.ipython",
+        "COURSE_CACHE": str(cache_folder().absolute()),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def refusals() -> bytes:
+    """A filter of system calls for bubblewrap's `--seccomp`, as the kernel's classic BPF; b"" on other machines."""
+    if platform.machine() not in _REFUSED or sys.maxsize < 1 << 32:
+        return b""
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    number, architecture, argument = 0, 4, 16  # places in seccomp_data
+    machine, calls, sockets = _REFUSED[platform.machine()]
+    body = [(at_least, 0x40000000)] + [(equal, call) for call in calls]  # from there on: x86's other set of numbers
+    refused = len(body) + 2 + len(_FAMILIES)  # where it says no, counted from after the three opening instructions
+    code = [(load, 0, 0, architecture), (equal, 0, refused + 1, machine), (load, 0, 0, number)]
+    code += [(what, refused - place - 1, 0, value) for place, (what, value) in enumerate(body)]
+    code += [(equal, 0, len(_FAMILIES) + 2, sockets), (load, 0, 0, argument)]
+    code += [(equal, len(_FAMILIES) - place, 0, family) for place, family in enumerate(_FAMILIES)]
+    code += [(give, 0, 0, 0x00050000 | errno.EPERM), (give, 0, 0, 0x7FFF0000)]
+    return b"".join(struct.pack("=HBBI", *each) for each in code)

@@ -1,0 +1,513 @@
+"""The sandbox against those who try: what a learner's code may do to a run, and what it can see, reach and leave."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import uuid
+from pathlib import Path
+
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+import course_utils
+from course_utils import CourseError
+from course_utils.cache import cache_folder
+from course_utils.grading import sandbox
+from course_utils.grading.notebook import METADATA, read, student_view, write
+from course_utils.grading.run import DONE, SLOW, Limits, run
+from course_utils.seal import sealed
+from tests.shared import cell_of
+from tests.test_grading import ANSWERED, ANSWERED_TOO, marked, messages, outcomes, right, with_sources
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or shutil.which("bwrap") is None,
+    reason="bubblewrap is not here: apt install bubblewrap",
+)
+SECRET = "a74b1c55-this-is-nobodys-business"
+SMALL = Limits(
+    cell_seconds=2,
+    total_seconds=30,
+    output_bytes=200_000,
+    memory_bytes=400_000_000,
+    processes=80,
+    disk_bytes=50_000_000,
+)
+HIDDEN = f"""### BEGIN HIDDEN TESTS
+from course_utils.seal import sealed  # {SECRET}
+print(double(4567), sealed(str(double(21))))
+### END HIDDEN TESTS"""
+
+
+@pytest.fixture(scope="module")
+def solution():
+    """Two items, of which the first is checked openly and in secret."""
+    hidden = f"9134 {sealed('42')}\n"
+    cells = [
+        marked(new_code_cell, "double", ANSWERED, "", solution=True),
+        marked(new_code_cell, "double-check", "print(double(1.5), double(-4))", "3.0 -8\n", grade=True, points=2),
+        marked(new_code_cell, "double-hidden", HIDDEN, hidden, grade=True, points=1),
+        marked(new_code_cell, "halve", ANSWERED_TOO, "", solution=True),
+        marked(new_code_cell, "halve-check", "print(halve(3), halve(-5))", "1.5 -2.5\n", grade=True, points=2),
+    ]
+    return read(write(new_notebook(cells=cells, metadata=METADATA)))
+
+
+@pytest.fixture(scope="module")
+def around(tmp_path_factory):
+    """What lies around a run that nobody inside may see, and a folder for temporary files that must end up empty."""
+    folder = tmp_path_factory.mktemp("s")
+    for name in ("solutions/toy.ipynb", "submitted/ben/toy.ipynb", "gradebook.db", "t/other-run/settings"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(SECRET, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder / "t"))
+        patch.setenv("COURSE_SECRET", SECRET)
+        patch.setenv("TQDM_MARK", str(uuid.uuid4()))  # passed on, and so found in all that a run starts
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture
+def inside(around, solution):
+    """Run a submission in the sandbox; afterwards nothing runs and nothing lies about."""
+    yield lambda mine, limits=SMALL, **options: run(write(solution), write(mine), limits, sandboxed=True, **options)
+    assert started() == []
+    assert [path.name for path in (around / "t").iterdir()] == ["other-run"]
+
+
+def started():
+    """The processes, other than this one, that come from this module's runs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("TQDM_MARK") == os.environ["TQDM_MARK"]:
+                found.append(process.cmdline())
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture
+def mine(solution):
+    return right(student_view(solution))
+
+
+def test_it_works_here():
+    assert sandbox.trouble() == ""
+
+
+def test_an_honest_submission_gets_the_same_inside_and_outside(around, solution, mine, inside):
+    mine.cells.append(new_code_cell("import glob\nopen('own', 'w').close()\nprint(glob.glob('*'), 1 / 3)\n[][0]"))
+    outside = run(write(solution), write(mine), SMALL)
+    result = inside(mine)
+    assert result.passed
+    assert [(mark.check, mark.earned, mark.message) for mark in result.marks] == [
+        (mark.check, mark.earned, mark.message) for mark in outside.marks
+    ]
+    assert result.notebook == outside.notebook
+    assert "['own'] 0.333" in text_of(result, mine.cells[-1].id)
+
+
+def text_of(result, name):
+    cell = cell_of(read(result.notebook), name)
+    return "".join(str(output.get("text") or output.get("evalue") or "") for output in cell.outputs)
+
+
+class TestWhatEndsOrSurvives:
+    @pytest.mark.parametrize(
+        ("code", "statuses", "told"),
+        [
+            ("while True: pass", "failed,failed,passed", "your cell does not run: KeyboardInterrupt"),
+            (
+                """
+                import time
+                kernel = get_ipython().kernel
+                parent = kernel.get_parent("shell")  # answered at once, so that only its output is waited for
+                kernel.session.send(kernel.shell_stream, "execute_reply", {"status": "ok"}, parent=parent,
+                                    ident=parent["header"]["session"].encode())
+                while True:
+                    try:
+                        print("still here", flush=True)
+                        time.sleep(0.05)
+                    except BaseException: pass
+                """,
+                "not run,not run,not run",
+                "not run: double took more than 2 s and would not be interrupted",
+            ),
+            ("import os; os._exit(3)", "not run,not run,not run", "not run: double ended the Python process"),
+            (
+                "import os, signal\ndef double(x): os.kill(os.getpid(), signal.SIGKILL)",
+                "failed,not run,not run",
+                "your code ended the Python process",
+            ),
+            (
+                "import os\nwhile True: os.fork()",
+                "not run,not run,not run",
+                "not run: double started more than 80 processes",
+            ),
+            (
+                """
+                import threading, time
+                threading.stack_size(1 << 16)
+                for i in range(120): threading.Thread(target=time.sleep, args=(100,)).start()
+                time.sleep(5)
+                """,
+                "not run,not run,not run",
+                "not run: double started more than 80 processes and threads",
+            ),
+            (
+                """
+                import os, time, numpy
+                for i in range(4):
+                    if not os.fork():
+                        whole = numpy.ones(15_000_000)
+                        time.sleep(100)
+                time.sleep(100)
+                """,
+                "not run,not run,not run",
+                "not run: double used more than 0.4 GB of memory",
+            ),
+            (
+                "import os\nfor i in range(10**7): os.close(os.open(f'f{i}', os.O_CREAT))",
+                "not run,not run,not run",
+                "not run: double made more than 50000 files",
+            ),
+            (
+                "for i in range(10**6): print('flood' * 100)",
+                "not run,not run,not run",
+                "not run: double printed more than",
+            ),
+            ("print('x' * 10**7)", "not run,not run,not run", "not run: double printed more than"),
+            (
+                "import subprocess\nfor i in range(3): subprocess.Popen(['sleep', '100'], start_new_session=True)\n"
+                "def double(x): return 2 * x",
+                "passed,passed,passed",
+                "",
+            ),
+        ],
+        ids=["loop", "swallows", "exit", "kill", "forks", "threads", "memory", "files", "flood", "message", "children"],
+    )
+    def test_blame_is_on_the_cell(self, mine, inside, code, statuses, told):
+        began = time.monotonic()
+        result = inside(with_sources(mine, double=textwrap.dedent(code)))
+        assert time.monotonic() - began < 25
+        assert result.status == DONE
+        assert list(outcomes(result).values()) == statuses.split(","), messages(result)
+        assert told in messages(result)["double-check"]
+
+    def test_the_whole_has_a_limit_and_all_that_a_cell_started_ends_with_it(self, mine, inside):
+        code = """
+            import os, subprocess, time
+            for i in range(3):
+                subprocess.Popen(["sleep", "100"], start_new_session=True)
+            while True:
+                try: time.sleep(100)
+                except BaseException: pass
+        """
+        result = inside(with_sources(mine, halve=textwrap.dedent(code)), Limits(60, 6))
+        assert result.status == SLOW
+        assert list(outcomes(result).values()) == ["passed", "passed", "not run"]
+        assert messages(result)["halve-check"] == "not run: halve took too long"
+
+    def test_a_grader_that_is_killed_takes_the_kernel_along(self, around, solution, mine):
+        code = "import subprocess\nsubprocess.run(['sleep', '100'])"
+        for name, notebook in (("a", solution), ("b", with_sources(mine, double=code))):
+            (around / name).write_bytes(write(notebook))
+        grade = (
+            "import sys; from pathlib import Path; from course_utils.grading.run import *\n"
+            "run(Path('a').read_bytes(), Path('b').read_bytes(), sandboxed=True)"
+        )
+        with subprocess.Popen([sys.executable, "-c", grade], env={**os.environ, "TMPDIR": str(around / "t")}) as grader:
+            wait_until(lambda: ["sleep", "100"] in started())
+            for process in psutil.Process(grader.pid).children():  # nbval's
+                process.kill()
+        wait_until(lambda: not started())
+        assert [path.name for path in (around / "t").iterdir()] == ["other-run"]
+
+
+def wait_until(true, seconds=20):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+# What is tried, and what comes of it. Each is harmless where the sandbox fails: it opens, and does not write.
+PROBES = {
+    "exits": ("import sys; sys.exit(3)", "3"),
+    "recursion": ("def again(): again()\nagain()", "maximum recursion depth exceeded"),
+    "asks": ("input('What is the answer?')", "does not support input requests"),
+    "allocates": ("import numpy; numpy.ones(10**9)", "Unable to allocate 7.45 GiB"),
+    "fills": (
+        """
+        import errno, os
+        for place in ("/tmp/big", "/dev/shm/big", "big"):
+            file = os.open(place, os.O_WRONLY | os.O_CREAT)
+            try:
+                for i in range(1000): os.write(file, bytes(10**6))
+            except OSError as error: print(error.errno in (errno.EFBIG, errno.ENOSPC))
+            os.close(file)
+            print(os.stat(place).st_size <= 50_003_968, os.unlink(place))
+        """,
+        "True\nTrue None\n" * 3,
+    ),
+    "fills_by_pieces": (
+        """
+        import os
+        for i in range(20):
+            try: open(f"/tmp/piece-{i}", "wb").write(bytes(5 * 10**6))
+            except OSError as error: print(error.strerror, i >= 9); break
+        for name in os.listdir("/tmp"):
+            if name.startswith("piece"): os.unlink("/tmp/" + name)
+        """,
+        "No space left on device True",
+    ),
+    "network": (
+        """
+        import socket
+        for where in (("1.1.1.1", 53), ("127.0.0.1", PORT), ("pypi.org", 443)):
+            try: socket.create_connection(where, timeout=2); print("reached", where)
+            except OSError as error: print("no")
+        for family in (socket.AF_VSOCK, socket.AF_PACKET, socket.AF_ALG):
+            try: socket.socket(family); print("opened", family)
+            except OSError: print("no")
+        try: socket.socket(socket.AF_UNIX).connect("\\0ABSTRACT"); print("reached the host")
+        except OSError: print("no")
+        print([name for _, name in socket.if_nameindex()])
+        """,
+        "no\n" * 7 + "['lo']\n",
+    ),
+    "searches": (
+        """
+        import os, sys
+        skip = ("/proc", "/sys", "/usr", "/dev", sys.prefix, sys.base_prefix, "CACHE")
+        seen = []
+        for folder, inner, files in os.walk("/"):
+            inner[:] = [name for name in inner if os.path.join(folder, name) not in skip]
+            for path in (os.path.join(folder, name) for name in files):
+                try: content = open(path, "rb").read(10**6)
+                except OSError: continue
+                if path.endswith(".ipynb") or b"SEC" b"RET" in content: seen.append(path)
+        beside = ["COURSE/../" + name for name in ("solutions", "exercises", "tests", "pyproject.toml", ".git")]
+        print(seen, [path for path in ["AROUND", *beside] if os.path.exists(path)], os.listdir("COURSE/.."))
+        """,
+        "[] [] ['course_utils']",
+    ),
+    "processes": (
+        """
+        import glob, os
+        print(sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) == [1, os.getpid()])
+        for path in glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/cmdline"):
+            if b"SEC" b"RET" in (text := open(path, "rb").read()) or b"COURSE_" b"GRADING" in text: print(path)
+        print([path for path in ("/proc/1/root/AROUND", "/proc/1/cwd/gradebook.db") if os.path.exists(path)])
+        """,
+        "True\n[]\n",
+    ),
+    "signals": (
+        """
+        import os, signal
+        try: os.kill(GRADER, 0); print("there is a grader")
+        except ProcessLookupError: print("nobody")
+        os.kill(os.getppid(), signal.SIGKILL)
+        print("alive")
+        """,
+        "nobody\nalive\n",
+    ),
+    "writes": (
+        """
+        import os, sys
+        for place in ("/", "/usr", "/etc", "/dev", "/root", "COURSE", "COURSE/..", "COURSE/grading", "CACHE", sys.prefix,
+                      sys.base_prefix, os.path.dirname(os.__file__), "/usr/local/bin", "/var/tmp", "/home", "/run"):
+            try: open(place + "/MARK", "w").close(); print("wrote to", place)
+            except OSError: pass
+        for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/proc/1/oom_score_adj",
+                     "COURSE/seal.py", sys.executable):
+            try: os.close(os.open(path, os.O_WRONLY)); print("could write", path)
+            except OSError: pass
+            try: os.chmod(path, os.stat(path).st_mode); print("could change", path)
+            except OSError: pass
+        print("done")
+        """,
+        "done\n",
+    ),
+    "climbs": (
+        """
+        import ctypes, subprocess
+        libc = ctypes.CDLL(None)
+        status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+        print([int(status[name], 16) for name in ("CapEff", "CapPrm", "CapBnd", "CapInh")], status["NoNewPrivs"].strip())
+        __import__("os").mkdir("own-mount")
+        print(libc.mount(b"none", b"own-mount", b"tmpfs", 0, None), libc.setuid(0))
+        print(subprocess.call("unshare -U true 2>/dev/null || unshare -m true 2>/dev/null", shell=True) != 0)
+        """,
+        "[0, 0, 0, 0] 1\n-1 -1\nTrue\n",
+    ),
+    "hides": (
+        """
+        import ctypes
+        libc = ctypes.CDLL(None)
+        print(libc.memfd_create(b"x", 0), libc.shmget(0, 1 << 20, 0o1600), libc.msgget(0, 0o1600))
+        """,
+        "-1 -1 -1\n",
+    ),
+    "environment": (
+        """
+        import os
+        print([name for name in os.environ if "SECRET" in name or "GRADING" in name or "PYTEST" in name])
+        print(os.getcwd(), os.path.expanduser("~"), os.getuid())
+        """,
+        "[]\n/tmp/home/work /tmp/home 1000\n",
+    ),
+    "lives": ("print(6 * 7)", "42\n"),
+}
+
+
+@pytest.fixture(scope="module")
+def tried(around, solution):
+    """The outcome of all of them, one after another, in one submission with right answers."""
+    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
+        tcp.bind(("127.0.0.1", 0))
+        tcp.listen()
+        abstract = uuid.uuid4().hex
+        unix.bind("\0" + abstract)
+        unix.listen()
+        words = {
+            "PORT": str(tcp.getsockname()[1]),
+            "ABSTRACT": abstract,
+            'b"SEC" b"RET"': f"b{SECRET[:9]!r} b{SECRET[9:]!r}",  # the probe itself is not what it looks for
+            "AROUND": str(around),
+            "COURSE/": f"{Path(course_utils.__file__).parent}/",
+            "COURSE": str(Path(course_utils.__file__).parent),
+            "CACHE": str(cache_folder()),
+            "GRADER": str(os.getpid()),
+            "MARK": "course-sandbox-probe",
+        }
+        cells = []
+        for name, (code, _) in PROBES.items():
+            cells.append(new_code_cell(_with(textwrap.dedent(code), words), id=name))
+        mine = right(student_view(solution))
+        mine.cells[:0] = cells
+        yield run(write(solution), write(mine), Limits(**{**vars(SMALL), "cell_seconds": 20}), sandboxed=True)
+
+
+class TestWhatIsTriedInside:
+    @pytest.mark.parametrize("name", PROBES)
+    def test_comes_to_nothing(self, tried, name):
+        assert PROBES[name][1] in text_of(tried, name)
+        if PROBES[name][1].endswith("\n"):
+            assert PROBES[name][1] == text_of(tried, name)
+
+    def test_and_the_kernel_lives_through_it_all(self, tried, around):
+        assert tried.passed, messages(tried)
+        assert not started()
+        assert [path.name for path in (around / "t").iterdir()] == ["other-run"]
+        for place in (
+            "/",
+            "/usr",
+            "/dev",
+            sys.prefix,
+            sys.base_prefix,
+            *Path(course_utils.__file__).parents,
+            cache_folder(),
+        ):
+            assert not Path(place, "course-sandbox-probe").exists()
+
+
+def _with(code, words):
+    for word, value in words.items():
+        code = code.replace(word, value)
+    return code
+
+
+CHEATS = {
+    "errors are not shown": """
+        from IPython.core.interactiveshell import InteractiveShell
+        InteractiveShell.showtraceback = lambda *a, **k: None
+        """,
+    "print says what it has heard": """
+        import builtins, sys
+        heard = print
+        builtins.print = lambda *a, **k: heard("3.0 -8" if len(a) == 2 and not isinstance(a[1], str) else "9134")
+        double = lambda x: 1
+        """,
+    "the package is another": """
+        import sys, types
+        fake = types.ModuleType("course_utils.seal")
+        class Same(str):
+            def __eq__(self, other): return True
+            __hash__ = str.__hash__
+        fake.sealed = lambda text: Same("anything")
+        sys.modules["course_utils.seal"] = fake
+        double = lambda x: 4567 + 4567 if x == 4567 else 0
+        """,
+    "outputs are sent by hand": """
+        shell = get_ipython()
+        kernel = shell.kernel
+        def send(info):
+            kernel.session.send(kernel.iopub_socket, "stream", {"name": "stdout", "text": "9134\\n"},
+                                parent=kernel.get_parent("shell"))
+            kernel.session.send(kernel.iopub_socket, "status", {"execution_state": "idle"}, parent=kernel.get_parent("shell"))
+        shell.events.register("pre_run_cell", send)
+        shell.display_pub.publish = shell.displayhook.__class__.__call__ = lambda *a, **k: None
+        """,
+    "checks are rewritten before they run": """
+        import ast
+        class Rewritten(ast.NodeTransformer):
+            def visit_Call(self, node): return ast.Constant(value=None)
+        get_ipython().ast_transformers.append(Rewritten())
+        """,
+}
+
+
+@pytest.mark.parametrize("code", CHEATS.values(), ids=CHEATS)
+def test_no_cheat_gains_a_mark_that_is_checked_in_secret(mine, inside, code):
+    result = inside(with_sources(mine, double=textwrap.dedent(code)))
+    assert result.status == DONE
+    assert outcomes(result)["double-hidden"] == "failed"
+    assert {mark.check: mark.earned for mark in result.marks}["double-hidden"] == 0
+
+
+class TestWithoutASandbox:
+    @pytest.fixture(autouse=True)
+    def afresh(self):
+        sandbox.trouble.cache_clear()
+        yield
+        sandbox.trouble.cache_clear()
+
+    def test_it_says_so_and_runs_nothing(self, solution, mine, monkeypatch, tmp_path):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(CourseError, match="bubblewrap is not installed"):
+            run(write(solution), write(mine), sandboxed=True)
+
+    def test_one_that_does_not_work_is_told_in_its_own_words(self, solution, mine, monkeypatch, tmp_path):
+        (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: No permissions to create a namespace' >&2\nexit 1\n")
+        (tmp_path / "bwrap").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        with pytest.raises(CourseError, match=r"does not work here \(bwrap: No permissions"):
+            run(write(solution), write(mine), sandboxed=True)
+
+    def test_a_folder_too_long_for_a_socket_is_told(self, around, solution, mine, monkeypatch):
+        (around / ("long" * 25)).mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(around / ("long" * 25)))
+        with pytest.raises(CourseError, match="set TMPDIR"):
+            run(write(solution), write(mine), sandboxed=True)
+
+
+def test_what_is_named_can_be_read_and_what_lies_beside_the_notebook_too(around, mine, inside):
+    (around / "suspect").mkdir()
+    (around / "suspect" / "config.json").write_text("17")
+    (around / "models").mkdir()
+    (around / "models" / "m").write_text("18")
+    code = (
+        f"print(open('suspect/config.json').read(), open('{around}/models/m').read())\nopen('suspect/config.json', 'a')"
+    )
+    mine.cells.insert(0, new_code_cell(code, id="reads"))
+    result = inside(mine, beside=around / "suspect", readable=[around / "models"])
+    assert text_of(result, "reads").startswith("17 18\n[Errno 30] Read-only file system")
+    assert result.passed
