@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 import time
 import zipfile
 from pathlib import Path
@@ -338,6 +339,38 @@ class TestRun:
     def test_hidden_checks_count_where_the_reference_holds_them(self, solution):
         assert run_both(solution, right(solution)).marks[1].check == "double-hidden"
         assert run_both(solution, right(solution)).passed
+
+    def test_nothing_that_came_out_after_a_hidden_check_went_in_is_in_the_notebook(self, solution):
+        spy = """
+            seen = []
+            def double(x):
+                seen.append(x)
+                return 2 * x
+            def tell(*_): print(seen, [text for text in In if "4567" in text])
+            get_ipython().events.register("post_run_cell", tell)
+            """
+        mine = with_sources(right(student_view(solution)), double=textwrap.dedent(spy))
+        mine.cells.append(new_code_cell("tell()", id="last"))
+        result = run_both(solution, mine)
+        assert outcomes(result)["double-hidden"] == "failed"  # what it printed beside is its own fault
+        executed = read(result.notebook)
+        assert cell_of(executed, "last").outputs[0].text.startswith("[0, 1.5, -4] []")
+        shown = [cell for cell in executed.cells if cell.id != "double-hidden"]
+        assert "4567" not in "".join(str(cell.get("outputs")) for cell in shown)
+
+    def test_a_hidden_check_meets_what_its_own_item_defined(self, solution):
+        mine = with_sources(
+            right(student_view(solution)),
+            double="def helper(x): return x\ndef double(x): return 2 * helper(x)",
+            halve="def helper(x): return -x\ndef halve(x): return -helper(x) / 2",
+        )
+        assert run_both(solution, mine).passed
+
+    def test_a_kernel_that_ends_in_a_hidden_check_costs_that_one_alone(self, solution):
+        deadly = "import os\ndef double(x): return os._exit(3) if x == 4567 else 2 * x"
+        result = run_both(solution, with_sources(right(student_view(solution)), double=deadly))
+        assert list(outcomes(result).values()) == ["passed", "failed", "passed", "to be read"]
+        assert [mark.check for mark in result.marks] == ["double-check", "double-hidden", "halve-check", "why"]
 
     def test_a_wrong_value_is_told_beside_the_expected_one(self, reference):
         result = run_both(reference, with_sources(right(reference), halve="def halve(x): return x // 2"))

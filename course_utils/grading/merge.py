@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import nbformat
 from nbformat import NotebookNode
 
-from .notebook import ANSWER, CHECK, FREE, MANUAL, grade_id, has_code, kind
+from .notebook import ANSWER, CHECK, FREE, MANUAL, grade_id, has_code, is_hidden, item_of, kind
 
 _MARKER = re.compile(r"(?m)^(\s*#+\s*)(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$")
 _OWN = (ANSWER, MANUAL)  # the cells that a learner writes
@@ -48,6 +48,20 @@ def merge(reference: NotebookNode, submission: NotebookNode) -> Merged:
             cells.append(_freed(submission.cells[index], f"added-{index}", taken))
     notebook = nbformat.from_dict({**reference, "cells": cells})
     return Merged(notebook, found.repairs, added)
+
+
+def run_order(cells: list[NotebookNode]) -> list[int]:
+    """Which cells run, by index: hidden checks last, each after its item's answers once more.
+
+    So nothing that a student is shown came out after a hidden check had gone in, and each check meets what its item
+    defines, whatever later items call by the same name.
+    """
+    order = [index for index, cell in enumerate(cells) if not is_hidden(cell)]
+    for index, cell in enumerate(cells):
+        if is_hidden(cell):
+            own = [i for i in range(index) if kind(cells[i]) == ANSWER and item_of(cells[i]) == item_of(cell)]
+            order += [*own, index]
+    return order
 
 
 def _answered(cell: NotebookNode, own: NotebookNode | None) -> NotebookNode:

@@ -150,6 +150,11 @@ def printed(outputs: list[Any]) -> str:
     return "".join(text)
 
 
+def is_hidden(cell: NotebookNode) -> bool:
+    """Whether a cell holds a check that students do not see."""
+    return kind(cell) == CHECK and "BEGIN HIDDEN TESTS" in cell.source
+
+
 def has_code(source: str) -> bool:
     """Whether a cell holds more than comments."""
     return any(line.strip() and not line.strip().startswith("#") for line in source.splitlines())

@@ -21,7 +21,7 @@ import nbformat
 import psutil
 from nbformat import NotebookNode
 
-from .merge import Merged, merge
+from .merge import merge, run_order
 from .notebook import read, write
 from .verdict import Mark, judge
 
@@ -102,14 +102,26 @@ def run(
     """
     began = time.perf_counter()
     merged = merge(read(reference, "the reference"), read(submission, "your notebook"))
-    status, lines, messages = _nbval(merged.notebook, limits, kernel, beside, readable if sandboxed else None)
-    cells = _outcomes(lines)
-    codes = [index for index, cell in enumerate(merged.notebook.cells) if cell.cell_type == "code"]
-    outcome = {codes[number]: found for number, found in cells.items() if number < len(codes)}
-    marks = tuple(judge(merged, outcome, stopped=status != DONE))
-    executed = write(_executed(merged, outcome))
+    order = run_order(merged.notebook.cells)
+    notebook = _in_order(merged.notebook, order)
+    status, lines, messages = _nbval(notebook, limits, kernel, beside, readable if sandboxed else None)
+    codes = [place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    outcome = {codes[number]: found for number, found in _outcomes(lines).items() if number < len(codes)}
+    marks = sorted(judge(notebook.cells, outcome), key=lambda placed: order[placed[0]])
+    executed = write(
+        _executed(merged.notebook, {order[place]: outcome[place] for place in sorted(outcome, reverse=True)})
+    )
     seconds = round(time.perf_counter() - began, 1)
-    return Result(status, marks, tuple(merged.repairs), tuple(messages), executed, seconds)
+    return Result(status, tuple(mark for _, mark in marks), tuple(merged.repairs), tuple(messages), executed, seconds)
+
+
+def _in_order(notebook: NotebookNode, order: Sequence[int]) -> NotebookNode:
+    """The notebook with its cells in the order in which they run, those that run again under another id."""
+    cells = [
+        {**notebook.cells[index], "id": f"again-{place}" if index in order[:place] else notebook.cells[index].id}
+        for place, index in enumerate(order)
+    ]
+    return nbformat.from_dict({**notebook, "cells": cells})
 
 
 def _nbval(
@@ -237,9 +249,9 @@ def _outcomes(lines: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return outcomes
 
 
-def _executed(merged: Merged, outcome: dict[int, dict[str, Any]]) -> NotebookNode:
-    """The merged notebook with the outputs that came."""
-    notebook: NotebookNode = nbformat.from_dict(merged.notebook)
+def _executed(merged: NotebookNode, outcome: dict[int, dict[str, Any]]) -> NotebookNode:
+    """The merged notebook with the outputs that came (of a cell that ran twice, those of the first time)."""
+    notebook: NotebookNode = nbformat.from_dict(merged)
     count = 0
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":

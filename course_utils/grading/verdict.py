@@ -9,7 +9,6 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from .merge import Merged
 from .notebook import ANSWER, CHECK, MANUAL, TASK, grade_id, has_code, item_of, kind, points, printed
 
 PASSED, FAILED, UNANSWERED, SLOW, UNREACHED, READ = (
@@ -56,20 +55,20 @@ class Mark:
         return self.status == PASSED
 
 
-def judge(merged: Merged, outcome: Outcome, *, stopped: bool = False) -> Iterator[Mark]:
-    """A mark for each check and each manual item of a merged notebook, from the outcome of its code cells, by index."""
-    cells = merged.notebook.cells
+def judge(cells: list[NotebookNode], outcome: Outcome) -> Iterator[tuple[int, Mark]]:
+    """A mark for each check and each manual item among cells, with its place, from the outcome of the code cells."""
     for index, cell in enumerate(cells):
         what, item = kind(cell), item_of(cell)
         if what in (MANUAL, TASK):
-            yield Mark(item, grade_id(cell), points(cell), None, READ)
+            yield index, Mark(item, grade_id(cell), points(cell), None, READ)
         if what != CHECK or not has_code(cell.source):
             continue
         answers = [i for i in range(index) if kind(cells[i]) == ANSWER and item_of(cells[i]) == item]
         seconds = sum(float(outcome[i]["seconds"]) for i in [*answers, index] if i in outcome)
         status, expected, received, message = _verdict(cells, index, answers, outcome)
         earned = points(cell) if status == PASSED else 0.0
-        yield Mark(item, grade_id(cell), points(cell), earned, status, expected, received, message, round(seconds, 1))
+        mark = Mark(item, grade_id(cell), points(cell), earned, status, expected, received, message, round(seconds, 1))
+        yield index, mark
 
 
 def _verdict(cells: list[NotebookNode], index: int, answers: list[int], outcome: Outcome) -> tuple[str, str, str, str]:
