@@ -197,3 +197,30 @@ def release(out: Path | None, archive: Path | None, students: Path | None, suspe
 
     for line in release_to(out=out, archive=archive, students=students, suspects=suspects):
         click.echo(line)
+
+
+@main.command()
+@click.argument("submissions", required=False, type=click.Path(path_type=Path))
+@click.option("--exercise", default="", help="Grade this exercise alone.")
+@click.option("--reference", type=click.Path(path_type=Path), help="The folder of the solutions.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("grades"), show_default=True, help="Marks go here."
+)
+@click.option("--jobs", type=click.IntRange(1), help="How many run at once (as many as there are processors).")
+@click.option("--timeout", type=click.FloatRange(1), default=300.0, show_default=True, help="Seconds for a notebook.")
+@click.option("--memory", default="4GB", show_default=True, help="What a notebook's kernel may use.")
+@click.option("--no-sandbox", is_flag=True, help="Run the students' code with all of your own rights.")
+@click.option("--scheduler", default="", metavar="tcp://HOST:PORT", help="Let the workers of this Dask cluster do it.")
+@click.option("--suspects", type=click.Path(path_type=Path), help="Who was given which suspect: release's table.")
+@click.option("--force", is_flag=True, help="Grade what has marks already, too.")
+@click.option("--export", type=click.Choice(["csv", "canvas", "moodle"]), help="Write the marks in this form.")
+def grade(submissions: Path | None, out: Path, export: str | None, **options: Any) -> None:
+    """Grade a class: the notebooks in a folder or zip file, each in a sandbox, into OUT/gradebook.db.
+
+    SUBMISSIONS holds student/NAME.ipynb, nbgrader's submitted/, or is a download of Canvas or Moodle. What has marks is
+    not run again, so a run that was stopped goes on where it was. Each student's feedback is in OUT/feedback/. Without
+    SUBMISSIONS the gradebook stays as it is: use that with --export.
+    """
+    from .grading.class_run import grade_class
+
+    sys.exit(grade_class(submissions, out, export=export or "", **options))

@@ -85,7 +85,7 @@ def _normal(notebook: NotebookNode) -> NotebookNode:
         source = cell.get("source") or ""
         plain: dict[str, Any] = {
             "cell_type": kind,
-            "source": source if isinstance(source, str) else "".join(map(str, source)),
+            "source": whole_text(source if isinstance(source, str) else "".join(map(str, source))),
             "metadata": cell.get("metadata") if isinstance(cell.get("metadata"), dict) else {},
         }
         if kind == "code":
@@ -112,7 +112,12 @@ def _is_output(output: Any) -> bool:
 
 def write(notebook: NotebookNode) -> bytes:
     """The bytes of a notebook, the same for the same notebook."""
-    return (json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
+    return (whole_text(json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True)) + "\n").encode()
+
+
+def whole_text(text: str) -> str:
+    """A text that can be encoded: half a surrogate pair, which JSON may hold, is spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def grade_id(cell: NotebookNode) -> str:

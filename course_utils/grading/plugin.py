@@ -60,6 +60,8 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
                 self._end(f"printed more than {_settings['output_bytes'] // 1000} kB")
 
     def _look_after(self) -> None:
+        if os.getppid() != _settings["parent"]:
+            self._end("was left alone by the grader")
         if not self.is_alive():
             why = getattr(self.km.provisioner, "why", "")  # the sandbox's, if it was that
             self._end(why or "ended the Python process it ran in")

@@ -26,7 +26,7 @@ from .notebook import read, write
 from .verdict import Mark, judge
 
 SETTINGS = "COURSE_GRADING_RUN"  # the environment variable through which the plugin learns where its settings are
-DONE, SLOW, BROKEN = "done", "timed out", "could not run"
+DONE, SLOW, BROKEN, REFUSED = "done", "timed out", "could not run", "refused"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Result:
     """What came of a run.
 
     Attributes:
-        status: DONE, SLOW (ended by the limit on the whole), or BROKEN (no kernel, no nbval).
+        status: DONE, SLOW (ended by the limit on the whole), BROKEN (no kernel, no nbval) or REFUSED (no notebook).
         marks: one for each check and each manual item, in order.
         repairs: what in the submission was put right.
         messages: what else there is to say.
@@ -141,7 +141,13 @@ def _nbval(
         target, report, settings = outside / "merged.ipynb", outside / "report", outside / "settings"
         target.write_bytes(write(notebook))
         report.touch()
-        told = {"notebook": str(target), "report": str(report), "folder": str(inside), **vars(limits)}
+        told = {
+            "notebook": str(target),
+            "report": str(report),
+            "folder": str(inside),
+            "parent": os.getpid(),
+            **vars(limits),
+        }
         settings.write_text(json.dumps(told), encoding="utf-8")
         environment = _environment(settings)
         if readable is not None:

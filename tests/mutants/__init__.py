@@ -21,7 +21,6 @@ from unittest.mock import patch
 import nbformat
 
 import course_utils
-from course_utils.grading.merge import Merged
 from course_utils.grading.notebook import ANSWER, CHECK, grade_id, has_code, item_of, kind, printed, read
 from course_utils.grading.verdict import judge
 
@@ -90,7 +89,7 @@ def try_out(exercise, mutant, *, hidden=False):
         outcome[index] = {"outputs": outputs, "agrees": agrees, "seconds": 0.0, "hangs": False}
         if what == CHECK and not hidden:
             break
-    return [mark for mark in judge(Merged(notebook), outcome) if mark.item == mutant.item and _ran(mark, hidden)]
+    return [mark for _, mark in judge(notebook.cells, outcome) if mark.item == mutant.item and _ran(mark, hidden)]
 
 
 def _ran(mark, hidden):

@@ -1,0 +1,101 @@
+"""What `course grade` does: grade, tell what was done, write feedback, statistics and exports."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+from tqdm.auto import tqdm
+
+from ..errors import CourseError
+from .bundle import SOLUTIONS, write_folder, write_whole
+from .export import FORMATS, statistics, table_of
+from .feedback import write_feedback
+from .grade import Report, files_in, grade, needs_sandbox, references_in, suspects_in
+from .gradebook import Gradebook
+from .intake import take
+from .run import Limits
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def grade_class(
+    submissions: Path | None,
+    out: Path,
+    *,
+    exercise: str = "",
+    reference: Path | None = None,
+    jobs: int | None = None,
+    timeout: float = 300.0,
+    memory: str = "4GB",
+    no_sandbox: bool = False,
+    scheduler: str = "",
+    suspects: Path | None = None,
+    force: bool = False,
+    export: str = "",
+) -> int:
+    """Grade a class and tell what was done; 0 if all could be graded, 1 if something could not be run.
+
+    Raises:
+        CourseError: nothing to grade there, nothing to grade against, or no sandbox.
+    """
+    if submissions is None and not export:
+        raise CourseError("Expected a folder or zip file of submissions, or --export; name one of them.")
+    path = out / "gradebook.db"
+    if submissions is None and not path.is_file():
+        raise CourseError(f"Expected a gradebook in {path}, found none; grade first.")
+    options: dict[str, Any] = {}
+    if submissions is not None:
+        folder = reference or SOLUTIONS
+        references, found = references_in(folder), take(submissions, references_in(folder), only=exercise)
+        limits = Limits(min(60.0, timeout), timeout, memory_bytes=bytes_of(memory))
+        options = {
+            "limits": limits,
+            "jobs": jobs or 0,
+            "sandboxed": not no_sandbox,
+            "scheduler": scheduler,
+            "force": force,
+        }
+        options |= {"suspects": suspects_in(suspects) if suspects else None, "beside": files_in(folder / "suspects")}
+        if no_sandbox:
+            click.echo("No sandbox: the students' code can read and write whatever you can.", err=True)
+        elif not scheduler:
+            needs_sandbox()
+    report = Report()
+    with Gradebook(path) as book:
+        if submissions is not None:
+            with tqdm(total=len(found.submissions), unit="notebook", disable=None) as bar:
+                options["progress"] = bar.update
+                report = grade(found, book, references, **options)
+            pages = write_feedback(book, out / "feedback")
+            write_whole(out / "statistics.csv", table_of(statistics(book.current())))
+            _tell(report, pages, out)
+        if export:
+            write_folder(FORMATS[export](book.current()), out)
+            click.echo(f"{export} in {out}")
+    return 1 if report.broken else 0
+
+
+def _tell(report: Report, pages: int, out: Path) -> None:
+    for told in (*report.left, *report.broken):
+        click.echo(f"note: {told}", err=True)
+    for change in report.changes:
+        click.echo(
+            f"{change.student}, {change.exercise}, {change.check}: {change.before:g} before, {change.after:g} now"
+        )
+    graded = f"{report.graded} graded, {report.known} had their marks, {len(report.left)} files left"
+    click.echo(f"{graded}, {len(report.broken)} could not be run; feedback for {pages} in {out / 'feedback'}")
+
+
+def bytes_of(size: str) -> int:
+    """A number of bytes: "4GB", "500 MB".
+
+    Raises:
+        CourseError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)B?\s*", size, re.IGNORECASE)
+    if not found or float(found[1]) <= 0:
+        raise CourseError(f"Expected a size such as 4GB or 500MB, got {size!r}.")
+    return int(float(found[1]) * _UNITS[found[2].upper()])

@@ -1,0 +1,139 @@
+"""What a student gets back: one HTML file with marks, likely mistakes, comments and their own figures.
+
+Whatever a submission holds is untrusted: of its outputs only text and pictures are shown, its Markdown is sanitised,
+and the page forbids scripts and everything from elsewhere. Hidden checks are named, and nothing else of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from nbformat import NotebookNode
+
+from .bundle import write_whole
+from .gradebook import Entry, Gradebook, Graded
+from .notebook import grade_id, is_hidden, without_regions
+from .run import BROKEN
+from .verdict import PASSED, READ
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_PICTURES = ("image/png", "image/jpeg")
+_LONGEST = 20_000  # characters of one output
+_TAGS = frozenset(
+    "p br hr h1 h2 h3 h4 h5 h6 em strong del code pre blockquote ul ol li table thead tbody tr th td".split()  # noqa: SIM905
+)
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
+  background: #fff }
+table { border-collapse: collapse; width: 100% } th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
+  border-bottom: 1px solid #8886 } td.n { text-align: right; white-space: nowrap }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8881; padding: .6rem; border-radius: .3rem }
+img { max-width: 100%; background: #fff } .passed { color: #0a7a2f } .failed { color: #b3261e } .quiet { color: #666 }
+@media (prefers-color-scheme: dark) { body { color: #eee; background: #181818 } .passed { color: #6fd08c }
+  .failed { color: #ff8a80 } .quiet { color: #aaa } }
+"""
+
+
+def write_feedback(book: Gradebook, folder: Path) -> int:
+    """Write a page for each student into a folder; how many."""
+    students: dict[str, list[Graded]] = {}
+    for graded in book.current():
+        students.setdefault(graded.student, []).append(graded)
+    taken: set[str] = set()
+    for student, exercises in students.items():
+        stem = name = re.sub(r"[^\w .@+'-]", "_", student).strip(". ")[:80] or "student"
+        number = 2
+        while name.casefold() in taken:
+            name, number = f"{stem} {number}", number + 1
+        taken.add(name.casefold())
+        write_whole(folder / f"{name}.html", page(student, exercises, [book.notebook(g.result) for g in exercises]))
+    return len(students)
+
+
+def page(student: str, exercises: Sequence[Graded], notebooks: Sequence[NotebookNode]) -> bytes:
+    """The page of one student, whole in itself."""
+    body = "".join(_exercise(graded, notebook) for graded, notebook in zip(exercises, notebooks, strict=True))
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    whole = f'<!DOCTYPE html><html lang="en"><head>{head}<title>{escape(student)}</title><style>{_STYLE}</style></head>'
+    return f"{whole}<body><h1>{escape(student)}</h1>{body}</body></html>\n".encode("utf-8", "backslashreplace")
+
+
+def _exercise(graded: Graded, notebook: NotebookNode) -> str:
+    waiting = f", {graded.unread} to be read" if graded.unread else ""
+    rows = "".join(map(_row, graded.entries))
+    messages = ["It could not be run."] if graded.status == BROKEN else graded.messages  # ours to know why
+    notes = "".join(f"<li>{escape(note)}</li>" for note in (*graded.repairs, *messages))
+    return (
+        f"<h2>{escape(graded.exercise)}: {graded.earned:g} of {graded.points:g} points{waiting}</h2>"
+        f"<table><tr><th>Item</th><th></th><th>Points</th><th>What to look at</th></tr>{rows}</table>"
+        f"{f'<ul>{notes}</ul>' if notes else ''}<details><summary>Your notebook, as it was run</summary>"
+        f"{''.join(map(_cell, notebook.cells))}</details>"
+    )
+
+
+def _row(entry: Entry) -> str:
+    mark = entry.mark
+    told = "" if mark.passed else escape(mark.message)
+    if entry.hidden:
+        told = (
+            ""
+            if mark.passed
+            else "It fails on inputs that you do not see: think of cases that are not in the notebook."
+        )
+    elif mark.expected or mark.received:
+        told += f"<br>expected <code>{escape(mark.expected)}</code><br>received <code>{escape(mark.received)}</code>"
+    if entry.comment:
+        told += f"<p><em>{escape(entry.comment)}</em></p>"
+    status = "read" if mark.status == READ and mark.earned is not None else mark.status
+    look = "passed" if mark.status == PASSED else "quiet" if mark.status == READ else "failed"
+    earned = "" if mark.earned is None else f"{mark.earned:g}"
+    name = f"{escape(mark.item)}{' (further checks)' if entry.hidden else ''}"
+    cells = f'<td class="{look}">{status}</td><td class="n">{earned} / {mark.points:g}</td><td>{told}</td>'
+    return f"<tr><td>{name}</td>{cells}</tr>"
+
+
+def _cell(cell: NotebookNode) -> str:
+    if is_hidden(cell):
+        return f'<p class="quiet">{escape(grade_id(cell))}: further checks</p>'
+    source = without_regions(cell.source, ("MARK SCHEME",)) if grade_id(cell) else cell.source
+    if cell.cell_type == "markdown":
+        return _markdown(source)
+    outputs = "".join(map(_output, cell.get("outputs", [])))
+    return f"<pre>{escape(source)}</pre>{outputs}" if source.strip() else ""
+
+
+def _markdown(source: str) -> str:
+    """Markdown through nbconvert, then through a sanitiser that lets nothing pass that runs or loads."""
+    import bleach
+    from nbconvert.filters import markdown2html
+
+    return str(bleach.clean(markdown2html(source), tags=_TAGS, attributes={}, strip=True))
+
+
+def _output(output: Any) -> str:
+    if output.output_type == "stream":
+        return f"<pre>{escape(_joined(output.get('text'))[:_LONGEST])}</pre>"
+    if output.output_type == "error":
+        told = f"{output.get('ename')}: {output.get('evalue')}"[:_LONGEST]
+        return f'<pre class="failed">{escape(told)}</pre>'
+    data = output.get("data") or {}
+    for kind in _PICTURES:
+        if kind in data:
+            try:
+                picture = base64.b64decode(_joined(data[kind]), validate=False)
+            except (binascii.Error, ValueError):
+                continue
+            return f'<img alt="a figure of yours" src="data:{kind};base64,{base64.b64encode(picture).decode()}">'
+    text = _joined(data.get("text/plain"))[:_LONGEST]
+    return f"<pre>{escape(text)}</pre>" if text else ""
+
+
+def _joined(text: Any) -> str:
+    return "".join(map(str, text)) if isinstance(text, list) else str(text or "")

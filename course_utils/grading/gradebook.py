@@ -1,0 +1,337 @@
+"""The gradebook: one SQLite file with every submission, result and mark there ever was; nothing in it is overwritten.
+
+Each change is one short transaction, so a run that is killed loses nothing it has recorded, and two runs can write at
+once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from nbformat import NotebookNode
+
+from ..errors import CourseError, first_line
+from .intake import Submission
+from .notebook import MANUAL, TASK, grade_id, kind, read, whole_text
+from .run import BROKEN, Result
+from .verdict import Mark
+
+_FORMAT = 1  # of the file; a later one says so in user_version
+_TABLES = """
+CREATE TABLE submission (
+    id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL, digest TEXT NOT NULL, number TEXT NOT NULL,
+    late INTEGER NOT NULL, place TEXT NOT NULL, taken TEXT NOT NULL, turn INTEGER NOT NULL,
+    UNIQUE (student, exercise, digest)
+);
+CREATE TABLE result (
+    id INTEGER PRIMARY KEY, submission INTEGER NOT NULL REFERENCES submission, reference TEXT NOT NULL,
+    version TEXT NOT NULL, status TEXT NOT NULL, seconds REAL NOT NULL, repairs TEXT NOT NULL, messages TEXT NOT NULL,
+    notebook BLOB NOT NULL, finished TEXT NOT NULL
+);
+CREATE INDEX result_of ON result (submission);
+CREATE VIEW standing AS
+    SELECT s.student, s.exercise, s.number, s.late, r.* FROM submission s JOIN result r ON r.submission = s.id
+    WHERE s.turn = (SELECT max(turn) FROM submission o WHERE o.student = s.student AND o.exercise = s.exercise)
+    AND r.id = (SELECT max(id) FROM result o WHERE o.submission = s.id);
+CREATE TABLE mark (
+    result INTEGER NOT NULL REFERENCES result, place INTEGER NOT NULL, hidden INTEGER NOT NULL, item TEXT NOT NULL,
+    name TEXT NOT NULL, points REAL NOT NULL, earned REAL, status TEXT NOT NULL, expected TEXT NOT NULL,
+    received TEXT NOT NULL, message TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (result, place)
+) WITHOUT ROWID;
+CREATE TABLE manual (
+    id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL, name TEXT NOT NULL, answer TEXT NOT NULL,
+    points REAL, comment TEXT NOT NULL, who TEXT NOT NULL, at TEXT NOT NULL
+);
+CREATE INDEX manual_of ON manual (student, exercise, name);
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One mark as it stands: what the run said, and what a person added.
+
+    Attributes:
+        mark: of a manual item that was read, `earned` is what the person gave.
+        hidden: whether students do not see the check.
+        comment: the person's.
+        who: who that was.
+    """
+
+    mark: Mark
+    hidden: bool = False
+    comment: str = ""
+    who: str = ""
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A student's exercise as it stands: the latest result of the latest submission.
+
+    Attributes:
+        number: the learning platform's for the student.
+        late: whether the platform says so.
+        status: of the run.
+        entries: one for each check and manual item.
+    """
+
+    student: str
+    exercise: str
+    number: str
+    late: bool
+    status: str
+    seconds: float
+    repairs: tuple[str, ...]
+    messages: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    result: int
+
+    @property
+    def earned(self) -> float:
+        """Points so far."""
+        return sum(entry.mark.earned or 0.0 for entry in self.entries)
+
+    @property
+    def points(self) -> float:
+        """Points there are."""
+        return sum(entry.mark.points for entry in self.entries)
+
+    @property
+    def unread(self) -> int:
+        """How many items wait for a person."""
+        return sum(entry.mark.earned is None for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A mark that came out otherwise than before on the same submission."""
+
+    student: str
+    exercise: str
+    check: str
+    before: float
+    after: float
+
+
+class Gradebook:
+    """A gradebook in a file, made if it is not there.
+
+    Raises:
+        CourseError: the file is no gradebook, a later version's, or cannot be written.
+
+    >>> with Gradebook(Path("grades.db")) as book:  # doctest: +SKIP
+    ...     sum(graded.earned for graded in book.current())
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            with self._change() as db:
+                made = db.execute("PRAGMA user_version").fetchone()[0]
+                if made == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
+                    for statement in _TABLES.strip().rstrip(";").split(";"):
+                        db.execute(statement)
+                    db.execute(f"PRAGMA user_version = {_FORMAT}")
+                    made = _FORMAT
+        except (OSError, sqlite3.Error) as error:
+            raise CourseError(
+                f"Expected a gradebook in {path}, which cannot be opened ({first_line(error)})."
+            ) from error
+        if made != _FORMAT:
+            raise CourseError(f"Expected a gradebook of format {_FORMAT} in {path}, got {made}; update the course kit.")
+
+    def __enter__(self) -> Gradebook:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    @contextmanager
+    def _change(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, one at a time."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def take(self, submission: Submission, content: bytes) -> int:
+        """Write down that a submission was handed in, and that it is the one that counts; its number here."""
+        digest = hashlib.sha256(content).hexdigest()
+        who = (submission.student, submission.exercise)
+        with self._change() as db:
+            turn = 1 + (db.execute("SELECT max(turn) FROM submission").fetchone()[0] or 0)
+            latest = db.execute(
+                "SELECT id, digest FROM submission WHERE student = ? AND exercise = ? ORDER BY turn DESC LIMIT 1", who
+            ).fetchone()
+            if latest and latest[1] == digest:
+                return int(latest[0])
+            told = (submission.number, submission.late, submission.place, _now(), turn)
+            found = db.execute(
+                "INSERT INTO submission (student, exercise, digest, number, late, place, taken, turn)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET number = excluded.number,"
+                " late = excluded.late, place = excluded.place, turn = excluded.turn RETURNING id",
+                (*who, digest, *told),
+            ).fetchone()
+        return int(found[0])
+
+    def is_graded(self, submission: int, reference: str, version: str) -> bool:
+        """Whether its latest result is one of this reference and version, and not of a run that could not be."""
+        last = self._last_result(self._db, submission)
+        return last is not None and last[1:3] == (reference, version) and last[3] != BROKEN
+
+    @staticmethod
+    def _last_result(db: sqlite3.Connection, submission: int) -> tuple[int, str, str, str] | None:
+        found: tuple[int, str, str, str] | None = db.execute(
+            "SELECT id, reference, version, status FROM result WHERE submission = ? ORDER BY id DESC LIMIT 1",
+            (submission,),
+        ).fetchone()
+        return found
+
+    def record(
+        self, submission: int, reference: str, version: str, result: Result, hidden: Collection[str] = ()
+    ) -> list[Change]:
+        """Add a result; which marks differ from those of the last one on the same submission.
+
+        Args:
+            submission: its number here.
+            reference: the digest of what it was run against.
+            version: of the grader.
+            result: what came of it.
+            hidden: the checks that students do not see.
+        """
+        with self._change() as db:
+            last = self._last_result(db, submission)
+            if last is not None and result.status == BROKEN:  # what is known already is better
+                return []
+            before = self._earned(db, last[0]) if last is not None and last[3] != BROKEN else None
+            told = (result.status, result.seconds, json.dumps(result.repairs), json.dumps(result.messages))
+            cursor = db.execute(
+                "INSERT INTO result (submission, reference, version, status, seconds, repairs, messages, notebook,"
+                " finished) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (submission, reference, version, *told, zlib.compress(result.notebook), _now()),
+            )
+            rows = [
+                (cursor.lastrowid, place, mark.check in hidden, *_row(mark)) for place, mark in enumerate(result.marks)
+            ]
+            db.executemany("INSERT INTO mark VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            after = self._earned(db, int(cursor.lastrowid or 0))
+            query = db.execute("SELECT student, exercise FROM submission WHERE id = ?", (submission,))
+            student, exercise = query.fetchone()
+        if before is None:
+            return []
+        names = [*after, *(name for name in before if name not in after)]
+        changes = [Change(student, exercise, name, before.get(name, 0.0), after.get(name, 0.0)) for name in names]
+        return [change for change in changes if change.before != change.after]
+
+    @staticmethod
+    def _earned(db: sqlite3.Connection, result: int) -> dict[str, float]:
+        rows = db.execute(
+            "SELECT name, earned FROM mark WHERE result = ? AND earned IS NOT NULL ORDER BY place", (result,)
+        )
+        return dict(rows.fetchall())
+
+    def current(self, exercise: str = "", student: str = "") -> Iterator[Graded]:
+        """What stands, by student and exercise: all, or those of one exercise, of one student."""
+        found = self._db.execute(
+            "SELECT student, exercise, number, late, status, seconds, repairs, messages, id FROM standing"
+            " WHERE ? IN (exercise, '') AND ? IN (student, '') ORDER BY student, exercise",
+            (exercise, student),
+        ).fetchall()
+        for who, what, number, late, status, seconds, repairs, messages, result in found:
+            entries = tuple(self._entries(who, what, result))
+            said = tuple(json.loads(repairs)), tuple(json.loads(messages))
+            yield Graded(who, what, number, bool(late), status, seconds, *said, entries, result)
+
+    def _entries(self, student: str, exercise: str, result: int) -> Iterator[Entry]:
+        rows = self._db.execute(
+            "SELECT hidden, item, name, points, earned, status, expected, received, message, seconds FROM mark"
+            " WHERE result = ? ORDER BY place",
+            (result,),
+        ).fetchall()
+        answers: dict[str, str] | None = None
+        for hidden, *told in rows:
+            mark = Mark(*told)
+            read_ = self._db.execute(
+                "SELECT answer, points, comment, who FROM manual WHERE student = ? AND exercise = ? AND name = ?"
+                " ORDER BY id DESC LIMIT 1",
+                (student, exercise, mark.check),
+            ).fetchone()
+            if read_ is None:
+                yield Entry(mark, bool(hidden))
+                continue
+            answers = self._answers(result) if answers is None else answers
+            answer, points, comment, who = read_
+            if mark.earned is None and answer == answers.get(
+                mark.check
+            ):  # the text that was read is the one that counts
+                mark = replace(mark, earned=points)
+            elif mark.earned is None:
+                comment = who = ""
+            yield Entry(mark, bool(hidden), comment, who)
+
+    def notebook(self, result: int) -> NotebookNode:
+        """The notebook of a result, as it was run."""
+        found = self._db.execute("SELECT notebook FROM result WHERE id = ?", (result,)).fetchone()
+        return read(zlib.decompress(found[0]))
+
+    def _answers(self, result: int) -> dict[str, str]:
+        cells = self.notebook(result).cells
+        return {grade_id(cell): _digest(cell.source) for cell in cells if kind(cell) in (MANUAL, TASK)}
+
+    def give(self, graded: Graded, check: str, points: float | None, comment: str, who: str) -> None:
+        """Write down what a person gives for an item, or (points None) says of it.
+
+        Raises:
+            CourseError: there is no such item, or the points are not between 0 and what it is worth.
+        """
+        entry = next((entry for entry in graded.entries if entry.mark.check == check), None)
+        if entry is None:
+            raise CourseError(f"Expected an item of {graded.exercise}, got {check!r}.")
+        if points is not None and entry.mark.status != "to be read":
+            raise CourseError(f"Expected a comment on {check}, got points, which its run decides.")
+        if points is not None and not 0 <= points <= entry.mark.points:
+            raise CourseError(f"Expected 0 to {entry.mark.points:g} points for {check}, got {points:g}.")
+        answer = self._answers(graded.result).get(check, "")
+        with self._change() as db:
+            db.execute(
+                "INSERT INTO manual (student, exercise, name, answer, points, comment, who, at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (graded.student, graded.exercise, check, answer, points, whole_text(comment), whole_text(who), _now()),
+            )
+
+    def history(self, student: str, exercise: str) -> list[dict[str, Any]]:
+        """Every mark a student ever got in an exercise, the oldest first: when, which check, points, from whom."""
+        rows = self._db.execute(
+            "SELECT r.finished AS at, m.name, m.earned, r.version AS who, r.status AS why FROM mark m"
+            " JOIN result r ON r.id = m.result JOIN submission s ON s.id = r.submission"
+            " WHERE s.student = ? AND s.exercise = ? AND m.earned IS NOT NULL UNION ALL"
+            " SELECT at, name, points, who, comment FROM manual WHERE student = ? AND exercise = ? ORDER BY at",
+            (student, exercise) * 2,
+        )
+        return [dict(zip(("at", "check", "points", "who", "why"), row, strict=True)) for row in rows.fetchall()]
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+def _row(mark: Mark) -> tuple[str | float | None, ...]:
+    values = (getattr(mark, field.name) for field in fields(mark))
+    return tuple(whole_text(value) if isinstance(value, str) else value for value in values)
