@@ -213,7 +213,7 @@ class TestWhatEndsOrSurvives:
         """
         result = inside(with_sources(mine, halve=textwrap.dedent(code)), Limits(60, 6))
         assert result.status == SLOW
-        assert list(outcomes(result).values()) == ["passed", "passed", "not run"]
+        assert list(outcomes(result).values()) == ["passed", "not run", "not run"]  # what is hidden runs last
         assert messages(result)["halve-check"] == "not run: halve took too long"
 
     def test_a_grader_that_is_killed_takes_the_kernel_along(self, around, solution, mine):
@@ -296,7 +296,8 @@ PROBES = {
                 except OSError: continue
                 if path.endswith(".ipynb") or b"SEC" b"RET" in content: seen.append(path)
         beside = ["COURSE/../" + name for name in ("solutions", "exercises", "tests", "pyproject.toml", ".git")]
-        print(seen, [path for path in ["AROUND", *beside] if os.path.exists(path)], os.listdir("COURSE/.."))
+        others = [path for path in os.scandir("COURSE/..") if not sys.prefix.startswith(os.path.realpath(path))]
+        print(seen, [path for path in ["AROUND", *beside] if os.path.exists(path)], [path.name for path in others])
         """,
         "[] [] ['course_utils']",
     ),
@@ -325,6 +326,7 @@ PROBES = {
         import os, sys
         for place in ("/", "/usr", "/etc", "/dev", "/root", "COURSE", "COURSE/..", "COURSE/grading", "CACHE", sys.prefix,
                       sys.base_prefix, os.path.dirname(os.__file__), "/usr/local/bin", "/var/tmp", "/home", "/run"):
+            if os.path.realpath(place).startswith("/tmp/"): continue  # inside, that is in memory
             try: open(place + "/MARK", "w").close(); print("wrote to", place)
             except OSError: pass
         for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/proc/1/oom_score_adj",
