@@ -94,6 +94,13 @@ WRONG = {
         ),
         ("hook left behind", {"    finally:\n        handle.remove()": "    finally:\n        pass"}, r"left a hook"),
         (
+            "clears all hooks",
+            {
+                "    finally:\n        handle.remove()": "    finally:\n        lm.model.model.layers[layer].self_attn.o_proj._forward_pre_hooks.clear()"
+            },
+            r"Somebody else's hook is gone",
+        ),
+        (
             "no finally",
             {
                 "    try:\n        return score(lm, ids, contrast)\n    finally:\n        handle.remove()": "    left = score(lm, ids, contrast)\n    handle.remove()\n    return left"
@@ -457,6 +464,7 @@ def without_head(lm, ids, layer, head, contrast, *, where=slice(None)):
         ),
         ("candidates in their order", {BEST: "best = 0"}, r"moves away from the counterpart's"),
         ("half, whatever is enough", {"< enough": "< 0.5"}, r"stop at `enough`"),
+        ("more than enough", {LOOP: "while left and (not shares or shares[-1] <= enough):"}, r"at least, not more"),
         ("steps counted, not shares", {LOOP: "while left and len(team) < 2:"}, r"With enough=0\.4"),
         (
             "not all candidates when it is never enough",
