@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from tqdm.auto import tqdm
 
 from ..errors import CourseError
 from .bundle import SOLUTIONS, write_folder, write_whole
+from .duplicates import Alike, alike
+from .duplicates import table_of as duplicates_table
 from .export import FORMATS, statistics, table_of
 from .feedback import write_feedback
 from .grade import Report, files_in, grade, needs_sandbox, references_in, suspects_in
 from .gradebook import Gradebook
 from .intake import take
+from .notebook import read
 from .run import Limits
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -71,14 +75,25 @@ def grade_class(
                 report = grade(found, book, references, **options)
             pages = write_feedback(book, out / "feedback")
             write_whole(out / "statistics.csv", table_of(statistics(book.current())))
-            _tell(report, pages, out)
+            duplicates = duplicates_in(book, references)
+            write_whole(out / "duplicates.csv", duplicates_table(duplicates))
+            _tell(report, pages, len(duplicates), out)
         if export:
             write_folder(FORMATS[export](book.current()), out)
             click.echo(f"{export} in {out}")
     return 1 if report.broken else 0
 
 
-def _tell(report: Report, pages: int, out: Path) -> None:
+def duplicates_in(book: Gradebook, references: Mapping[str, bytes]) -> list[Alike]:
+    """Answers in a gradebook that resemble each other, exercise by exercise."""
+    found: list[Alike] = []
+    for exercise, reference in references.items():
+        notebooks = ((graded.student, book.notebook(graded.result)) for graded in book.current(exercise))
+        found += alike(notebooks, read(reference), exercise)
+    return found
+
+
+def _tell(report: Report, pages: int, duplicates: int, out: Path) -> None:
     for told in (*report.left, *report.broken):
         click.echo(f"note: {told}", err=True)
     for change in report.changes:
@@ -87,6 +102,8 @@ def _tell(report: Report, pages: int, out: Path) -> None:
         )
     graded = f"{report.graded} graded, {report.known} had their marks, {len(report.left)} files left"
     click.echo(f"{graded}, {len(report.broken)} could not be run; feedback for {pages} in {out / 'feedback'}")
+    if duplicates:
+        click.echo(f"{duplicates} groups of answers resemble each other: look at {out / 'duplicates.csv'}")
 
 
 def bytes_of(size: str) -> int:

@@ -24,7 +24,7 @@ def as_csv(current: Iterable[Graded]) -> dict[str, bytes]:
             earned = "" if mark.earned is None else f"{mark.earned:g}"
             told = [mark.item, mark.check, f"{mark.points:g}", earned, mark.status, entry.comment]
             rows.append([graded.student, graded.exercise, *told, "late" if graded.late else ""])
-    return {"grades.csv": _file(rows)}
+    return {"grades.csv": rows_as_csv(rows)}
 
 
 def as_canvas(current: Iterable[Graded]) -> dict[str, bytes]:
@@ -39,7 +39,7 @@ def as_canvas(current: Iterable[Graded]) -> dict[str, bytes]:
         students.setdefault((graded.student, graded.number), {})[graded.exercise] = _total(graded)
     for (student, number), earned in students.items():
         rows.append([student, number, "", "", "", *(earned.get(exercise, "") for exercise in exercises)])
-    return {"canvas.csv": _file(rows)}
+    return {"canvas.csv": rows_as_csv(rows)}
 
 
 def as_moodle(current: Iterable[Graded]) -> dict[str, bytes]:
@@ -50,7 +50,7 @@ def as_moodle(current: Iterable[Graded]) -> dict[str, bytes]:
         comments = "; ".join(f"{entry.mark.item}: {entry.comment}" for entry in graded.entries if entry.comment)
         told = [f"Participant {graded.number}", graded.student, _total(graded), f"{graded.points:g}", comments]
         sheets.setdefault(graded.exercise, [header]).append(told)
-    return {f"moodle-{exercise}.csv": _file(rows) for exercise, rows in sheets.items()}
+    return {f"moodle-{exercise}.csv": rows_as_csv(rows) for exercise, rows in sheets.items()}
 
 
 FORMATS: Mapping[str, Callable[[Iterable[Graded]], dict[str, bytes]]] = {
@@ -64,7 +64,8 @@ def _total(graded: Graded) -> str:
     return "" if graded.unread else f"{graded.earned:g}"
 
 
-def _file(rows: Rows) -> bytes:
+def rows_as_csv(rows: Rows) -> bytes:
+    """Rows as a CSV file that spreadsheets read, none of its cells a formula."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_harmless(cell) for cell in row] for row in rows)
     return text.getvalue().encode("utf-8-sig")
@@ -124,4 +125,4 @@ def table_of(found: Iterable[Statistic]) -> bytes:
     for each in found:
         told = (getattr(each, field.name) for field in fields(Statistic))
         rows.append([f"{value:.3g}" if isinstance(value, float) else str(value) for value in told])
-    return _file(rows)
+    return rows_as_csv(rows)

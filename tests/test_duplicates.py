@@ -1,0 +1,131 @@
+"""Answers of a class that resemble each other: copies are found whatever was done to them, honest ones are not."""
+
+import ast
+import copy
+import time
+
+import nbformat
+import pytest
+
+from course_utils.grading.duplicates import ALIKE, RENAMED, SAME, alike, table_of
+from course_utils.grading.notebook import student_view
+from tests.mutants import EXERCISES, mutants, solution
+from tests.shared import cell_of
+
+ITEM = "occlusion"
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return solution("08_1_token_attribution")
+
+
+@pytest.fixture(scope="module")
+def answer(reference):
+    return cell_of(reference, ITEM).source
+
+
+def handed_in(reference, sources, item=ITEM):
+    for student, source in sources.items():
+        notebook = nbformat.from_dict(copy.deepcopy(dict(student_view(reference))))
+        cell_of(notebook, item).source = source
+        yield student, notebook
+
+
+def found_in(reference, sources, item=ITEM, **options):
+    return alike(handed_in(reference, sources, item), reference, "08_1", **options)
+
+
+def renamed(source):
+    """The same with other names for what it assigns, no comments, another layout."""
+    tree = ast.parse(source)
+    own = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in own:
+            node.id += "_of_mine"
+        if isinstance(node, ast.arg) and node.arg in own:
+            node.arg += "_of_mine"
+    return "# all my own work\n\n" + ast.unparse(tree).replace("    ", "\t")
+
+
+def test_a_copy_is_the_same_and_one_with_other_names_and_layout_is_found(reference, answer):
+    honest = [m.source for m in mutants("08_1_token_attribution") if m.item == ITEM and m.says is None]
+    sources = {"ada": answer, "ben": answer, "cy": renamed(answer), "dan": honest[0]}
+    (one,) = found_in(reference, sources)
+    assert (one.how, one.students, one.similarity, one.check) == (RENAMED, ("ada", "ben", "cy"), 1.0, ITEM)
+    assert one.rare > 20
+    sources.pop("cy")
+    (one,) = found_in(reference, sources)
+    assert (one.how, one.students) == (SAME, ("ada", "ben"))
+    assert b"ada; ben" in table_of([one])
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_copies_with_a_change_are_found_and_answers_of_ones_own_are_not(exercise):
+    """Over all wrong answers (a change each, then renamed) and all right ones in a style of their own."""
+    reference = solution(exercise)
+    caught, copies = 0, 0
+    for item in sorted({mutant.item for mutant in mutants(exercise)}):
+        answer = cell_of(reference, item).source
+        own = [m.source for m in mutants(exercise) if m.item == item and m.says is None]
+        own = [source for source in own if _overlap(source, answer) < 0.5]  # others change a line of the solution
+        edited = [m.source for m in mutants(exercise) if m.item == item and m.says is not None]
+        edited = [source for source in edited if _overlap(source, answer) > 0.7]
+        others = {f"own{i}": source for i, source in enumerate(own)}
+        honest = found_in(reference, {"ref": answer} | others, item)
+        assert not [each for each in honest if "ref" in each.students], item
+        for source in edited:
+            found = found_in(reference, {"ref": answer, "copy": renamed(source)} | others, item)
+            caught += any({"ref", "copy"} <= set(each.students) for each in found)
+            copies += 1
+    assert copies > 20
+    assert caught / copies > 0.8
+
+
+def _overlap(source, other):
+    lines = {line.strip() for line in other.splitlines()}
+    mine = [line.strip() for line in source.splitlines()]
+    return sum(line in lines for line in mine) / len(mine)
+
+
+def test_what_nobody_answered_or_everybody_got_says_nothing(reference):
+    stub = cell_of(student_view(reference), ITEM).source
+    assert found_in(reference, {"ada": stub, "ben": stub, "cy": stub + "\n# later"}) == []
+    assert found_in(reference, {"ada": "def f(x):\n    return x", "ben": "def f(y):\n    return y"}) == []
+    assert found_in(reference, {}) == []
+
+
+def test_prose_is_compared_by_words():
+    reference = solution("08_chapter_exercise")
+    text = (
+        "I expect the adverb to come first, since without it nothing is left that the word matcher could have matched; "
+    )
+    text += "the verb may score a little, for the model never saw it with a bread knife in any of its many kitchens."
+    sources = {"ada": text, "ben": text.upper().replace(",", " --"), "cy": "Something else altogether. " * 9}
+    found = found_in(reference, sources, "expectation")
+    assert [(each.how, each.students) for each in found] == [(RENAMED, ("ada", "ben"))]
+    sources["ben"] = "Well. " + text.replace("bread knife", "spoon")
+    found = found_in(reference, sources, "expectation")
+    assert [(each.how, each.students) for each in found] == [(ALIKE, ("ada", "ben"))]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["def f(:\n  x = = 3\n" * 9, "(" * 5000, "%%bash\nrm -rf /\n" * 9, "\0" * 99, "x = '\ud800'\n" * 30, "-" * 90_000],
+)
+def test_whatever_was_written_is_compared_within_its_time(reference, answer, source):
+    began = time.monotonic()
+    found = found_in(reference, {"ada": answer, "ben": source, "cy": source, "dan": answer})
+    assert ("ada", "dan") in [each.students for each in found]
+    assert time.monotonic() - began < 10
+
+
+def test_a_large_class_takes_seconds(reference, answer):
+    """1,000 answers, each with its own constants and names, two of them copies."""
+    sources = {}
+    for number in range(1000):
+        body = "\n".join(f"    v{number}_{i} = scores[{(number * 7919 + i * i) % 9973}] * {i}" for i in range(30))
+        sources[f"s{number}"] = f"def occlude(scores):\n{body}\n    return scores"
+    sources["s7"] = renamed(sources["s3"])
+    found = found_in(reference, sources)
+    assert [(each.how, each.students) for each in found] == [(RENAMED, ("s3", "s7"))]
