@@ -18,7 +18,7 @@ import course_utils
 from course_utils.evidence import stored_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LESSONS = sorted((ROOT / "notebooks").glob("08_*.ipynb"))
 MODULES = [module.name for module in pkgutil.walk_packages(course_utils.__path__, "course_utils.")]
 
 

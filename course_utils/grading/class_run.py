@@ -1,4 +1,4 @@
-"""What `course grade` does: grade, tell what was done, write feedback, statistics and exports."""
+"""What `course grade` and `course mark` do: grade, tell what was done, write feedback, statistics and exports."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from .feedback import write_feedback
 from .grade import Report, files_in, grade, needs_sandbox, references_in, suspects_in
 from .gradebook import Gradebook
 from .intake import take
+from .marking import Marking, mark_in_terminal
 from .notebook import read
 from .run import Limits
 
+GRADEBOOK = "gradebook.db"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -47,9 +49,8 @@ def grade_class(
     """
     if submissions is None and not export:
         raise CourseError("Expected a folder or zip file of submissions, or --export; name one of them.")
-    path = out / "gradebook.db"
-    if submissions is None and not path.is_file():
-        raise CourseError(f"Expected a gradebook in {path}, found none; grade first.")
+    if submissions is None:
+        gradebook_in(out)
     options: dict[str, Any] = {}
     if submissions is not None:
         folder = reference or SOLUTIONS
@@ -68,7 +69,7 @@ def grade_class(
         elif not scheduler:
             needs_sandbox()
     report = Report()
-    with Gradebook(path) as book:
+    with Gradebook(out / GRADEBOOK) as book:
         if submissions is not None:
             with tqdm(total=len(found.submissions), unit="notebook", disable=None) as bar:
                 options["progress"] = bar.update
@@ -82,6 +83,40 @@ def grade_class(
             write_folder(FORMATS[export](book.current()), out)
             click.echo(f"{export} in {out}")
     return 1 if report.broken else 0
+
+
+def gradebook_in(out: Path) -> Path:
+    """The gradebook that grading left in a folder.
+
+    Raises:
+        CourseError: there is none.
+    """
+    path = out / GRADEBOOK
+    if not path.is_file():
+        raise CourseError(f"Expected a gradebook in {out}, found none; make one: course grade SUBMISSIONS --out {out}.")
+    return path
+
+
+def mark_class(
+    out: Path,
+    *,
+    exercise: str = "",
+    reference: Path | None = None,
+    who: str = "",
+    names: bool = False,
+    everything: bool,
+) -> None:
+    """Have a person read in the terminal what only a person can, then write feedback anew.
+
+    Raises:
+        CourseError: no gradebook or no solutions there.
+    """
+    references = references_in(reference or SOLUTIONS)
+    if exercise and exercise not in references:
+        raise CourseError(f"Expected one of {', '.join(references)}, got {exercise!r}.")
+    with Gradebook(gradebook_in(out)) as book:
+        mark_in_terminal(Marking(book, references, exercise, who, everything), names)
+        write_feedback(book, out / "feedback")
 
 
 def duplicates_in(book: Gradebook, references: Mapping[str, bytes]) -> list[Alike]:

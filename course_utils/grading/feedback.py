@@ -25,9 +25,8 @@ from .verdict import PASSED, READ
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _PICTURES = ("image/png", "image/jpeg")
 _LONGEST = 20_000  # characters of one output
-_TAGS = frozenset(
-    "p br hr h1 h2 h3 h4 h5 h6 em strong del code pre blockquote ul ol li table thead tbody tr th td".split()  # noqa: SIM905
-)
+_PROSE = "p br hr h1 h2 h3 h4 h5 h6 em strong del code pre blockquote ul ol li details summary"
+_TAGS = frozenset([*_PROSE.split(), "table", "thead", "tbody", "tr", "th", "td"])
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a;
   background: #fff }
@@ -74,7 +73,7 @@ def _exercise(graded: Graded, notebook: NotebookNode) -> str:
         f"<h2>{escape(graded.exercise)}: {graded.earned:g} of {graded.points:g} points{waiting}</h2>"
         f"<table><tr><th>Item</th><th></th><th>Points</th><th>What to look at</th></tr>{rows}</table>"
         f"{f'<ul>{notes}</ul>' if notes else ''}<details><summary>Your notebook, as it was run</summary>"
-        f"{''.join(map(_cell, notebook.cells))}</details>"
+        f"{''.join(map(cell_html, notebook.cells))}</details>"
     )
 
 
@@ -99,22 +98,24 @@ def _row(entry: Entry) -> str:
     return f"<tr><td>{name}</td>{cells}</tr>"
 
 
-def _cell(cell: NotebookNode) -> str:
+def cell_html(cell: NotebookNode) -> str:
+    """A cell as it was run, nothing in it that runs or loads; of a hidden check its name alone."""
     if is_hidden(cell):
         return f'<p class="quiet">{escape(grade_id(cell))}: further checks</p>'
     source = without_regions(cell.source, ("MARK SCHEME",)) if grade_id(cell) else cell.source
     if cell.cell_type == "markdown":
-        return _markdown(source)
+        return markdown_html(source)
     outputs = "".join(map(_output, cell.get("outputs", [])))
     return f"<pre>{escape(source)}</pre>{outputs}" if source.strip() else ""
 
 
-def _markdown(source: str) -> str:
+def markdown_html(source: str) -> str:
     """Markdown through nbconvert, then through a sanitiser that lets nothing pass that runs or loads."""
     import bleach
     from nbconvert.filters import markdown2html
 
-    return str(bleach.clean(markdown2html(source), tags=_TAGS, attributes={}, strip=True))
+    html = re.sub(r'<a class="anchor-link"[^>]*>.*?</a>', "", markdown2html(source))
+    return str(bleach.clean(html, tags=_TAGS, attributes={}, strip=True))
 
 
 def _output(output: Any) -> str:

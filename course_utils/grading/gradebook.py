@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from nbformat import NotebookNode
@@ -132,10 +133,11 @@ class Gradebook:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._lock = path, Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            # JupyterLab's widgets call from a thread of their own
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
             with self._change() as db:
                 made = db.execute("PRAGMA user_version").fetchone()[0]
                 if made == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -159,13 +161,14 @@ class Gradebook:
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
         """All or nothing, one at a time."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield self._db
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
 
     def take(self, submission: Submission, content: bytes) -> int:
         """Write down that a submission was handed in, and that it is the one that counts; its number here."""

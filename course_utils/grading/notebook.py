@@ -16,12 +16,13 @@ from ..errors import CourseError, first_line
 
 ANSWER, CHECK, MANUAL, TASK, LOCKED, FREE = "answer", "check", "manual", "task", "locked", "free"
 NAMESPACE = "nbgrader"
+STUB = "YOUR ANSWER HERE"  # what stands where text is to be written
 LARGEST = 30_000_000  # bytes: beyond that it is no notebook that anybody wrote
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-_REGIONS = ("SOLUTION", "HIDDEN TESTS", "MARK SCHEME")
+REGIONS = ("SOLUTION", "HIDDEN TESTS", "MARK SCHEME")
 _NEXT = re.compile(r"#\s*NEXT:\s*(.+)")
 
 
@@ -160,6 +161,11 @@ def is_hidden(cell: NotebookNode) -> bool:
     return kind(cell) == CHECK and "BEGIN HIDDEN TESTS" in cell.source
 
 
+def region(source: str, name: str) -> str:
+    """What stands between BEGIN and END of a region."""
+    return "\n".join(re.findall(rf"(?ms)^[^\n]*BEGIN {name}[^\n]*\n(.*?)^[^\n]*END {name}", source)).strip()
+
+
 def has_code(source: str) -> bool:
     """Whether a cell holds more than comments."""
     return any(line.strip() and not line.strip().startswith("#") for line in source.splitlines())
@@ -170,7 +176,7 @@ def student_view(solution: NotebookNode) -> NotebookNode:
     notebook = nbformat.from_dict(solution)
     for cell in notebook.cells:
         before, what = cell.source, kind(cell)
-        cell.source = _stubbed(cell) if what in (ANSWER, MANUAL) else without_regions(cell.source, _REGIONS[1:])
+        cell.source = _stubbed(cell) if what in (ANSWER, MANUAL) else without_regions(cell.source, REGIONS[1:])
         if cell.cell_type == "code" and (what == ANSWER or (before != cell.source and not has_code(cell.source))):
             cell.outputs, cell.execution_count = [], None
     return notebook
@@ -180,8 +186,8 @@ def _stubbed(cell: NotebookNode) -> str:
     """An answer cell with each solution region replaced by the step that comes next."""
     steps = iter(next_steps(cell.source))
     if cell.cell_type == "code":
-        return without_regions(cell.source, _REGIONS[:1], lambda: f"raise NotImplementedError({next(steps)})")
-    return without_regions(cell.source, _REGIONS[:1], lambda: "YOUR ANSWER HERE")
+        return without_regions(cell.source, REGIONS[:1], lambda: f"raise NotImplementedError({next(steps)})")
+    return without_regions(cell.source, REGIONS[:1], lambda: STUB)
 
 
 def next_steps(source: str) -> list[str]:

@@ -1,0 +1,197 @@
+"""What only a person can judge: read in a terminal or at the desk, saved at once, and nothing that a student wrote runs."""
+
+import time
+from threading import Thread
+
+import pytest
+from click.testing import CliRunner
+
+from course_utils import CourseError
+from course_utils.cli import main
+from course_utils.grading.desk import class_page, desk
+from course_utils.grading.grade import refused
+from course_utils.grading.gradebook import Gradebook
+from course_utils.grading.intake import Submission
+from course_utils.grading.marking import Marking, shown
+from course_utils.grading.notebook import student_view, write
+from course_utils.grading.run import DONE, Result
+from tests.shared import cell_of
+from tests.test_grading import right, solution  # noqa: F401
+
+pytestmark = pytest.mark.quick
+SCRIPT = "<img src=x onerror=alert(1)><script>alert(2)</script> $x$ [a](javascript:alert(3)) **mine**"
+
+
+def hand_in(book, solution, student, text):  # noqa: F811
+    """A result in the gradebook, with what a student wrote; nothing is run for it."""
+    notebook = right(student_view(solution))
+    cell_of(notebook, "why").source = text
+    content = write(notebook)
+    number = book.take(Submission(student, "toy", "in", lambda: content), content)
+    marks = refused(write(solution), "").marks
+    book.record(number, "reference", "version", Result(DONE, marks, (), (), content, 0.0))
+
+
+@pytest.fixture
+def book(tmp_path, solution):  # noqa: F811
+    with Gradebook(tmp_path / "grades" / "gradebook.db") as book:
+        for number, student in enumerate(["ada", "ben", "cy"]):
+            hand_in(book, solution, student, f"Reason {number}")
+        yield book
+
+
+@pytest.fixture
+def references(solution, tmp_path):  # noqa: F811
+    (tmp_path / "solutions").mkdir()
+    (tmp_path / "solutions" / "toy.ipynb").write_bytes(write(solution))
+    return {"toy": write(solution)}
+
+
+def given(book):
+    return {
+        graded.student: [(e.mark.earned, e.comment, e.who) for e in graded.entries if e.mark.check == "why"]
+        for graded in book.current()
+    }
+
+
+def test_each_answer_comes_once_and_is_saved_at_once(book, references):
+    marking = Marking(book, references, who="kim")
+    seen = []
+    for _ in range(3):
+        answer = marking.answer()
+        seen.append(answer.graded.student)
+        assert marking.enter("1,5 fine") == f"saved: 1.5 of {answer.points:g}"
+        assert given(book)[answer.graded.student] == [(1.5, "fine", "kim")]
+    assert sorted(seen) == ["ada", "ben", "cy"]
+    assert marking.answer() is None
+    with pytest.raises(CourseError, match="Everything has been read"):
+        marking.enter("1")
+    assert len(Marking(book, references)) == 0
+    assert len(Marking(book, references, everything=True)) == 3
+
+
+def test_back_and_skip(book, references):
+    marking = Marking(book, references, who="kim")
+    first = marking.answer().graded.student
+    marking.enter("s")
+    second = marking.answer().graded.student
+    marking.enter("0 no reason")
+    marking.enter("b")
+    assert (marking.answer().graded.student, marking.answer().given) == (second, 0)
+    marking.enter("2 on second thoughts")
+    marking.enter("b")
+    marking.enter("b")
+    assert marking.answer().graded.student == first
+    assert given(book)[second] == [(2, "on second thoughts", "kim")]
+    assert [row["points"] for row in book.history(second, "toy") if row["check"] == "why"] == [0, 2]
+
+
+@pytest.mark.parametrize("line", ["", "x", "-1", "99", "good 2", "1..2", "nan", "1e9"])
+def test_what_says_nothing_saves_nothing(book, references, line):
+    marking = Marking(book, references)
+    with pytest.raises(CourseError, match="Expected"):
+        marking.enter(line)
+    assert marking.place == 0
+    assert all(points is None for ((points, _, _),) in given(book).values())
+
+
+def test_two_who_read_at_once_do_not_read_the_same(book, references, tmp_path):
+    with Gradebook(book.path) as other:
+        kim, lee = Marking(book, references, who="kim"), Marking(other, references, who="lee")
+        kim.enter("1")
+        lee.enter("2")
+        kim.enter("1")
+        assert kim.answer() is None
+        assert lee.answer() is None
+    assert sorted(who for ((_, _, who),) in given(book).values()) == ["kim", "kim", "lee"]
+
+
+def test_a_text_that_was_changed_meanwhile_waits_again(book, references, solution):  # noqa: F811
+    marking = Marking(book, references)
+    student = marking.answer().graded.student
+    marking.enter("2")
+    hand_in(book, solution, student, "Another reason")
+    assert given(book)[student] == [(None, "", "")]
+    assert [answer[1] for answer in Marking(book, references)._list].count(student) == 1
+
+
+def test_question_and_rubric_are_shown_and_the_stub_is_no_answer(book, references, solution):  # noqa: F811
+    hand_in(book, solution, "ada", cell_of(student_view(solution), "why").source)
+    answers = []
+    marking = Marking(book, references)
+    while (answer := marking.answer()) is not None:
+        answers.append(answer)
+        marking.enter("s")
+    assert {answer.graded.student: answer.text for answer in answers}["ada"] == ""
+    assert "MARK SCHEME" not in answers[0].rubric
+    assert answers[0].rubric
+
+
+def test_nothing_that_a_student_wrote_does_anything(book, references, solution, tmp_path):  # noqa: F811
+    for student in ("ada", "ben", "cy"):
+        hand_in(book, solution, student, SCRIPT + " \x1b[2J\x1b]0;title\x07 \u202e end")
+    page = desk(tmp_path / "grades", reference=tmp_path / "solutions").answer.value
+    assert "<strong>mine</strong>" in page
+    assert not any(bad in page for bad in ("<script", "<img", "javascript:", "href"))
+    done = CliRunner().invoke(
+        main, ["mark", "--out", str(tmp_path / "grades"), "--reference", str(tmp_path / "solutions")]
+    )
+    assert "[2J" in done.output
+    assert not any(bad in done.output for bad in ("\x1b[2J", "\x1b]", "\x07", "\u202e"))
+    assert shown("a\tb\nc\x9b1m") == "a\tb\nc�1m"
+
+
+def press_enter(desk, line):
+    """What JupyterLab does, from a thread of its own: it says that Enter was pressed, then sends what is new."""
+
+    def press():
+        desk._message(desk.line, {"event": "submit"}, [])
+        desk.line.value = line
+        time.sleep(1)
+
+    thread = Thread(target=press)
+    thread.start()
+    thread.join()
+
+
+def test_the_desk_saves_with_enter_and_with_its_buttons(book, references, tmp_path):
+    shown_ = desk(tmp_path / "grades", reference=tmp_path / "solutions", who="kim", names=True)
+    press_enter(shown_, "1 good")
+    assert "saved: 1" in shown_.status.value
+    assert shown_.line.value == ""
+    shown_.line.value = "0 typed, and then the line was left"
+    assert len([entry for entry in given(book).values() if entry[0][0] is not None]) == 1
+    press_enter(shown_, "nothing")
+    assert "Not saved" in shown_.status.value
+    assert shown_.line.value == "nothing"
+    shown_.line.value = "a comment"
+    next(button for button in shown_.buttons.children if button.description == "2").click()
+    press_enter(shown_, "3 and once more, unchanged")
+    assert "Everything has been read" in shown_.answer.value
+    marks = sorted(entry[0][:2] for entry in given(book).values())
+    assert marks == [(1, "good"), (2, "a comment"), (3, "and once more, unchanged")]
+
+
+def test_without_a_gradebook_there_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "found none; make one: course grade" in desk("grades").children[0].value
+    assert "found none; make one: course grade" in class_page("grades").value
+    done = CliRunner().invoke(main, ["mark"])
+    assert done.exit_code == 2
+    assert "Expected a gradebook in grades, found none" in " ".join(done.output.split())
+    assert not (tmp_path / "grades").exists()
+
+
+def test_the_terminal_reads_until_q_and_writes_the_feedback(book, references, tmp_path):
+    command = ["mark", "--out", str(tmp_path / "grades"), "--reference", str(tmp_path / "solutions"), "--who", "kim"]
+    done = CliRunner().invoke(main, command, input="99\n2 well said\nq\n", catch_exceptions=False)
+    assert "Expected 0 to 3 points" in done.output
+    assert "2 left to read" in done.output
+    assert sum("well said" in page.read_text() for page in (tmp_path / "grades" / "feedback").iterdir()) == 1
+    again = CliRunner().invoke(main, [*command, "--exercise", "tea"])
+    assert "Expected one of toy, got 'tea'" in " ".join(again.output.split())
+
+
+def test_how_the_class_did(book, references, tmp_path):
+    page = class_page(tmp_path / "grades", tmp_path / "solutions").value
+    assert "double-check" in page
