@@ -17,6 +17,7 @@ from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Dict, List, Unicode
 
 from .sandbox import CONNECTION, SCRATCH, command, environment, refusals
+from .warm import ask, request
 
 MOST_FILES = 50_000  # on the disk in memory, where empty ones take memory too
 MOST_HELD = 500_000_000  # bytes of what a kernel sends, held by us before nbval has looked at it
@@ -30,6 +31,8 @@ class SandboxProvisioner(LocalProvisioner):  # type: ignore[misc]
     sockets = Unicode(help="where its sockets are, without their numbers")
     mounts: Any = List(help="what is seen inside: from where, and as what")
     limits: Any = Dict(help="the fields of Limits")
+    inside = Unicode(help="the folder of the files that a warm kernel gets")
+    parent_address = Unicode(help="where to ask for a warm kernel")
     watch: Watch | None = None
 
     @property
@@ -54,6 +57,13 @@ class SandboxProvisioner(LocalProvisioner):  # type: ignore[misc]
             refused.seek(0)
             paths = [f"{self.sockets}-{self.connection_info[port]}" for port in _PORTS]
             sockets = {f"ipc://{path}": ours.enter_context(_listening(path)).fileno() for path in paths}
+            if self.parent_address:
+                limits = self.limits | {"resources": _resources(self.limits)}
+                told = request(limits, Path(self.inside), connection.read().decode(), list(sockets))
+                self.process = ask(self.parent_address, told, list(sockets.values()))
+                self.watch = Watch(self.process.first, self.limits)
+                self.watch.start()
+                return self.connection_info
             ready, write = os.pipe()
             ours.callback(os.close, ready)
             start = [*command(self.mounts, self.limits["disk_bytes"]), "--info-fd", str(write)]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 import psutil
@@ -24,6 +24,9 @@ from nbformat import NotebookNode
 from .merge import merge, run_order
 from .notebook import read, write
 from .verdict import Mark, judge
+
+if TYPE_CHECKING:
+    from .warm import Parent
 
 SETTINGS = "COURSE_GRADING_RUN"  # the environment variable through which the plugin learns where its settings are
 DONE, SLOW, BROKEN, REFUSED = "done", "timed out", "could not run", "refused"
@@ -85,6 +88,7 @@ def run(
     beside: Path | None = None,
     sandboxed: bool = False,
     readable: Sequence[Path] = (),
+    warm: bool = False,
 ) -> Result:
     """Run a submission against a reference.
 
@@ -96,6 +100,7 @@ def run(
         beside: a folder that is to be there, under its name, where the kernel runs.
         sandboxed: run the learner's code in a sandbox, without network, answers or anything to write to.
         readable: what else can be read in the sandbox: files and folders, at their own places.
+        warm: fork the kernel from one that has done the imports, where that can be done (not with `readable`).
 
     Raises:
         CourseError: one of the two is no notebook, or there is no sandbox here and one was asked for.
@@ -104,7 +109,10 @@ def run(
     merged = merge(read(reference, "the reference"), read(submission, "your notebook"))
     order = run_order(merged.notebook.cells)
     notebook = _in_order(merged.notebook, order)
-    status, lines, messages = _nbval(notebook, limits, kernel, beside, readable if sandboxed else None)
+    parent = _parent() if sandboxed and warm and not readable else None
+    status, lines, messages = _nbval(notebook, limits, kernel, beside, readable if sandboxed else None, parent)
+    if parent is not None and not parent.lives:  # it was ended from outside: nobody's fault in here
+        status, lines, messages = _nbval(notebook, limits, kernel, beside, readable)
     codes = [place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     outcome = {codes[number]: found for number, found in _outcomes(lines).items() if number < len(codes)}
     marks = sorted(judge(notebook.cells, outcome), key=lambda placed: order[placed[0]])
@@ -113,6 +121,13 @@ def run(
     )
     seconds = round(time.perf_counter() - began, 1)
     return Result(status, tuple(mark for _, mark in marks), tuple(merged.repairs), tuple(messages), executed, seconds)
+
+
+def _parent() -> Parent | None:
+    """Who forks warm kernels here, or None where that cannot be."""
+    from . import warm
+
+    return None if warm.trouble() else warm.parent()
 
 
 def _in_order(notebook: NotebookNode, order: Sequence[int]) -> NotebookNode:
@@ -130,6 +145,7 @@ def _nbval(
     kernel: str | None,
     beside: Path | None,
     readable: Sequence[Path] | None,
+    parent: Parent | None = None,
 ) -> tuple[str, list[dict[str, Any]], list[str]]:
     """Run nbval in a process of its own; its status, what our plugin wrote down, and what it said if it failed."""
     with tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True) as folder:
@@ -154,7 +170,9 @@ def _nbval(
             from . import sandbox
 
             kernel = sandbox.NAME
-            environment |= sandbox.kernel(outside, inside, limits, readable=readable)
+            environment |= sandbox.kernel(
+                outside, inside, limits, more=readable, parent=parent.address if parent else ""
+            )
         which = ["--nbval-current-env"] if kernel is None else [f"--nbval-kernel-name={kernel}"]
         (outside / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         command = [

@@ -28,6 +28,7 @@ from ..errors import CourseError
 if TYPE_CHECKING:
     from .run import Limits
 
+USER = 1000  # who a learner is inside
 NAME = "course-sandbox"  # of the kernel and of its provisioner
 SCRATCH = ("/tmp", "/dev/shm")  # all that can be written: in memory, of limited size
 HOME = "/tmp/home"
@@ -63,7 +64,7 @@ def trouble() -> str:
         return "bubblewrap is not installed: apt install bubblewrap, or the same from your system."
     if not entry_points(group="jupyter_client.kernel_provisioners", name=NAME):
         return "this package was installed before it had a sandbox: pip install it again."
-    trial = [*command(_readable(()), 1 << 20), "--", sys.executable, "-c", ""]
+    trial = [*command(readable(), 1 << 20), "--", sys.executable, "-c", ""]
     try:
         done = subprocess.run(trial, env=environment(), capture_output=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -72,14 +73,17 @@ def trouble() -> str:
     return f"bubblewrap does not work here ({said[-1]})." if done.returncode else ""
 
 
-def kernel(folder: Path, inside: Path, limits: Limits, *, readable: Sequence[Path] = ()) -> dict[str, str]:
+def kernel(
+    folder: Path, inside: Path, limits: Limits, *, more: Sequence[Path] = (), parent: str = ""
+) -> dict[str, str]:
     """Write down a kernel that starts in the sandbox, and say in which environment Jupyter finds it under NAME.
 
     Args:
         folder: a private folder, for the kernel's description and its sockets; nothing of it is seen inside.
         inside: a folder whose files are, read-only, where the kernel runs.
         limits: what the kernel may use.
-        readable: files and folders that are there, read-only, at their own place.
+        more: files and folders that can be read there, at their own place.
+        parent: where to ask for a warm kernel (`warm.parent().address`); "" for one that starts from nothing.
 
     Raises:
         CourseError: there is no sandbox here, or the folder's path is too long for a socket.
@@ -89,8 +93,9 @@ def kernel(folder: Path, inside: Path, limits: Limits, *, readable: Sequence[Pat
     sockets = folder / "kernel"
     if len(os.fsencode(sockets)) + 2 > _LONGEST_ADDRESS:
         raise CourseError(f"Expected a shorter folder for temporary files than {folder.parent}; set TMPDIR.")
-    mounts = _readable(readable) + [(str(path), f"{WORK}/{path.name}") for path in sorted(inside.iterdir())]
-    config = {"sockets": str(sockets), "mounts": mounts, "limits": vars(limits)}
+    config = {"sockets": str(sockets), "limits": vars(limits), "parent_address": parent, "inside": str(inside)}
+    if not parent:
+        config["mounts"] = readable(more) + [(str(path), f"{WORK}/{path.name}") for path in sorted(inside.iterdir())]
     launcher = Path(__file__).with_name("launch.py")
     described = {
         "argv": [sys.executable, str(launcher), "-f", CONNECTION],
@@ -105,7 +110,7 @@ def kernel(folder: Path, inside: Path, limits: Limits, *, readable: Sequence[Pat
     return {"JUPYTER_PATH": str(folder / "jupyter")}
 
 
-def _readable(more: Sequence[Path]) -> list[tuple[str, str]]:
+def readable(more: Sequence[Path] = ()) -> list[tuple[str, str]]:
     """What is seen inside, read-only: from where, and as what."""
     packages = [Path(place) for place in [*site.getsitepackages(), *([site.USER_SITE] if site.ENABLE_USER_SITE else [])]
                 if place]  # fmt: skip
@@ -127,11 +132,17 @@ def _interpreters() -> Iterator[Path]:
             yield Path(os.path.normpath(program.parent.parent))
 
 
-def command(mounts: Sequence[Sequence[str]], disk_bytes: int) -> list[str]:
-    """Bubblewrap with every namespace of its own, and nothing that can be written but a /tmp of that size."""
-    told = [_bwrap(), "--unshare-all", "--unshare-user", "--uid", "1000", "--gid", "1000", "--hostname", "sandbox"]
+def command(mounts: Sequence[Sequence[str]], disk_bytes: int, *, forks: bool = False) -> list[str]:
+    """Bubblewrap with every namespace of its own, and nothing that can be written but a /tmp of that size.
+
+    With `forks` for a process that makes further namespaces, and first a /proc, after which it gives up the right to.
+    """
+    user = "0" if forks else str(USER)  # bubblewrap gives another user a second namespace, which has no right to mount
+    told = [_bwrap(), "--unshare-all", "--unshare-user", "--uid", user, "--gid", user, "--hostname", "sandbox"]
     told += ["--die-with-parent", "--new-session", "--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
-    if "--disable-userns" in _options():
+    if forks:
+        told += [word for right in ("SYS_ADMIN", "SETPCAP", "SETFCAP") for word in ("--cap-add", f"CAP_{right}")]
+    elif "--disable-userns" in _options():
         told.append("--disable-userns")
     for place in map(Path, _SYSTEM):
         if place.is_symlink():
