@@ -210,6 +210,7 @@ def release(out: Path | None, archive: Path | None, students: Path | None, suspe
 @click.option("--timeout", type=click.FloatRange(1), default=300.0, show_default=True, help="Seconds for a notebook.")
 @click.option("--memory", default="4GB", show_default=True, help="What a notebook's kernel may use.")
 @click.option("--no-sandbox", is_flag=True, help="Run the students' code with all of your own rights.")
+@click.option("--cold", is_flag=True, help="Start each kernel from nothing, not from one that has done the imports.")
 @click.option("--scheduler", default="", metavar="tcp://HOST:PORT", help="Let the workers of this Dask cluster do it.")
 @click.option("--suspects", type=click.Path(path_type=Path), help="Who was given which suspect: release's table.")
 @click.option("--force", is_flag=True, help="Grade what has marks already, too.")

@@ -37,6 +37,7 @@ def grade_class(
     timeout: float = 300.0,
     memory: str = "4GB",
     no_sandbox: bool = False,
+    cold: bool = False,
     scheduler: str = "",
     suspects: Path | None = None,
     force: bool = False,
@@ -60,6 +61,7 @@ def grade_class(
             "limits": limits,
             "jobs": jobs or 0,
             "sandboxed": not no_sandbox,
+            "warm": not cold,
             "scheduler": scheduler,
             "force": force,
         }

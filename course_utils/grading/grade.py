@@ -37,6 +37,7 @@ class Work:
     submission: bytes
     limits: Limits = field(default_factory=Limits)
     sandboxed: bool = True
+    warm: bool = True
     beside: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -75,7 +76,8 @@ def grade_one(work: Work) -> Result:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
         beside = Path(folder, "suspects") if work.beside else None
-        return run(work.reference, work.submission, work.limits, beside=beside, sandboxed=work.sandboxed)
+        options = {"beside": beside, "sandboxed": work.sandboxed, "warm": work.warm}
+        return run(work.reference, work.submission, work.limits, **options)
 
 
 def refused(reference: bytes, why: str) -> Result:
@@ -135,6 +137,7 @@ def grade(
     limits: Limits = Limits(),  # noqa: B008
     jobs: int = 0,
     sandboxed: bool = True,
+    warm: bool = True,
     scheduler: str = "",
     force: bool = False,
     suspects: Mapping[str, str] | None = None,
@@ -150,6 +153,7 @@ def grade(
         limits: for each submission.
         jobs: how many run at once here; 0 for as many as there are processors.
         sandboxed: whether learners' code is kept in a sandbox.
+        warm: whether kernels in a sandbox are forked from one that has done the imports, where that can be done.
         scheduler: the address of a Dask scheduler whose workers do the work; "" for this machine.
         force: grade those with marks as well.
         suspects: who was given which suspect; without it, a submission names its own.
@@ -189,7 +193,7 @@ def grade(
             while len(pending) >= _AHEAD * at_once:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     finish(future, *pending.pop(future))
-            work = Work(reference, content, limits, sandboxed, beside or {})
+            work = Work(reference, content, limits, sandboxed, warm, beside or {})
             pending[executor.submit(grade_one, work)] = submission, number, reference
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:

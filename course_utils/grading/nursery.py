@@ -63,7 +63,7 @@ def _or_end(what: Any, *arguments: Any) -> NoReturn:
         what(*arguments)
     except SystemExit as stop:
         os._exit(stop.code if isinstance(stop.code, int) else 1)
-    except BaseException:  # noqa: BLE001
+    except BaseException:
         with suppress(OSError):
             os.write(2, traceback.format_exc().encode())
         os._exit(1)
@@ -86,8 +86,8 @@ def _keep(connection: socket.socket, home: dict[Path, bytes]) -> None:
         _or_end(_begin, connection, told, sockets, home)
     for number in sockets:
         os.close(number)
-    with open(os.pidfd_open(first), "rb") as ended:
-        select.select([connection, ended], [], [])
+    ended = os.pidfd_open(first)
+    select.select([connection.fileno(), ended], [], [])
     os.kill(first, signal.SIGKILL)
     os.waitpid(first, 0)
 
@@ -147,7 +147,10 @@ def _be_a_kernel(told: dict[str, Any], sockets: list[int]) -> None:
     sys.argv = ["ipykernel_launcher.py", "-f", str(CONNECTION)]
     from course_utils.grading import launch
 
-    launch.main(told["resources"], dict(zip(told["addresses"], sockets, strict=True)))
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    limits = told["resources"]
+    limits["DATA"] += 1024 * int(status["VmData"].split()[0])  # what it came into the world with is not its own
+    launch.main(limits, dict(zip(told["addresses"], sockets, strict=True)))
 
 
 def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:

@@ -33,6 +33,7 @@ class SandboxProvisioner(LocalProvisioner):  # type: ignore[misc]
     limits: Any = Dict(help="the fields of Limits")
     inside = Unicode(help="the folder of the files that a warm kernel gets")
     parent_address = Unicode(help="where to ask for a warm kernel")
+    process: Any = None
     watch: Watch | None = None
 
     @property

@@ -8,21 +8,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
-import psutil
 from nbformat import NotebookNode
 
 from .merge import merge, run_order
 from .notebook import read, write
+from .session import run_pytest
 from .verdict import Mark, judge
 
 if TYPE_CHECKING:
@@ -79,6 +77,16 @@ class Result:
         return self.status == DONE and all(mark.passed for mark in self.marks if mark.earned is not None)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a kernel runs: which, with what beside it; if sandboxed, what else can be read, and who forks it."""
+
+    kernel: str | None
+    beside: Path | None
+    readable: Sequence[Path] | None
+    parent: Parent | None
+
+
 def run(
     reference: bytes,
     submission: bytes,
@@ -110,9 +118,10 @@ def run(
     order = run_order(merged.notebook.cells)
     notebook = _in_order(merged.notebook, order)
     parent = _parent() if sandboxed and warm and not readable else None
-    status, lines, messages = _nbval(notebook, limits, kernel, beside, readable if sandboxed else None, parent)
-    if parent is not None and not parent.lives:  # it was ended from outside: nobody's fault in here
-        status, lines, messages = _nbval(notebook, limits, kernel, beside, readable)
+    place = _Place(kernel, beside, readable if sandboxed else None, parent)
+    status, lines, messages = _nbval(notebook, limits, place)
+    if parent is not None and not parent.lives:  # it was ended from outside, which is nobody's fault inside
+        status, lines, messages = _nbval(notebook, limits, replace(place, parent=None))
     codes = [place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     outcome = {codes[number]: found for number, found in _outcomes(lines).items() if number < len(codes)}
     marks = sorted(judge(notebook.cells, outcome), key=lambda placed: order[placed[0]])
@@ -139,21 +148,14 @@ def _in_order(notebook: NotebookNode, order: Sequence[int]) -> NotebookNode:
     return nbformat.from_dict({**notebook, "cells": cells})
 
 
-def _nbval(
-    notebook: NotebookNode,
-    limits: Limits,
-    kernel: str | None,
-    beside: Path | None,
-    readable: Sequence[Path] | None,
-    parent: Parent | None = None,
-) -> tuple[str, list[dict[str, Any]], list[str]]:
+def _nbval(notebook: NotebookNode, limits: Limits, place: _Place) -> tuple[str, list[dict[str, Any]], list[str]]:
     """Run nbval in a process of its own; its status, what our plugin wrote down, and what it said if it failed."""
     with tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True) as folder:
         outside, inside = Path(folder, "outside"), Path(folder, "inside")
         outside.mkdir(mode=0o700)
         inside.mkdir()
-        if beside is not None:
-            shutil.copytree(beside, inside / beside.name)
+        if place.beside is not None:
+            shutil.copytree(place.beside, inside / place.beside.name)
         target, report, settings = outside / "merged.ipynb", outside / "report", outside / "settings"
         target.write_bytes(write(notebook))
         report.touch()
@@ -166,51 +168,25 @@ def _nbval(
         }
         settings.write_text(json.dumps(told), encoding="utf-8")
         environment = _environment(settings)
-        if readable is not None:
+        kernel = place.kernel
+        if place.readable is not None:
             from . import sandbox
 
             kernel = sandbox.NAME
-            environment |= sandbox.kernel(
-                outside, inside, limits, more=readable, parent=parent.address if parent else ""
-            )
+            address = place.parent.address if place.parent else ""
+            environment |= sandbox.kernel(outside, inside, limits, more=place.readable, parent=address)
         which = ["--nbval-current-env"] if kernel is None else [f"--nbval-kernel-name={kernel}"]
         (outside / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-c",
-            str(outside / "pytest.ini"),
-            f"--rootdir={outside}",
-            "--noconftest",
-            "-q",
-        ]
-        command += [
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "nbval.plugin",
-            "-p",
-            "course_utils.grading.plugin",
-            "--nbval",
-            *which,
-        ]
-        with Path(outside, "log").open("w+b") as log:
-            process = subprocess.Popen(  # nothing of it may outlive the limit
-                [*command, str(target)],
-                cwd=outside,
-                env=environment,
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-            )
-            in_time = _wait(process, limits.total_seconds)
-            log.seek(0)
-            said = log.read(20_000).decode("utf-8", "replace")
+        arguments = ["-c", str(outside / "pytest.ini"), f"--rootdir={outside}", "--noconftest", "-q"]
+        for plugin in ("no:cacheprovider", "nbval.plugin", "course_utils.grading.plugin"):
+            arguments += ["-p", plugin]
+        log = outside / "log"
+        code = run_pytest([*arguments, "--nbval", *which, str(target)], outside, environment, log, limits.total_seconds)
+        said = log.read_bytes()[:20_000].decode("utf-8", "replace") if log.is_file() else ""
         lines = _lines(report.read_text(encoding="utf-8"))
-    if not in_time:
+    if code is None:
         return SLOW, lines, [f"The whole notebook took more than {limits.total_seconds:.0f} s and was stopped."]
-    if process.returncode not in (0, 1) or not lines:
+    if code not in (0, 1) or not lines:
         return BROKEN, lines, [f"nbval could not run it: {said.strip()[-500:]}"]
     if unstarted := [line["trouble"] for line in lines if line.get("kernel") is False]:
         return BROKEN, [], [f"No kernel could be started: {unstarted[0]}."]
@@ -239,27 +215,6 @@ def _environment(settings: Path) -> dict[str, str]:
         SETTINGS: str(settings),
     }
     return {**{key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"}, **ours}
-
-
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Wait for a process, and end it with all that it started once the time is over; whether it ended by itself."""
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        in_time = False
-    else:
-        return True
-    try:
-        tree = psutil.Process(process.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        tree = []
-    for each in [*tree, process]:
-        try:
-            each.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.wait()
-    return in_time
 
 
 def _outcomes(lines: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:

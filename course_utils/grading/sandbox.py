@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..cache import cache_folder
 from ..errors import CourseError
@@ -42,13 +42,25 @@ _OF_THE_HOST = (
 _ENVIRONMENT = ("LANG", "LC_", "TZ", "OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "TOKENIZERS_", "TQDM_", "PYTHONHASHSEED")
 _LONGEST_ADDRESS = 107  # bytes in the path of a unix socket
 # Refused, by machine: memory that no process shows (memfd_create, memfd_secret, shmget, msgget), what is not divided by
-# namespaces (keyctl, add_key, request_key), and what a learner has no use for and an attacker does (bpf, userfaultfd,
-# io_uring_setup, perf_event_open). Then the number of socket(), whose families are limited to _FAMILIES.
+# namespaces (keyctl, add_key, request_key), what a learner has no use for and an attacker does (bpf, userfaultfd,
+# io_uring_setup, perf_event_open), and further namespaces and mounts (unshare, setns, mount, umount2, pivot_root,
+# open_tree, move_mount, fsopen, fsmount). Then the numbers of socket(), whose families are limited to _FAMILIES, and of
+# clone(), which makes threads and processes and no namespaces; clone3() hides its flags, so it is said not to exist.
 _REFUSED = {
-    "x86_64": (0xC000003E, (319, 447, 29, 68, 250, 248, 249, 321, 323, 425, 298), 41),
-    "aarch64": (0xC00000B7, (279, 447, 194, 186, 219, 217, 218, 280, 282, 425, 241), 198),
+    "x86_64": (
+        0xC000003E,
+        (319, 447, 29, 68, 250, 248, 249, 321, 323, 425, 298, 272, 308, 165, 166, 155, 428, 429, 430, 432),
+        (41, 56, 435),
+    ),
+    "aarch64": (
+        0xC00000B7,
+        (279, 447, 194, 186, 219, 217, 218, 280, 282, 425, 241, 97, 268, 40, 39, 41, 428, 429, 430, 432),
+        (198, 220, 435),
+    ),
 }
+_LOAD, _EQUAL, _AT_LEAST, _ANY_OF, _GIVE = 0x20, 0x15, 0x35, 0x45, 0x06  # what an instruction does
 _FAMILIES = (1, 2, 10, 16)  # unix, IPv4, IPv6, netlink: those that stay inside a network namespace
+_NAMESPACES = 0x7E020080  # every flag of clone() that makes a namespace
 
 
 @cache
@@ -93,7 +105,12 @@ def kernel(
     sockets = folder / "kernel"
     if len(os.fsencode(sockets)) + 2 > _LONGEST_ADDRESS:
         raise CourseError(f"Expected a shorter folder for temporary files than {folder.parent}; set TMPDIR.")
-    config = {"sockets": str(sockets), "limits": vars(limits), "parent_address": parent, "inside": str(inside)}
+    config: dict[str, Any] = {
+        "sockets": str(sockets),
+        "limits": vars(limits),
+        "parent_address": parent,
+        "inside": str(inside),
+    }
     if not parent:
         config["mounts"] = readable(more) + [(str(path), f"{WORK}/{path.name}") for path in sorted(inside.iterdir())]
     launcher = Path(__file__).with_name("launch.py")
@@ -187,14 +204,37 @@ def refusals() -> bytes:
     """A filter of system calls for bubblewrap's `--seccomp`, as the kernel's classic BPF; b"" on other machines."""
     if platform.machine() not in _REFUSED or sys.maxsize < 1 << 32:
         return b""
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
     number, architecture, argument = 0, 4, 16  # places in seccomp_data
-    machine, calls, sockets = _REFUSED[platform.machine()]
-    body = [(at_least, 0x40000000)] + [(equal, call) for call in calls]  # from there on: x86's other set of numbers
-    refused = len(body) + 2 + len(_FAMILIES)  # where it says no, counted from after the three opening instructions
-    code = [(load, 0, 0, architecture), (equal, 0, refused + 1, machine), (load, 0, 0, number)]
-    code += [(what, refused - place - 1, 0, value) for place, (what, value) in enumerate(body)]
-    code += [(equal, 0, len(_FAMILIES) + 2, sockets), (load, 0, 0, argument)]
-    code += [(equal, len(_FAMILIES) - place, 0, family) for place, family in enumerate(_FAMILIES)]
-    code += [(give, 0, 0, 0x00050000 | errno.EPERM), (give, 0, 0, 0x7FFF0000)]
-    return b"".join(struct.pack("=HBBI", *each) for each in code)
+    machine, calls, (open_socket, clone, clone3) = _REFUSED[platform.machine()]
+    program: list[str | tuple[int, int, str, str]] = [  # labels, and instructions: what, value, where to if so, if not
+        (_LOAD, architecture, "", ""),
+        (_EQUAL, machine, "", "refuse"),
+        (_LOAD, number, "", ""),
+        (_AT_LEAST, 0x40000000, "refuse", ""),  # from there on: x86's other set of numbers
+        *((_EQUAL, call, "refuse", "") for call in calls),
+        (_EQUAL, clone3, "deny", ""),
+        (_EQUAL, clone, "", "not clone"),
+        (_LOAD, argument, "", ""),
+        (_ANY_OF, _NAMESPACES, "refuse", "allow"),
+        "not clone",
+        (_EQUAL, open_socket, "", "allow"),
+        (_LOAD, argument, "", ""),
+        *((_EQUAL, family, "allow", "") for family in _FAMILIES),
+        "refuse",
+        (_GIVE, 0x00050000 | errno.EPERM, "", ""),
+        "deny",
+        (_GIVE, 0x00050000 | errno.ENOSYS, "", ""),
+        "allow",
+        (_GIVE, 0x7FFF0000, "", ""),
+    ]
+    places: dict[str, int] = {}
+    code: list[tuple[int, int, str, str]] = []
+    for line in program:
+        if isinstance(line, str):
+            places[line] = len(code)
+        else:
+            code.append(line)
+    return b"".join(
+        struct.pack("=HBBI", what, *(places[to] - place - 1 if to else 0 for to in targets), value)
+        for place, (what, value, *targets) in enumerate(code)
+    )

@@ -29,8 +29,9 @@ from ..errors import CourseError
 from . import sandbox
 
 MODULES = (
-    "numpy", "torch", "transformers", "transformers.models.llama", "transformers.models.llama.modeling_llama", "tokenizers",
-    "scipy.stats", "sklearn.linear_model", "sklearn.model_selection", "sklearn.pipeline", "sklearn.preprocessing",
+    "numpy", "torch", "transformers", "transformers.models.llama", "transformers.models.llama.modeling_llama",
+    "tokenizers", "scipy.stats", "sklearn.linear_model", "sklearn.model_selection", "sklearn.pipeline",
+    "sklearn.preprocessing",
     "matplotlib.figure", "matplotlib.font_manager", "matplotlib.backends.backend_agg", "ipykernel.kernelapp",
     "pandas", "tqdm.auto", "course_utils.checks", "course_utils.models",
     "course_utils.attribution", "course_utils.attention", "course_utils.probing", "course_utils.ablation",
@@ -59,7 +60,7 @@ class Parent:
         keeper.start()
         started.wait()
         os.close(write)
-        with open(ready, "rb") as said:  # noqa: PTH123
+        with open(ready, "rb") as said:
             if said.read(5) == b"ready":
                 return
         self.end()
@@ -202,7 +203,9 @@ def request(limits: dict[str, Any], inside: Path, connection: str, addresses: li
         addresses: of the sockets that are handed over, in order.
     """
     files = {path.relative_to(inside).as_posix(): path.read_bytes() for path in inside.rglob("*") if path.is_file()}
-    below = [place for _, place in sandbox.readable() if place.startswith("/tmp/") and not place.startswith(sandbox.HOME)]
+    below = [
+        place for _, place in sandbox.readable() if place.startswith("/tmp/") and not place.startswith(sandbox.HOME)
+    ]
     return {
         "user": sandbox.USER,
         "disk_bytes": limits["disk_bytes"],

@@ -1,0 +1,122 @@
+"""One process that has imported pytest and nbval, and runs one notebook after the other, each in a fork of itself.
+
+Importing them takes longer than running most notebooks. It reads one line for each run and answers with the exit code.
+It is the grader's own: the learner's code runs in a kernel elsewhere. Where there is no fork it does one run and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FORKS = sys.platform.startswith("linux")
+_idle: list[Popen[str]] = []  # for the next who comes
+_lock = threading.Lock()
+
+
+def run_pytest(
+    arguments: list[str], folder: Path, environment: dict[str, str], log: Path, seconds: float
+) -> int | None:
+    """Run pytest in a process of its own; its exit code, None where it took too long and was ended with all it started.
+
+    Args:
+        arguments: pytest's.
+        folder: where it runs.
+        environment: all that it knows of one.
+        log: a file for what it says.
+        seconds: how long it may take.
+    """
+    told = {"arguments": arguments, "folder": str(folder), "environment": environment, "log": str(log)}
+    with _session() as session:
+        late = threading.Event()
+        watch = threading.Timer(seconds, _end, (session, late))
+        watch.start()
+        try:
+            assert session.stdin is not None
+            assert session.stdout is not None
+            session.stdin.write(json.dumps(told) + "\n")
+            session.stdin.flush()
+            answer = session.stdout.readline()
+        finally:
+            watch.cancel()
+        if late.is_set():
+            return None
+        return int(answer) if answer.strip() else session.wait()
+
+
+@contextmanager
+def _session() -> Iterator[Popen[str]]:
+    """A session that nobody else uses, put back if it can be used again."""
+    with _lock:
+        session = _idle.pop() if _idle else None
+    if session is None or session.poll() is not None:
+        paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        command = [sys.executable, "-m", "course_utils.grading.session"]
+        session = Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=environment, start_new_session=True)
+    try:
+        yield session
+    except BaseException:
+        _end(session, threading.Event())
+        session.kill()
+        raise
+    if _FORKS and session.poll() is None:
+        with _lock:
+            _idle.append(session)
+
+
+def _end(session: Popen[str], late: threading.Event) -> None:
+    """End what a session runs, and all that this has started; nothing of it may outlive the limit."""
+    late.set()
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(session.pid)
+        for each in process.children(recursive=True) if _FORKS else [*process.children(recursive=True), process]:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+
+
+def _main() -> None:
+    from . import plugin, provisioner  # noqa: F401  # with all that takes long: pytest, nbval, jupyter_client
+
+    for line in sys.stdin:
+        told = json.loads(line)
+        if not _FORKS:
+            sys.exit(_run(told))
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = _run(told)
+            finally:
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(code, flush=True)
+
+
+def _run(told: dict[str, Any]) -> int:
+    import pytest
+
+    with Path(told["log"]).open("wb") as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.environ.clear()
+    os.environ.update(told["environment"])
+    os.chdir(told["folder"])
+    return int(pytest.main(told["arguments"]))
+
+
+if __name__ == "__main__":
+    _main()
