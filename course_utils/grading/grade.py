@@ -76,8 +76,8 @@ def grade_one(work: Work) -> Result:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
         beside = Path(folder, "suspects") if work.beside else None
-        options = {"beside": beside, "sandboxed": work.sandboxed, "warm": work.warm}
-        return run(work.reference, work.submission, work.limits, **options)
+        where: dict[str, Any] = {"beside": beside, "sandboxed": work.sandboxed, "warm": work.warm}
+        return run(work.reference, work.submission, work.limits, **where)
 
 
 def refused(reference: bytes, why: str) -> Result:

@@ -123,4 +123,4 @@ def _short(output: Any) -> Any:
 
 def _tell(line: dict[str, Any]) -> None:
     with Path(_settings["report"]).open("a", encoding="utf-8") as report:
-        report.write(json.dumps(line) + "\n")
+        report.write(json.dumps({**line, "at": time.time()}) + "\n")
