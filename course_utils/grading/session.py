@@ -101,7 +101,10 @@ def _main() -> None:
             finally:
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(code, flush=True)
+        try:
+            print(code, flush=True)
+        except BrokenPipeError:  # nobody is there any more
+            os._exit(0)
 
 
 def _run(told: dict[str, Any]) -> int:
