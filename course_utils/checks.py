@@ -35,6 +35,7 @@ __all__ = [
     "rows_read",
     "show",
     "tiny",
+    "under_another_hash",
 ]
 _OURS = Path(__file__).parent
 
@@ -97,7 +98,9 @@ def _told(name: str, error: BaseException) -> CheckFailed:
         return NotAnswered(f"{frame.f_code.co_name} is not answered yet.{next_step}")
     line = linecache.getline(frame.f_code.co_filename, number).strip() if frame is not None else ""
     where = f" in your line {number}, `{line}`" if line else ""
-    return CheckFailed(f"{name} stopped with {type(error).__name__}{where}: {first_line(error)}.")
+    told = first_line(error)
+    advice = " Give a new tensor the dtype of those you were handed." if "dtype" in told else ""
+    return CheckFailed(f"{name} stopped with {type(error).__name__}{where}: {told}.{advice}")
 
 
 def _last_own_frame(error: BaseException) -> tuple[FrameType | None, int, bool]:
@@ -161,3 +164,20 @@ def _table(value: Any, digits: int) -> str:
     numbers = as_tensor(value)
     rows = numbers.reshape(-1, numbers.shape[-1]) if numbers.dim() else numbers.reshape(1, 1)
     return "\n".join(" ".join(f"{round(x, digits) + 0.0:{digits + 4}.{digits}f}" for x in row) for row in rows.tolist())
+
+
+class _Name(str):
+    salt = 0
+
+    def __hash__(self) -> int:
+        return hash((str(self), _Name.salt))
+
+
+def under_another_hash(names: list[str]) -> list[str]:
+    """The same names under another hash, as in another process: what goes by the order of a set comes out otherwise.
+
+    >>> under_another_hash(["tea", "car"]) == ["tea", "car"]
+    True
+    """
+    _Name.salt += 1
+    return [_Name(name) for name in names]

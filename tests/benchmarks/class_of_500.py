@@ -97,6 +97,18 @@ def watched(process, folder, out, until=10**9):
     return memory
 
 
+def left_over():
+    """How many processes a grader that is gone has left behind."""
+    found = 0
+    for process in psutil.process_iter():
+        try:
+            command = " ".join(process.cmdline())
+        except psutil.Error:  # it has ended
+            continue
+        found += "grading/nursery.py" in command or "grading.session" in command
+    return found
+
+
 def marks(folder, out):
     with Gradebook(folder / out / "gradebook.db") as book:
         return {graded.student: [entry.mark.earned for entry in graded.entries] for graded in book.current()}
@@ -119,8 +131,7 @@ def main():
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(5)
-        left = [p.pid for p in psutil.process_iter() if "nursery.py" in " ".join(p.cmdline())]
-        print(f"killed with {done(folder, 'b')} done; {len(left)} processes left of it")
+        print(f"killed with {done(folder, 'b')} done; {left_over()} processes left of it")
         began = time.perf_counter()
         print(f"resumed: {start(folder, 'b').communicate()[0].strip()}; {time.perf_counter() - began:.0f} s")
         print(f"the same marks: {marks(folder, 'a') == marks(folder, 'b')}", flush=True)

@@ -72,13 +72,14 @@ WRONG = {
         (
             "repeat for repeat_interleave",
             {SHARED: "shared = values.repeat(n_heads // len(values), 1, 1)"},
-            r"heads \[1, 4\] fall silent",
+            r"heads \[1, 3, 5\] fall silent",
         ),
         (
             "head // number of kv heads",
             {SHARED: "shared = values[[h // len(values) for h in range(n_heads)]]"},
-            r"heads \[3, 4, 5\] fall silent",
+            r"IndexError",
         ),
+        ("groups of two", {SHARED: "shared = values[[h // 2 for h in range(n_heads)]]"}, r"IndexError"),
         (
             "the first kv head for all",
             {SHARED: "shared = values[:1].expand(n_heads, -1, -1)"},
@@ -87,12 +88,12 @@ WRONG = {
         (
             "rows of w_o: output for input",
             {BY_HEAD: "by_head = w_o.reshape(n_heads, -1, w_o.shape[1]).permute(2, 0, 1)"},
-            r"columns\), not its output",
+            r"has its own d_head columns",
         ),
         (
             "columns taken in turn",
             {BY_HEAD: "by_head = w_o.reshape(len(w_o), -1, n_heads).transpose(1, 2)"},
-            r"slice the input of the projection",
+            r"has its own d_head columns",
         ),
         (
             "no output projection",
@@ -183,6 +184,8 @@ WRONG = {
             {"return torch.stack(flows)": "return flows[-1]"},
             r"after each layer, not after the last alone",
         ),
+        ("keepdim forgotten", {"step.sum(dim=-1, keepdim=True)": "step.sum(dim=-1)"}, r"without keepdim"),
+        ("another dtype", {", dtype=weights.dtype": ""}, r"the dtype of those you were handed"),
         ("steps, not multiplied", {FLOW: "flow = step / step.sum(dim=-1, keepdim=True)"}, r"some of 1 must reach 4"),
         (
             "the start counted as a layer",
@@ -377,6 +380,16 @@ def knockout(lm, ids, looks, contrast):
             {CLOSED: "ids = ids.clone()\n        ids[0, key] = 1"},
             r"Position 6 may not look at 2",
         ),
+        ("the diagonal forbidden", {"triu(diagonal=1)": "triu()"}, r"no place left to look at"),
+        (
+            "zero times infinity",
+            {
+                "torch.full((n, n), -torch.inf, dtype=lm.model.dtype, device=ids.device).triu(diagonal=1)": "torch.ones(n, n).triu(1).to(lm.model.dtype) * -torch.inf"
+            },
+            r"0 \* inf",
+        ),
+        ("one mask for both runs", {"closed = free.clone()": "closed = free"}, r"Clone the mask first"),
+        ("a prompt of seven", {"n = ids.shape[1]": "n = 7"}, r"knockout stopped"),
         ("sign", {"return before - after": "return after - before"}, r"before minus after"),
         (
             "absolute value",

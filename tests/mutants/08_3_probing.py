@@ -8,7 +8,8 @@ DEAL = "return (np.random.default_rng(seed).permutation(len(names)) % n_folds)[n
 NAMES = "names, number = np.unique(groups, return_inverse=True)"
 TRAIN = "train = fold != k"
 STATS = "mean, spread = x[train].mean(axis=0), x[train].std(axis=0)"
-SCALE = "z = (x - mean) / np.where(spread > 0, spread, 1)"
+SCALE = "z = (x - mean) / np.where(np.ptp(x[train], axis=0) > 0, spread, 1)"
+UNIQUE = "_, first, number = np.unique(groups, return_index=True, return_inverse=True)"
 PREDICT = "predicted[~train] = fit(z[train], y[train]).predict(z[~train])"
 SHUFFLE = "return np.random.default_rng(seed).permutation(y[first])[number]"
 RIGHTS = "right = [(held_out(x, task, fold, fit) == task).mean() for task in [y, *controls]]"
@@ -68,6 +69,11 @@ WRONG = {
         ),
     ],
     "folds": [
+        (
+            "a set's order",
+            {NAMES: "names = list(set(groups))\n    number = [names.index(g) for g in groups]"},
+            r"sort the groups first",
+        ),
         (
             "texts dealt out",
             {DEAL: "return np.random.default_rng(seed).permutation(len(groups)) % n_folds"},
@@ -136,12 +142,12 @@ WRONG = {
         ),
         ("no scaler", {SCALE: "z = x"}, r"x unscaled"),
         ("centred only", {SCALE: "z = x - mean"}, r"not 1: divide"),
-        ("stretched only", {SCALE: "z = x / np.where(spread > 0, spread, 1)"}, r"subtract the mean"),
+        ("stretched only", {SCALE: "z = x / np.where(spread > 0, spread, 1)"}, r"subtract each dimension's mean"),
         ("divided by the variance", {SCALE: "z = (x - mean) / np.where(spread > 0, spread**2, 1)"}, r"not 1: divide"),
         (
             "one scale for all dimensions",
             {STATS: "mean, spread = x[train].mean(), x[train].std()"},
-            r"subtract the mean",
+            r"subtract each dimension's mean",
         ),
         ("divided by 0", {SCALE: "z = (x - mean) / spread"}, r"the spread is 0"),
         ("a little added to the spread", {SCALE: "z = (x - mean) / (spread + 1e-8)"}, r"\(3 - 2\) / 1"),
@@ -162,6 +168,25 @@ WRONG = {
         ("x changed", {STATS: STATS + "\n        x -= mean"}, r"changed its argument"),
     ],
     "control": [
+        (
+            "labels of the first texts",
+            {SHUFFLE: "return np.random.default_rng(seed).permutation(y[: len(first)])[number]"},
+            r"Four of twelve acts say yes",
+        ),
+        (
+            "acts in the order they come",
+            {
+                UNIQUE: "names = list(dict.fromkeys(groups))\n    first, number = [groups.index(n) for n in names], [names.index(g) for g in groups]"
+            },
+            r"sort the acts first",
+        ),
+        (
+            "a set's order",
+            {
+                UNIQUE: "names = list(set(groups))\n    first, number = [groups.index(n) for n in names], [names.index(g) for g in groups]"
+            },
+            r"sort the acts first",
+        ),
         (
             "a label for each text",
             {SHUFFLE: "return np.random.default_rng(seed).permutation(y)"},
