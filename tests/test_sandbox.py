@@ -8,8 +8,10 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -550,3 +552,89 @@ def test_what_is_named_can_be_read_and_what_lies_beside_the_notebook_too(around,
     result = inside(mine, beside=around / "suspect", readable=[around / "models"])
     assert text_of(result, "reads").startswith("17 18\n[Errno 30] Read-only file system")
     assert result.passed
+
+
+class TestOneWarmKernelAfterAnother:
+    """What only kernels that come from one process could do to each other, and to it."""
+
+    @pytest.fixture
+    def inside(self, solution):
+        assert warm.trouble() == ""
+        return lambda mine: run(write(solution), write(mine), SMALL, sandboxed=True, warm=True)
+
+    def test_takes_nothing_over(self, mine, inside):
+        leaves = """
+            import builtins, math, numpy, socket, sys
+            math.pi, builtins.left, sys.modules["course_utils.seal"] = 3, True, None
+            open("/tmp/left", "w").close(), open("/dev/shm/left", "w").close(), open("left", "w").close()
+            waits = socket.socket(socket.AF_UNIX); waits.bind("\\0left"); waits.listen()
+            numpy.random.seed(3)
+            def double(x): return 2 * x
+        """
+        looks = """
+            import math, numpy, os, random, sys
+            print(math.pi == 3, "left" in vars(__builtins__), sys.modules.get("course_utils.seal", 1) is None)
+            print([path for path in ("/tmp/left", "/dev/shm/left", "left") if os.path.exists(path)])
+            print(numpy.random.rand(), random.random(), os.urandom(8).hex())
+        """
+        mine.cells.append(new_code_cell(textwrap.dedent(looks), id="looks"))
+        first = text_of(inside(mine), "looks").splitlines()
+        assert outcomes(inside(with_sources(mine, double=textwrap.dedent(leaves))))["halve-check"] == "passed"
+        second = text_of(inside(mine), "looks").splitlines()
+        assert first[:2] == second[:2] == ["False False False", "[]"]
+        assert not set(first[2].split()) & set(second[2].split())  # nor is chance the same
+
+    def test_neither_sees_nor_reaches_another_or_its_parent(self, mine, inside):
+        looks = """
+            import ctypes, os, socket
+            paths = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+            links = [os.readlink(path) for path in paths if os.path.lexists(path)]
+            print([link for link in links if "course-warm" in link], open("/proc/net/unix").read().count("course-warm"))
+            libc = ctypes.CDLL(None)
+            print([libc.umount2(place, 2) for place in (b"/tmp", b"/proc", b"/dev/shm")], libc.ptrace(16, 1, 0, 0))
+            try: socket.socket(socket.AF_UNIX).connect("\\0there")
+            except OSError as error: print(error.strerror)
+            print(sorted(name for name in os.listdir("/proc") if name.isdigit()) == sorted(["1", str(os.getpid())]))
+        """
+        waits = """
+            import socket, time
+            there = socket.socket(socket.AF_UNIX); there.bind("\\0there"); there.listen()
+            time.sleep(1.5)
+        """
+        cells = {"looks": looks, "waits": waits}
+        made = []
+        for name, code in cells.items():
+            notebook = right(student_view(read(write(mine))))
+            notebook.cells.insert(0, new_code_cell(textwrap.dedent(code), id=name))
+            made.append(notebook)
+        with ThreadPoolExecutor(2) as pool:
+            other, result = pool.map(inside, made[::-1])
+        assert other.passed
+        assert result.passed
+        assert text_of(result, "looks") == "[] 0\n[-1, -1, -1] -1\nConnection refused\nTrue\n"
+
+    def test_a_parent_that_was_killed_is_replaced_and_nobody_is_blamed(self, mine, inside):
+        assert inside(mine).passed
+        address = warm.parent().address
+        killer = threading.Timer(0.5, lambda: psutil.Process(warm._parent.process.pid).kill())
+        slow = with_sources(mine, double="import time\ntime.sleep(1.5)\ndef double(x): return 2 * x")
+        killer.start()
+        assert inside(slow).passed  # once more, on a kernel of its own
+        assert inside(mine).passed
+        assert warm.parent().address != address
+
+    def test_many_leave_nothing(self, mine, inside):
+        assert inside(mine).passed
+        before = len(os.listdir("/proc/self/fd"))
+        with ThreadPoolExecutor(2) as pool:
+            assert all(result.passed for result in pool.map(lambda _: inside(mine), range(30)))
+        wait_until(lambda: forked() == [])
+        assert len(os.listdir("/proc/self/fd")) <= before + 2  # at most one more session, which waits
+        nursery = psutil.Process(warm._parent.process.pid).children(recursive=True)[-1]
+        assert nursery.num_fds() < 20
+
+    def test_where_they_cannot_be_had_a_kernel_starts_from_nothing(self, mine, inside, monkeypatch):
+        monkeypatch.setattr(warm, "trouble", lambda: "there is no way.")
+        monkeypatch.setattr(warm, "parent", lambda: pytest.fail("asked for one"))
+        run_here = run(write(mine), write(mine), SMALL, sandboxed=True, warm=True)
+        assert run_here.status == DONE

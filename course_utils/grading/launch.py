@@ -22,6 +22,9 @@ def main(limits: dict[str, int], sockets: dict[str, int]) -> None:
     for number in sockets.values():
         os.set_inheritable(number, False)
     _take_over(sockets)
+    sys.argv.append(
+        "--InteractiveShell.xmode=Minimal"
+    )  # nobody reads tracebacks, and those of endless recursion take long
     from ipykernel.kernelapp import launch_new_instance
 
     launch_new_instance()
