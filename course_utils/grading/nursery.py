@@ -97,6 +97,10 @@ def _begin(connection: socket.socket, told: dict[str, Any], sockets: list[int], 
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_DFL)  # which for a first process means: ignore
     _furnish(told, home)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nothing, number)  # the log outside is for us
+    os.close(nothing)
     _drop_capabilities()
     _filter(base64.b64decode(told["refusals"]))
     connection.send(b"!")  # and the system says, with it, who we are
