@@ -488,6 +488,10 @@ class TestRelease:
             (lambda nb: cell_of(nb, "halve").metadata.nbgrader.update(grade_id="double"), "two cells are called double"),
             (lambda nb: cell_of(nb, "halve").metadata.nbgrader.update(grade_id="a b"), "no name for a cell"),
             (lambda nb: cell_of(nb, "halve").update(source="def halve(x): return x / 2"), "no BEGIN SOLUTION"),
+            (lambda nb: cell_of(nb, "halve-check").metadata.nbgrader.update(grade_id=""), "has no name and would not be graded"),
+            (lambda nb: cell_of(nb, "halve-check").metadata.nbgrader.update(points=None), "is worth None points"),
+            (lambda nb: cell_of(nb, "halve-check").metadata.nbgrader.update(points="two"), "is worth 'two' points"),
+            (lambda nb: cell_of(nb, "halve-check").metadata.nbgrader.update(points=-1), "is worth -1 points"),
             (lambda nb: cell_of(nb, "halve").update(source="### BEGIN SOLUTION\nx"), "end solution"),
         ],
     )  # fmt: skip

@@ -21,6 +21,7 @@ from .gradebook import Gradebook
 from .intake import take
 from .marking import Marking, mark_in_terminal
 from .notebook import read
+from .release import faults
 from .run import Limits
 
 GRADEBOOK = "gradebook.db"
@@ -56,6 +57,9 @@ def grade_class(
     if submissions is not None:
         folder = reference or SOLUTIONS
         references, found = references_in(folder), take(submissions, references_in(folder), only=exercise)
+        for name in sorted({submission.exercise for submission in found.submissions}):
+            if complaints := faults(read(references[name], name)):
+                raise CourseError(f"{folder / name}.ipynb cannot be graded against: {complaints[0]}")
         limits = Limits(min(60.0, timeout), timeout, memory_bytes=bytes_of(memory))
         options = {
             "limits": limits,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from typing import Any
 
@@ -10,7 +11,21 @@ import nbformat
 from nbformat import NotebookNode
 
 from ..errors import CourseError, first_line
-from .notebook import ANSWER, CHECK, METADATA, grade_id, has_code, kind, next_steps, printed, read, write
+from .notebook import (
+    ANSWER,
+    CHECK,
+    MANUAL,
+    METADATA,
+    NAMESPACE,
+    TASK,
+    grade_id,
+    has_code,
+    kind,
+    next_steps,
+    printed,
+    read,
+    write,
+)
 
 _STUB = "raise NotImplementedError()"
 
@@ -22,7 +37,9 @@ def exercise_from(solution: bytes, name: str = "the solution") -> bytes:
         CourseError: nbgrader is not installed, its metadata are wrong, or a check could not be compared.
     """
     notebook = read(solution, name)
+    bare = [cell for cell in notebook.cells if kind(cell) == ANSWER and "BEGIN SOLUTION" not in cell.source]
     complaints = faults(notebook)
+    complaints += [f"{grade_id(cell)} has no BEGIN SOLUTION: nothing of its signature would be left." for cell in bare]
     if complaints:
         raise CourseError(f"{name} cannot be released: {complaints[0]}")
     try:
@@ -62,18 +79,24 @@ def _preprocessed(notebook: NotebookNode) -> NotebookNode:
 
 
 def faults(solution: NotebookNode) -> list[str]:
-    """What would make a solution's checks useless or invalid, a sentence each."""
+    """What makes a solution's checks useless or invalid, a sentence each."""
     found: list[str] = []
     names = [grade_id(cell) for cell in solution.cells if grade_id(cell)]
     found += [f"two cells are called {name}." for name in sorted({n for n in names if names.count(n) > 1})]
     for cell in solution.cells:
-        name = grade_id(cell)
+        name, marks = grade_id(cell), cell.metadata.get(NAMESPACE)
+        marks = marks if isinstance(marks, dict) else {}
+        if not name and (marks.get("grade") or marks.get("solution") or marks.get("task")):
+            found.append(f"a cell has no name and would not be graded: {first_line(cell.source)[:60]!r}.")
+        worth = marks.get("points", 0)
+        if kind(cell) in (CHECK, MANUAL, TASK) and not (
+            type(worth) in (int, float) and math.isfinite(worth) and worth >= 0
+        ):
+            found.append(f"{name} is worth {worth!r} points: a number from 0 on.")
         if name and not re.fullmatch(r"[a-zA-Z0-9_-]+", name):
             found.append(f"{name!r} is no name for a cell: letters, digits, - and _ only.")
         if kind(cell) == CHECK and has_code(cell.source):
             found += [f"{name} {fault}" for fault in _check_faults(cell)]
-        if kind(cell) == ANSWER and "BEGIN SOLUTION" not in cell.source:
-            found.append(f"{name} has no BEGIN SOLUTION: nothing of its signature would be left.")
     return found
 
 
