@@ -49,7 +49,7 @@ AWKWARD = {
     "no kernel": (lambda nb: nb.metadata.clear(), {}),
     "an endless loop that prints": (
         lambda nb: cell_of(nb, "double").update(source="while True: print('on and on')"),
-        {"double-check": "not run", "halve-check": "not run", "double-hidden": "not run"},
+        {"double-check": "not run", "double-hidden": "not run"},
     ),
     "an endless loop": (lambda nb: cell_of(nb, "double").update(source="while True: pass"), NOT_DOUBLE),
     "endless recursion": (lambda nb: cell_of(nb, "double").update(source="def double(x): return double(x)"), NOT_DOUBLE),

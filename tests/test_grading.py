@@ -415,13 +415,25 @@ def halve(x): return x / 2
         assert result.status == DONE
         assert outcomes(result)[check] == status
         assert told in messages(result)[check]
-        if "_exit" not in code and "flood" not in code:
-            assert outcomes(result)["halve-check"] == "passed"
+        assert outcomes(result)["halve-check"] == "passed"  # whatever became of the kernel
 
     def test_marks_earned_before_the_end_are_kept(self, reference):
         result = run_both(reference, with_sources(right(reference), halve="import os; os._exit(1)"))
         assert outcomes(result)["double-check"] == "passed"
         assert messages(result)["halve-check"] == "not run: halve ended the Python process it ran in"
+
+    def test_what_ends_the_kernel_costs_its_own_item_alone(self, solution):
+        ends = "import os; os._exit(1)"
+        own = right(student_view(solution))
+        own.cells.insert(2, nbformat.v4.new_code_cell(ends))
+        assert run_both(solution, own).passed
+        both = with_sources(right(student_view(solution)), double=ends, halve="def halve(x): os._exit(1)\nimport os")
+        result = run_both(solution, both)
+        assert outcomes(result) == {
+            "double-check": "not run", "double-hidden": "not run", "halve-check": "failed", "why": "to be read",
+        }  # fmt: skip
+        assert messages(result)["double-hidden"] == "not run: double ended the Python process it ran in"
+        assert messages(result)["halve-check"] == "your code ended the Python process it ran in"
 
     def test_the_whole_has_a_limit_too_and_nothing_is_left_running(self, reference):
         stubborn = "import time, os\nprint(os.getpid())\nwhile True:\n    try:\n        time.sleep(100)\n    except BaseException: pass"

@@ -164,18 +164,18 @@ class TestWhatEndsOrSurvives:
                         time.sleep(0.05)
                     except BaseException: pass
                 """,
-                "not run,not run,not run",
+                "not run,not run,passed",
                 "not run: double took more than 2 s and would not be interrupted",
             ),
-            ("import os; os._exit(3)", "not run,not run,not run", "not run: double ended the Python process"),
+            ("import os; os._exit(3)", "not run,not run,passed", "not run: double ended the Python process"),
             (
                 "import os, signal\ndef double(x): os.kill(os.getpid(), signal.SIGKILL)",
-                "failed,not run,not run",
+                "failed,not run,passed",
                 "your code ended the Python process",
             ),
             (
                 "import os\nwhile True: os.fork()",
-                "not run,not run,not run",
+                "not run,not run,passed",
                 "not run: double (started more than 80 processes|took more than 2 s)",
             ),
             (
@@ -185,7 +185,7 @@ class TestWhatEndsOrSurvives:
                 for i in range(120): threading.Thread(target=time.sleep, args=(100,)).start()
                 time.sleep(5)
                 """,
-                "not run,not run,not run",
+                "not run,not run,passed",
                 "not run: double started more than 80 processes and threads",
             ),
             (
@@ -197,20 +197,20 @@ class TestWhatEndsOrSurvives:
                         time.sleep(100)
                 time.sleep(100)
                 """,
-                "not run,not run,not run",
+                "not run,not run,passed",
                 "not run: double used more than 0.4 GB of memory",
             ),
             (
                 "import os\nfor i in range(10**7): os.close(os.open(f'f{i}', os.O_CREAT))",
-                "not run,not run,not run",
+                "not run,not run,passed",
                 "not run: double made more than 50000 files",
             ),
             (
                 "for i in range(10**6): print('flood' * 100)",
-                "not run,not run,not run",
+                "not run,not run,passed",
                 "not run: double printed more than",
             ),
-            ("print('x' * 10**7)", "not run,not run,not run", "not run: double printed more than"),
+            ("print('x' * 10**7)", "not run,not run,passed", "not run: double printed more than"),
             (
                 "import subprocess\nfor i in range(3): subprocess.Popen(['sleep', '100'], start_new_session=True)\n"
                 "def double(x): return 2 * x",

@@ -19,9 +19,9 @@ import nbformat
 from nbformat import NotebookNode
 
 from .merge import merge, run_order
-from .notebook import read, write
+from .notebook import ANSWER, CHECK, FREE, is_hidden, item_of, kind, read, write
 from .session import run_pytest
-from .verdict import Mark, judge
+from .verdict import UNREACHED, Mark, ended_at, judge
 
 if TYPE_CHECKING:
     from .warm import Parent
@@ -122,14 +122,48 @@ def run(
     status, lines, messages = _nbval(notebook, limits, place)
     if parent is not None and not parent.lives:  # it was ended from outside, which is nobody's fault inside
         status, lines, messages = _nbval(notebook, limits, replace(place, parent=None))
-    codes = [place for place, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
-    outcome = {codes[number]: found for number, found in _outcomes(lines).items() if number < len(codes)}
-    marks = sorted(judge(notebook.cells, outcome), key=lambda placed: order[placed[0]])
-    executed = write(
-        _executed(merged.notebook, {order[place]: outcome[place] for place in sorted(outcome, reverse=True)})
-    )
+    cells = notebook.cells
+    outcome = seen = _by_place(cells, lines)
+    judged, cut = dict(judge(cells, outcome)), set[int]()
+    while status == DONE and (culprit := ended_at(outcome)) is not None:
+        cut |= _all_of(cells, culprit)  # once more without it, for what it has kept from running
+        missing = [index for index, mark in judged.items() if mark.status == UNREACHED and index not in cut]
+        left = limits.total_seconds - (time.perf_counter() - began)
+        if culprit not in cut or not missing or left < 1:
+            break
+        _, lines, _ = _nbval(_without(notebook, cut), replace(limits, total_seconds=left), place)
+        outcome = _by_place(cells, lines)
+        again = dict(judge(cells, outcome))
+        judged |= {index: again[index] for index in missing}
+        seen = {i: o for i, o in seen.items() if i <= culprit} | {i: o for i, o in outcome.items() if i > culprit}
+    marks = [judged[index] for index in sorted(judged, key=lambda index: order[index])]
+    executed = write(_executed(merged.notebook, {order[index]: seen[index] for index in sorted(seen, reverse=True)}))
     seconds = round(time.perf_counter() - began, 1)
-    return Result(status, tuple(mark for _, mark in marks), tuple(merged.repairs), tuple(messages), executed, seconds)
+    return Result(status, tuple(marks), tuple(merged.repairs), tuple(messages), executed, seconds)
+
+
+def _by_place(cells: Sequence[NotebookNode], lines: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What came of each code cell, by its place among all cells."""
+    codes = [index for index, cell in enumerate(cells) if cell.cell_type == "code"]
+    return {codes[number]: found for number, found in _outcomes(lines).items() if number < len(codes)}
+
+
+def _all_of(cells: Sequence[NotebookNode], culprit: int) -> set[int]:
+    """What is left out with a cell that ended the kernel: its whole item, or a hidden check or a learner's own cell."""
+    if is_hidden(cells[culprit]) or kind(cells[culprit]) == FREE:
+        return {culprit}
+    if kind(cells[culprit]) not in (ANSWER, CHECK):
+        return set()
+    return {index for index, cell in enumerate(cells) if item_of(cell) == item_of(cells[culprit])}
+
+
+def _without(notebook: NotebookNode, cut: set[int]) -> NotebookNode:
+    """The notebook with some of its cells empty."""
+    cells = [
+        {**cell, "source": "pass"} if index in cut and cell.cell_type == "code" else cell
+        for index, cell in enumerate(notebook.cells)
+    ]
+    return nbformat.from_dict({**notebook, "cells": cells})
 
 
 def _parent() -> Parent | None:

@@ -107,6 +107,11 @@ def _was_over(outcome: Outcome, index: int) -> bool:
     return any(found.get("ended") for i, found in outcome.items() if i < index)
 
 
+def ended_at(outcome: Outcome) -> int | None:
+    """Which cell ended the kernel."""
+    return next((index for index in sorted(outcome) if outcome[index].get("ended")), None)
+
+
 def _blame(cells: list[NotebookNode], outcome: Outcome) -> str:
     """Which cell ended the run."""
     for index in sorted(outcome):
