@@ -10,6 +10,7 @@ import atexit
 import base64
 import json
 import os
+import select
 import shutil
 import socket
 import struct
@@ -61,7 +62,7 @@ class Parent:
         started.wait()
         os.close(write)
         with open(ready, "rb") as said:
-            if said.read(5) == b"ready":
+            if select.select([said], [], [], _PATIENCE)[0] and said.read(5) == b"ready":
                 return
         self.end()
         told = (self.folder / "log").read_text(encoding="utf-8", errors="replace").strip()[-300:]
