@@ -27,7 +27,8 @@ from course_utils.grading.grade import grade, grade_one, refused
 from course_utils.grading.gradebook import Gradebook
 from course_utils.grading.intake import Submission, take
 from course_utils.grading.notebook import student_view, write
-from course_utils.grading.run import BROKEN, REFUSED, Limits, Result
+from course_utils.grading.run import BROKEN, DONE, REFUSED, Limits, Result, run
+from course_utils.grading.session import nothing_begins
 from course_utils.grading.verdict import Mark
 from tests.shared import cell_of
 from tests.test_grading import HIDDEN, SAFE, right, solution, with_sources  # noqa: F401
@@ -144,6 +145,12 @@ class TestGrade:
             )
         assert time.monotonic() - began < 30
         assert len(marks_in(book)) == 1
+
+    def test_while_all_is_ended_nothing_begins(self, solution):  # noqa: F811
+        mine = write(student_view(solution))
+        with nothing_begins(), pytest.raises(RuntimeError, match="nothing begins"):
+            run(write(solution), mine)
+        assert run(write(solution), mine).status == DONE
 
 
 def _results(path):

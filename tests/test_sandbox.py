@@ -109,7 +109,7 @@ def started():
 
 def forked():
     """The processes that the parent of warm kernels has started, but for itself."""
-    if warm._parent is None:
+    if warm._parent is None or not warm._parent.lives:
         return []
     below = psutil.Process(warm._parent.process.pid).children(recursive=True)
     nursery = next(process for process in below if process.cmdline()[1].endswith("nursery.py"))

@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version as version_of
@@ -24,6 +24,7 @@ from .intake import Submission, Taken
 from .merge import merge
 from .notebook import grade_id, is_hidden, read, write
 from .run import BROKEN, REFUSED, Limits, Result, run
+from .session import nothing_begins
 from .verdict import judge
 
 _AHEAD = 2  # submissions in memory for each that is being run
@@ -244,14 +245,13 @@ def _executor(scheduler: str, jobs: int, sandboxed: bool) -> Iterator[tuple[Exec
     try:
         yield executor, at_once
     except BaseException:
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in psutil.Process().children(recursive=True):
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
+        with nothing_begins():
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            executor.shutdown(cancel_futures=True)
         raise
-    finally:
+    else:
         executor.shutdown()
 
 

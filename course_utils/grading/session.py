@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _FORKS = sys.platform.startswith("linux")
 _idle: list[Popen[str]] = []  # for the next who comes
 _lock = threading.Lock()
+_closed = threading.Event()
 
 
 def run_pytest(
@@ -36,9 +37,14 @@ def run_pytest(
         environment: all that it knows of one.
         log: a file for what it says.
         seconds: how long it may take.
+
+    Raises:
+        RuntimeError: nothing begins at the moment.
     """
     told = {"arguments": arguments, "folder": str(folder), "environment": environment, "log": str(log)}
     with _session() as session:
+        if _closed.is_set():  # looked at when the process is there: who closes first and then ends all misses none
+            raise RuntimeError("nothing begins any more")
         late = threading.Event()
         watch = threading.Timer(seconds, _end, (session, late))
         watch.start()
@@ -53,6 +59,16 @@ def run_pytest(
         if late.is_set():
             return None
         return int(answer) if answer.strip() else session.wait()
+
+
+@contextmanager
+def nothing_begins() -> Iterator[None]:
+    """For who ends what runs: else a run whose kernel is gone would take that for bad luck, and begin once more."""
+    _closed.set()
+    try:
+        yield
+    finally:
+        _closed.clear()
 
 
 @contextmanager
