@@ -73,6 +73,8 @@ def find_parts(lm: LocalModel) -> Parts:
 def record(lm: LocalModel, sites: Iterable[Site]) -> Iterator[dict[Site, Tensor]]:
     """Record what flows through some sites in the forward passes run inside the block (the last pass stays).
 
+    A site is a kind and a layer; the kinds are residual, attention, heads, mlp and neurons, as said in this module.
+
     Raises:
         CourseError: an unknown kind, or a layer that the model does not have.
 

@@ -24,8 +24,8 @@ France Paris Spain Rome north south one two three four five , . ? ! :
 BOS = "<s>"
 
 
-def tiny(seed: int = 0, *, n_layers: int = 4) -> LocalModel:
-    """A random Llama in float64: 4 query heads over 2 key/value heads, d_model 32, its weights fixed by the seed.
+def tiny(seed: int = 0, *, n_layers: int = 4, n_heads: int = 4) -> LocalModel:
+    """A random Llama in float64: key/value heads half as many as query heads, d_model 32, weights fixed by the seed.
 
     Its tokenizer knows whole words and puts `<s>` in front of a text; there is no chat template.
 
@@ -40,8 +40,8 @@ def tiny(seed: int = 0, *, n_layers: int = 4) -> LocalModel:
         vocab_size=len(WORDS) + 2,
         hidden_size=32,
         num_hidden_layers=n_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=n_heads,
+        num_key_value_heads=n_heads // 2,
         intermediate_size=64,
         max_position_embeddings=64,
         bos_token_id=0,

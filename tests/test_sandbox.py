@@ -66,6 +66,7 @@ def is_warm(request):
     """Every promise is kept by kernels that start from nothing, and by those that are forked."""
     if request.param == "warm":
         assert warm.trouble() == ""
+        warm.parent()  # now, if an earlier test has ended it: what starts below is looked for when a test ends
     return request.param == "warm"
 
 

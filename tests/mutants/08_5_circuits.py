@@ -53,6 +53,14 @@ WRONG = {
             r"norm it once",
         ),
         (
+            "the scale of the end for all",
+            {
+                "lm.model.model.norm(streams)": "lm.model.model.norm.weight * streams * (streams[-1].square().mean() + 1e-6).rsqrt()"
+            },
+            r"read that stream alone, normed by its own size|norm every stream",
+        ),
+        ("always the same prompt", {"lm.model(ids)": "lm.model(clean)"}, r"run the model on `ids`"),
+        (
             "no gain",
             {"lm.model.model.norm(streams)": "streams * (streams.square().mean(-1, keepdim=True) + 1e-6).rsqrt()"},
             r"1\.00 times: it is the final norm, with its gain",
@@ -277,7 +285,36 @@ WRONG = {
                 "seen[site][0] for": "seen[site][1] for",
                 "patched_contrast, lm, corrupted": "patched_contrast, lm, clean",
             },
-            r"put clean into corrupted",
+            r"You patch the clean run; that is the other direction",
+        ),
+        (
+            "map: corrupted into clean, as a share lost",
+            {
+                "seen[site][0] for": "seen[site][1] for",
+                "patched_contrast, lm, corrupted": "patched_contrast, lm, clean",
+                SHARES: "return (high - torch.tensor(rows, dtype=low.dtype)) / (high - low)",
+            },
+            r"You patch the clean run; that is the other direction",
+        ),
+        (
+            "map: clean and corrupted exchanged",
+            {
+                "torch.cat([clean, corrupted])": "torch.cat([corrupted, clean])",
+                "partial(patched_contrast, lm, corrupted": "partial(patched_contrast, lm, clean",
+            },
+            r"You patch the clean run; that is the other direction",
+        ),
+        (
+            "map: clean into clean",
+            {"patched_contrast, lm, corrupted": "patched_contrast, lm, clean"},
+            r"Yours is 1 everywhere: put the vectors into the corrupted run",
+        ),
+        (
+            "map: what left the layer",
+            {
+                "streams = torch.stack([seen[site][0] for site in sites])": "streams = torch.stack([h[0] for h in lm.model(clean, output_hidden_states=True).hidden_states[1:]])"
+            },
+            r"is not what entered that layer in the clean run",
         ),
         (
             "map: counted from the clean run",
@@ -319,7 +356,7 @@ WRONG = {
         (
             "map: streams off by one",
             {"seen[site][0] for site in sites]": "seen[site][0] for site in [*sites[1:], sites[0]]]"},
-            r"one layer and one position at a time|moves 1",
+            r"is not what entered that layer in the clean run",
         ),
         (
             "map: a row too many",
@@ -408,7 +445,7 @@ WRONG = {
                 "high = score(clean)": "high = score(corrupted)",
                 "(score(corrupted) - low)": "(score(clean) - low)",
             },
-            r"no run differs|patch|clean run",
+            r"put what heads gave in the clean run into the corrupted run",
         ),
         (
             "counted from the clean run",
@@ -498,7 +535,19 @@ WRONG = {
             {"< share:": "< share * max([moved(lm, clean, corrupted, [head], contrast) for head in candidates]):"},
             r"ask what the team moves as a whole",
         ),
-        ("the weakest first", {"best = max(": "best = min("}, r"rank by|let the best one join|stop as soon"),
+        ("the weakest first", {"best = max(": "best = min("}, r"First joins the head that moves most"),
+        (
+            "stopped where no head gains",
+            {
+                "        team.append(best)\n": "        if moved(lm, clean, corrupted, [*team, best], contrast) <= moved(lm, clean, corrupted, team, contrast):\n            break\n        team.append(best)\n"
+            },
+            r"go on while the team moves less, though no head gains at once",
+        ),
+        (
+            "one head a layer",
+            {"rest.remove(best)": "rest = [head for head in rest if head[0] != best[0]]"},
+            r"one layer may give several heads",
+        ),
         (
             "in sorted order",
             {"    return team": "    return sorted(team, reverse=True)"},
