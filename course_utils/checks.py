@@ -82,16 +82,27 @@ def ask(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
     except CheckFailed:
         raise
     except (Exception, SystemExit) as error:  # whatever a learner's code raises becomes one sentence
-        raise _told(name, error) from None
+        raise _told(name, error, _files_of_the_check(function)) from None
     finally:
         found = watch.restore()
     expect(not found, f"{name} {found}")
     return value
 
 
-def _told(name: str, error: BaseException) -> CheckFailed:
+def _files_of_the_check(function: Callable[..., Any]) -> set[str]:
+    """Where the code is that asks, and those that asked it: what hangs on the model for a check may stop in there."""
+    found: set[str] = set()
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        found.add(frame.f_code.co_filename)
+        frame = frame.f_back
+    code = getattr(function, "__code__", None)
+    return found - {code.co_filename if code else ""}
+
+
+def _told(name: str, error: BaseException, checks: set[str]) -> CheckFailed:
     """An exception as a sentence that names the learner's line."""
-    frame, number, last = _last_own_frame(error)
+    frame, number, last = _last_own_frame(error, checks)
     if isinstance(error, NotImplementedError) and last and frame is not None:
         step = str(error).rstrip(".")
         next_step = f" Next: {step}." if step else ""
@@ -103,14 +114,14 @@ def _told(name: str, error: BaseException) -> CheckFailed:
     return CheckFailed(f"{name} stopped with {type(error).__name__}{where}: {told}.{advice}")
 
 
-def _last_own_frame(error: BaseException) -> tuple[FrameType | None, int, bool]:
+def _last_own_frame(error: BaseException, checks: set[str]) -> tuple[FrameType | None, int, bool]:
     """The deepest frame of a learner's code, its line, and whether the exception was raised right there."""
     found: tuple[FrameType | None, int, bool] = (None, 0, False)
     trace = error.__traceback__
     while trace is not None:
         file = Path(trace.tb_frame.f_code.co_filename)
         library = _OURS in file.parents or "site-packages" in file.parts or str(file).startswith(sys.base_prefix)
-        if not library and not str(file).startswith("<frozen"):
+        if not library and not str(file).startswith("<frozen") and str(file) not in checks:
             found = (trace.tb_frame, trace.tb_lineno, trace.tb_next is None)
         trace = trace.tb_next
     return found

@@ -101,6 +101,14 @@ class TestAsk:
 
         assert "`return torch.nn.functional.linear(values, torch.ones(5, 7))`" in sentence_of(wrong, torch.ones(2))
 
+    def test_an_exception_in_what_a_check_hung_on_names_the_learners_line(self, tmp_path):
+        cell = tmp_path / "cell.py"
+        cell.write_text("def wrong(module):\n    return module(1)\n")
+        mine = {}
+        exec(compile(cell.read_text(), str(cell), "exec"), mine)
+        told = sentence_of(mine["wrong"], lambda number: [][number])
+        assert told == "wrong stopped with IndexError in your line 2, `return module(1)`: list index out of range."
+
     def test_exit_and_wrong_arguments_are_sentences(self):
         assert "SystemExit" in sentence_of(lambda: sys.exit(3))
         assert "TypeError" in sentence_of(lambda: None, 1)

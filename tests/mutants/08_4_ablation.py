@@ -156,6 +156,18 @@ def without_head(lm, ids, layer, head, contrast, *, where=slice(None)):
     ],
     "mean": [
         (
+            "all prompts at all last positions",
+            {"kept[0][range(len(reference)), last]": "kept[0][:, last]", "return at_last[:, ": "return at_last[..., "},
+            r"each read at its own last position",
+        ),
+        (
+            "what leaves the layer's attention",
+            {
+                "register_forward_pre_hook(lambda module, args: kept.append(args[0]))": "register_forward_hook(lambda module, args, out: kept.append(out))"
+            },
+            r"of what enters o_proj take the d_head columns",
+        ),
+        (
             "the last column, filling or not",
             {AT_LAST: "at_last = kept[0][:, -1]"},
             r"The filling was given another value",
@@ -393,6 +405,13 @@ def without_head(lm, ids, layer, head, contrast, *, where=slice(None)):
     ],
     "team": [
         (
+            "shares of single heads added up",
+            {
+                "shares.append(closed[best])": "alone = (start - resampled(lm, ids, other, team[-1:], contrast)) / gap\n        shares.append(alone.item() + sum(shares[-1:]))"
+            },
+            r"all in one run, not single shares added up",
+        ),
+        (
             "in the order of the single shares",
             {
                 CLOSED: "closed = [((start - resampled(lm, ids, other, [one], contrast)) / gap).item() for one in left]",
@@ -465,7 +484,7 @@ def without_head(lm, ids, layer, head, contrast, *, where=slice(None)):
         ("candidates in their order", {BEST: "best = 0"}, r"moves away from the counterpart's"),
         ("half, whatever is enough", {"< enough": "< 0.5"}, r"stop at `enough`"),
         ("more than enough", {LOOP: "while left and (not shares or shares[-1] <= enough):"}, r"at least, not more"),
-        ("steps counted, not shares", {LOOP: "while left and len(team) < 2:"}, r"With enough=0\.4"),
+        ("steps counted, not shares", {LOOP: "while left and len(team) < 2:"}, r"at least, not more"),
         (
             "not all candidates when it is never enough",
             {LOOP: "while len(left) > 1 and (not shares or shares[-1] < enough):"},
