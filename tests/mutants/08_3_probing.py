@@ -240,6 +240,11 @@ WRONG = {
             r"hold out in controls too",
         ),
         ("sum of the controls", {"np.mean(right[1:])": "np.sum(right[1:])"}, r"no sum"),
+        (
+            "the mean control in the place of the selectivity",
+            {"right[0] - np.mean(right[1:])": "np.mean(right[1:])"},
+            r"accuracy minus the mean over all controls",
+        ),
         ("the best control", {"np.mean(right[1:])": "np.max(right[1:])"}, r"the mean over all controls"),
         ("the first control", {"np.mean(right[1:])": "right[1]"}, r"the mean over all controls"),
         ("the last control", {"np.mean(right[1:])": "right[-1]"}, r"the mean over all controls"),
@@ -325,8 +330,17 @@ WRONG = {
             },
             r"got \+0\.00",
         ),
-        ("after minus before", {LOST: "return score(lm, ids, contrast) - before"}, r"before minus after"),
-        ("what is left", {LOST: "return score(lm, ids, contrast)"}, r"before minus after"),
+        (
+            "both scores with the hook",
+            {"    before = score(lm, ids, contrast)\n": "", LOST: "before = score(lm, ids, contrast)\n        " + LOST},
+            r"without your hook minus the score with it",
+        ),
+        (
+            "after minus before",
+            {LOST: "return score(lm, ids, contrast) - before"},
+            r"without your hook minus the score with it",
+        ),
+        ("what is left", {LOST: "return score(lm, ids, contrast)"}, r"without your hook minus the score with it"),
         ("as a share", {LOST: "return 1 - score(lm, ids, contrast) / before"}, r"expected a loss of 8"),
         ("mean over prompts", {LOST: "return (before - score(lm, ids, contrast)).mean()"}, r"keep the prompts apart"),
         (
