@@ -65,6 +65,25 @@ class TestEveryExercise:
         assert {mark.status for mark in result.marks if mark.earned is not None} == {"not answered"}
         assert "Traceback" not in str([mark.message for mark in result.marks])
 
+    def test_who_replaces_what_checks_call_gains_nothing(self, path):
+        notebook = read((ROOT / "exercises" / path.name).read_bytes())
+        for cell in notebook.cells:
+            if kind(cell) == ANSWER:
+                cell.source = f"{cell.source}\n\n{IDLE}"
+        result = run(path.read_bytes(), write(notebook))
+        assert sum(mark.earned for mark in result.marks if mark.earned is not None) == 0
+
+
+IDLE = """
+import course_utils.checks
+
+for _name, _value in list(globals().items()):
+    if callable(_value) and not _name.startswith("_") and _name not in ("In", "Out", "get_ipython", "exit", "quit", "open"):
+        globals()[_name] = lambda *given, **named: None
+for _name in course_utils.checks.__all__:
+    setattr(course_utils.checks, _name, lambda *given, **named: None)
+"""
+
 
 @pytest.mark.parametrize("exercise", answers.EXERCISES)
 def test_wrong_answers_fail_by_name_and_right_ones_pass(exercise):
