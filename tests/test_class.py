@@ -290,29 +290,38 @@ class TestGradebook:
 @pytest.mark.quick
 class TestExport:
     @pytest.fixture
-    def current(self, book):
+    def filled(self, book):
         book.record(taken(book, "=cmd|' /C calc'!A0", number="5"), "r", "v", a_result(2.0, None))
         book.record(taken(book, "Ben", number="6"), "r", "v", a_result(0.0, 2.0))
         book.record(taken(book, "Cy", number="7"), "r", "v", a_result(2.0, 0.0))
-        return list(book.current())
+        return book
 
     @pytest.mark.parametrize("form", FORMATS)
-    def test_no_cell_is_a_formula(self, current, form):
-        for content in FORMATS[form](current).values():
+    def test_no_cell_is_a_formula(self, filled, form):
+        for content in FORMATS[form](filled).values():
             for row in csv.reader(io.StringIO(content.decode("utf-8-sig"))):
                 assert not any(cell.startswith(("=", "+", "@")) for cell in row)
 
-    def test_canvas_and_moodle_get_totals_and_nothing_where_a_person_has_not_read(self, current):
-        canvas = list(csv.reader(io.StringIO(FORMATS["canvas"](current)["canvas.csv"].decode("utf-8-sig"))))
+    def test_canvas_and_moodle_get_totals_and_nothing_where_a_person_has_not_read(self, filled):
+        canvas = list(csv.reader(io.StringIO(FORMATS["canvas"](filled)["canvas.csv"].decode("utf-8-sig"))))
         assert canvas[0] == ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", "toy"]
         assert [(row[1], row[-1]) for row in canvas[1:]] == [("", "4"), ("5", ""), ("6", "2"), ("7", "2")]
-        moodle = list(csv.DictReader(io.StringIO(FORMATS["moodle"](current)["moodle-toy.csv"].decode("utf-8-sig"))))
+        moodle = list(csv.DictReader(io.StringIO(FORMATS["moodle"](filled)["moodle-toy.csv"].decode("utf-8-sig"))))
         assert [(row["Identifier"], row["Grade"]) for row in moodle] == [
             ("Participant 5", ""), ("Participant 6", "2"), ("Participant 7", "2"),
         ]  # fmt: skip
 
-    def test_statistics_tell_attempts_pass_rate_and_mistake(self, current):
-        first, second = statistics(current)
+    def test_the_history_has_every_mark_and_whose_it_is(self, filled):
+        ben = next(filled.current(student="Ben"))
+        filled.give(ben, ben.entries[0].mark.check, None, "=a comment", "Prof. X")
+        rows = list(csv.DictReader(io.StringIO(FORMATS["history"](filled)["history.csv"].decode("utf-8-sig"))))
+        assert [row["at"] for row in rows] == sorted(row["at"] for row in rows)
+        assert [(row["earned"], row["by"], row["comment"]) for row in rows if row["student"] == "Ben"] == [
+            ("0", "v", "done"), ("2", "v", "done"), ("", "Prof. X", "'=a comment"),
+        ]  # fmt: skip
+
+    def test_statistics_tell_attempts_pass_rate_and_mistake(self, filled):
+        first, second = statistics(filled.current())
         assert (first.check, first.students, first.attempts, round(first.passed, 2), first.mistake) == (
             "a0",
             3,

@@ -86,7 +86,7 @@ def grade_class(
             write_whole(out / "duplicates.csv", duplicates_table(duplicates))
             _tell(report, pages, len(duplicates), out)
         if export:
-            write_folder(FORMATS[export](book.current()), out)
+            write_folder(FORMATS[export](book), out)
             click.echo(f"{export} in {out}")
     return 1 if report.broken else 0
 

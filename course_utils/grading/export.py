@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from statistics import median
 
-from .gradebook import Entry, Graded
+from .gradebook import Entry, Gradebook, Graded
 from .verdict import READ, UNANSWERED, UNREACHED, Mark
 
 Rows = list[list[str]]
 
 
-def as_csv(current: Iterable[Graded]) -> dict[str, bytes]:
+def as_csv(book: Gradebook) -> dict[str, bytes]:
     """One file: a line for each student, exercise and item."""
     rows: Rows = [["student", "exercise", "item", "check", "points", "earned", "status", "comment", "late"]]
-    for graded in current:
+    for graded in book.current():
         for entry in graded.entries:
             mark = entry.mark
             earned = "" if mark.earned is None else f"{mark.earned:g}"
@@ -27,9 +27,9 @@ def as_csv(current: Iterable[Graded]) -> dict[str, bytes]:
     return {"grades.csv": rows_as_csv(rows)}
 
 
-def as_canvas(current: Iterable[Graded]) -> dict[str, bytes]:
+def as_canvas(book: Gradebook) -> dict[str, bytes]:
     """One file for Canvas's import of grades: a column for each exercise; who waits for a person has no mark yet."""
-    found = list(current)
+    found = list(book.current())
     exercises = sorted({graded.exercise for graded in found})
     worth = {graded.exercise: graded.points for graded in found}
     rows: Rows = [["Student", "ID", "SIS User ID", "SIS Login ID", "Section", *exercises]]
@@ -42,21 +42,31 @@ def as_canvas(current: Iterable[Graded]) -> dict[str, bytes]:
     return {"canvas.csv": rows_as_csv(rows)}
 
 
-def as_moodle(current: Iterable[Graded]) -> dict[str, bytes]:
+def as_moodle(book: Gradebook) -> dict[str, bytes]:
     """A grading worksheet for each exercise, as Moodle takes them back."""
     sheets: dict[str, Rows] = {}
     header = ["Identifier", "Full name", "Grade", "Maximum grade", "Feedback comments"]
-    for graded in current:
+    for graded in book.current():
         comments = "; ".join(f"{entry.mark.item}: {entry.comment}" for entry in graded.entries if entry.comment)
         told = [f"Participant {graded.number}", graded.student, _total(graded), f"{graded.points:g}", comments]
         sheets.setdefault(graded.exercise, [header]).append(told)
     return {f"moodle-{exercise}.csv": rows_as_csv(rows) for exercise, rows in sheets.items()}
 
 
-FORMATS: Mapping[str, Callable[[Iterable[Graded]], dict[str, bytes]]] = {
+def as_history(book: Gradebook) -> dict[str, bytes]:
+    """One file: every mark that anybody ever got, the oldest first."""
+    rows: Rows = [["at", "student", "exercise", "check", "earned", "by", "comment"]]
+    for row in book.history():
+        earned = "" if row["points"] is None else f"{row['points']:g}"
+        rows.append([row["at"], row["student"], row["exercise"], row["check"], earned, row["who"], row["why"]])
+    return {"history.csv": rows_as_csv(rows)}
+
+
+FORMATS: Mapping[str, Callable[[Gradebook], dict[str, bytes]]] = {
     "csv": as_csv,
     "canvas": as_canvas,
     "moodle": as_moodle,
+    "history": as_history,
 }
 
 

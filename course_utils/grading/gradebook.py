@@ -315,16 +315,21 @@ class Gradebook:
                 (graded.student, graded.exercise, check, answer, points, whole_text(comment), whole_text(who), _now()),
             )
 
-    def history(self, student: str, exercise: str) -> list[dict[str, Any]]:
-        """Every mark a student ever got in an exercise, the oldest first: when, which check, points, from whom."""
+    def history(self, student: str = "", exercise: str = "") -> list[dict[str, Any]]:
+        """Every mark ever given, the oldest first, of all or of one student, one exercise: when, to whom, by whom.
+
+        What a run gave is by the grader's version, its comment the status of the run.
+        """
         rows = self._db.execute(
-            "SELECT r.finished AS at, m.name, m.earned, r.version AS who, r.status AS why FROM mark m"
-            " JOIN result r ON r.id = m.result JOIN submission s ON s.id = r.submission"
-            " WHERE s.student = ? AND s.exercise = ? AND m.earned IS NOT NULL UNION ALL"
-            " SELECT at, name, points, who, comment FROM manual WHERE student = ? AND exercise = ? ORDER BY at",
-            (student, exercise) * 2,
+            "SELECT * FROM (SELECT r.finished AS at, s.student AS student, s.exercise AS exercise, m.name AS name,"
+            " m.earned AS points, r.version AS who, r.status AS comment FROM mark m"
+            " JOIN result r ON r.id = m.result JOIN submission s ON s.id = r.submission WHERE m.earned IS NOT NULL"
+            " UNION ALL SELECT at, student, exercise, name, points, who, comment FROM manual)"
+            " WHERE ? IN (student, '') AND ? IN (exercise, '') ORDER BY at",
+            (student, exercise),
         )
-        return [dict(zip(("at", "check", "points", "who", "why"), row, strict=True)) for row in rows.fetchall()]
+        names = ("at", "student", "exercise", "check", "points", "who", "why")
+        return [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
 
 
 def _now() -> str:
