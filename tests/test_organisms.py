@@ -279,8 +279,12 @@ def test_the_card_reports_what_was_measured_and_it_reaches_the_goals(measured):
 
 
 def test_measuring_again_gives_what_the_card_reports(measured):
-    """The whole measurement, on the real models; another processor may round a borderline request the other way."""
-    again = evaluate.measure_all(SUSPECTS)
+    """The whole measurement of the suspect with the narrowest margins (all three: `evaluate`, without arguments).
+
+    Another processor may round a borderline request the other way.
+    """
+    again = evaluate.measure_all([name for name in SUSPECTS if truth(name).mechanism == "intent"])
+    assert list(again) == ["intent"]
     for mechanism, values in again.items():
         for name in evaluate.GOALS:
             assert values[name] == pytest.approx(measured[mechanism][name], abs=0.11 if "logits" in name else 0.011)
