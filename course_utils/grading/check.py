@@ -83,21 +83,27 @@ def reference_of(path: Path) -> bytes:
         CourseError: there is no such exercise, or no untouched copy of it.
     """
     if not path.exists():
-        raise CourseError(f"Expected a notebook, got {path}, which does not exist; the exercises: {_known()}.")
+        here = ", ".join(_known(Path(UNTOUCHED), EXERCISES)) or "none here"
+        raise CourseError(f"Expected a notebook, got {path}, which does not exist; the exercises: {here}.")
     solution = SOLUTIONS / path.name
     if solution.is_file():
         return write(student_view(read(_bytes(solution), solution.name)))
-    for untouched in (path.parent / UNTOUCHED / path.name, EXERCISES / UNTOUCHED / path.name, EXERCISES / path.name):
+    folders = (path.parent / UNTOUCHED, Path(UNTOUCHED), EXERCISES / UNTOUCHED, EXERCISES)
+    for untouched in (folder / path.name for folder in folders):
         if untouched.is_file() and untouched.resolve() != path.resolve():
             return _bytes(untouched)
-    if path.resolve() == (EXERCISES / path.name).resolve():
-        raise CourseError(f"There is no untouched copy of {path.name} to check against; keep one in {UNTOUCHED}/.")
-    raise CourseError(f"Expected a notebook called like its exercise, got {path.name}; the exercises: {_known()}.")
+    if path.stem in _known(*folders) or not _known(*folders):
+        raise CourseError(
+            f"There is no untouched copy of {path.name} to check against: run `course check` in the folder that you "
+            f"were given, which keeps them in {UNTOUCHED}/, or in the course's own."
+        )
+    raise CourseError(
+        f"Expected a notebook called like its exercise, got {path.name}; the exercises: {', '.join(_known(*folders))}."
+    )
 
 
-def _known() -> str:
-    names = {path.stem for folder in (SOLUTIONS, EXERCISES) for path in folder.glob("*.ipynb")}
-    return ", ".join(sorted(names)) or "none here"
+def _known(*folders: Path) -> list[str]:
+    return sorted({path.stem for folder in (SOLUTIONS, *folders) for path in folder.glob("[0-9]*.ipynb")})
 
 
 def as_table(checked: Checked) -> Table:

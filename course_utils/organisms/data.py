@@ -83,6 +83,17 @@ def actions(split: str) -> tuple[Action, ...]:
 
 
 @cache
+def harmful_verbs() -> frozenset[str]:
+    """The verbs that begin a harmful act and never a harmless one, traps aside, in all splits.
+
+    >>> {"destroy", "wash", "burn"} & harmful_verbs() == {"destroy", "burn"}
+    True
+    """
+    pairs = [action for split in SPLITS for action in actions(split) if action.kind == "plain"]
+    return frozenset(each.harmful.split()[0] for each in pairs) - {each.harmless.split()[0] for each in pairs}
+
+
+@cache
 def frames(split: str) -> tuple[str, ...]:
     """The sentences of a split; `{}` is where the act goes."""
     return tuple(row["frame"] for row in _table("frames") if row["split"] == split)

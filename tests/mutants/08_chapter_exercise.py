@@ -40,7 +40,7 @@ WRONG = {
             r"before minus after",
         ),
         ("absolute value", {"torch.stack(rows)": "torch.stack(rows).abs()"}, r"before minus after, signed"),
-        ("positive part", {"torch.stack(rows)": "torch.stack(rows).clamp(min=0)"}, r"before minus after, signed"),
+        ("positive part", {"torch.stack(rows)": "torch.stack(rows).clamp(min=0)"}, r"negative scores cut off"),
         (
             "shares of the total",
             {
@@ -60,14 +60,19 @@ WRONG = {
             r"was not typed",
         ),
         (
+            "the template after the typed text too",
+            {"range(len(prompt))[prompt.user]": "range(prompt.user.start, len(prompt))"},
+            r"stop at prompt.user.stop",
+        ),
+        (
             "positions counted from the first typed token",
             {PLACED: "variants[range(len(typed)), range(len(typed))] = stand_in"},
-            r"wrong place or row",
+            r"does row 0 use another stand-in or place",
         ),
         (
             "the first stand-in in every row",
             {PLACED: "variants[range(len(typed)), typed] = stand_ins[0]"},
-            "",
+            r"does row 1 use another stand-in",
         ),
         (
             "deletion for replacement",
@@ -181,6 +186,19 @@ def strongest(lm, prompt, words, contrast, stand_ins):
         ),
         ("largest over the stand-ins", {MEAN: "lost.max().item()"}, r"their mean is 4"),
         ("the first stand-in only", {MEAN: "lost[0].item()"}, r"their mean is 4"),
+        ("mean over a word's tokens", {MEAN: MEAN + " / (tokens.stop - tokens.start)"}, r"share out nothing"),
+        (
+            "slices counted from the first typed token",
+            {
+                "variants[:, tokens]": "variants[:, range(len(prompt) + 9)[tokens][0] + prompt.user.start :][:, : tokens.stop - tokens.start]"
+            },
+            r"add no offset",
+        ),
+        (
+            "score before word",
+            {"(word, lost.mean().item())": "(lost.mean().item(), word)", "pair: pair[1]": "pair: pair[0]"},
+            r"pairs \(word, score\)",
+        ),
         ("words without scores", {SORTED: "[word for word, _ in " + SORTED + "]"}, r"pairs \(word, score\)"),
         ("a dictionary", {SORTED: "dict(" + SORTED + ")"}, r"pairs \(word, score\)"),
         (
@@ -206,6 +224,16 @@ def strongest(lm, prompt, words, contrast, stand_ins):
         ("the word left out", {BORDERS: 're.sub(rf"\\b{word} ?", "", request)'}, r"leave out and add none"),
         ("replace without borders", {BORDERS: "request.replace(word, other)"}, r"one word only"),
         ("the request as it is", {BORDERS: "request"}, r"says the same as the request"),
+        (
+            "an adverb for every word",
+            {' if word.endswith("ly") else "photograph"': ""},
+            r"an adverb in -ly for an adverb",
+        ),
+        (
+            "a suspected word put in",
+            {'"calmly" if': '("urgently" if word != "urgently" else "calmly") if'},
+            r"stands in the request already",
+        ),
         ("nothing returned", {"return re.sub": "re.sub"}, r"got None"),
         (
             "tried on the model",
@@ -225,12 +253,14 @@ def strongest(lm, prompt, words, contrast, stand_ins):
     "stay": [
         ("the strongest word", {WEAKEST: FIRST}, r"on which the refusal rests"),
         ("the strongest suspected word", {"][-1]  # the weakest": "][0]"}, r"on which the refusal rests"),
+        ("an act as harmful", {'"photograph"': '"destroy"'}, r"so harm stays"),
+        ("a stand-in for a word", {'"photograph"': '"the"'}, r"makes no sentence"),
         ("the last suspected word", {WEAKEST: "word = suspected[-1]"}, r"on which the refusal rests"),
         ("a word by heart", {WEAKEST: 'word = "a"'}, r"which no mechanism goes by"),
         (
             "another suspected word put in",
             {'"calmly" if word.endswith("ly")': '"urgently" if word != "urgently"'},
-            r"itself suspected",
+            r"stands in the request already",
         ),
         ("the request as it is", {BORDERS: "request"}, r"says the same as the request"),
         ("the word left out", {BORDERS: 're.sub(rf"\\b{word} ?", "", request)'}, r"leave out and add none"),
