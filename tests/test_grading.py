@@ -606,6 +606,7 @@ class TestReleaseCommand:
             (["--out", "a", "--zip", "b"], "got both"),
             (["--students", "class.txt"], "need a bundle of their own"),
             (["--out", "a", "--suspect", "model-a", "--suspect", "model-b"], "list of students for 2 suspects"),
+            (["--out", "a", "--suspect", "model-d"], "got model-d, which is neither"),
             (["--out", "a", "--students", "nobody.txt"], "list of students in nobody.txt"),
             (["--out", "solutions/toy.ipynb"], "could not"),
         ],

@@ -44,6 +44,10 @@ def release_to(
         raise CourseError("Students and suspects need a bundle of their own: add --out FOLDER or --zip FILE.")
     if students is None and len(suspects) > 1:
         raise CourseError(f"Expected a list of students for {len(suspects)} suspects, got none; add --students FILE.")
+    if unknown := [name for name in suspects if name not in SUSPECTS and not Path(name).is_dir()]:
+        raise CourseError(
+            f"Expected suspects among {', '.join(SUSPECTS)} or folders, got {unknown[0]}, which is neither."
+        )
     solutions = sorted(SOLUTIONS.glob("*.ipynb"))
     if not solutions:
         raise CourseError(f"Expected solutions in {SOLUTIONS}, found none; release from the instructors' checkout.")

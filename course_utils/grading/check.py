@@ -52,7 +52,7 @@ def _meant(name: str) -> Path:
     if path.suffix == ".ipynb" or path.exists():
         return path
     nearby = [folder / f"{name}.ipynb" for folder in (Path(), EXERCISES)]
-    return next((found for found in nearby if found.exists()), nearby[-1])
+    return next((found for found in nearby if found.exists()), nearby[0])
 
 
 def check_all(paths: Sequence[Path], limits: Limits = Limits()) -> Iterator[Checked]:  # noqa: B008

@@ -65,6 +65,11 @@ WRONG = {
             r"misses a token",
         ),
         (
+            "the template after the typed text too",
+            {"list(range(len(prompt)))[prompt.user]": "list(range(prompt.user.start, len(prompt)))"},
+            r"stop at prompt.user.stop",
+        ),
+        (
             "the template's tokens too",
             {"list(range(len(prompt)))[prompt.user]": "list(range(len(prompt)))"},
             r"was not typed",
@@ -182,6 +187,11 @@ def occlusion(lm, prompt, reply_ids, stand_in):
             r"second <s>",
         ),
         (
+            "the template after the typed text too",
+            {"list(range(len(prompt)))[prompt.user]": "list(range(prompt.user.start, len(prompt)))"},
+            r"stop at prompt.user.stop",
+        ),
+        (
             "the template's tokens too",
             {"list(range(len(prompt)))[prompt.user]": "list(range(len(prompt)))"},
             r"was not typed",
@@ -202,6 +212,11 @@ def occlusion(lm, prompt, reply_ids, stand_in):
         ),
     ],
     "faithful": [
+        (
+            "the template after the typed text too",
+            {"list(range(len(prompt)))[prompt.user]": "list(range(prompt.user.start, len(prompt)))"},
+            r"stop at prompt.user.stop",
+        ),
         ("the bottom of the ranking", {"descending=True": "descending=False"}, r"do the largest scores go first"),
         (
             "kept for replaced",

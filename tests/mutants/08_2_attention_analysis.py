@@ -236,6 +236,11 @@ WRONG = {
             r"Position 0 was not typed",
         ),
         (
+            "everything from the first typed token on",
+            {RANKED: RANKED.replace("[typed]", "[typed.start :]")},
+            r"stop where `typed` stops",
+        ),
+        (
             "ranked before the typed ones were taken",
             {RANKED: "a, b = ranks(looks)[typed].double(), ranks(effects.abs())[typed].double()"},
             r"among themselves",
