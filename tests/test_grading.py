@@ -703,6 +703,16 @@ class TestCheckCommand:
         Path("bundle", "toy.ipynb").write_bytes(write(mine))
         assert course_command("check", "bundle/toy.ipynb").exit_code == 0
 
+    def test_a_notebook_far_from_the_bundle_is_checked_by_a_terminal_in_it(self, course, reference, monkeypatch):
+        course_command("release", "--out", "bundle")
+        for folder in ("solutions", "exercises"):
+            Path(folder, "toy.ipynb").unlink(missing_ok=True)
+        Path("far").mkdir()
+        Path("far", "toy.ipynb").write_bytes(write(right(reference)))
+        assert "the folder that you were given" in " ".join(course_command("check", "far/toy.ipynb").output.split())
+        monkeypatch.chdir("bundle")
+        assert course_command("check", "../far/toy.ipynb").exit_code == 0
+
     def test_an_exercise_without_an_untouched_copy_is_refused(self, course):
         course_command("release")
         Path("solutions", "toy.ipynb").unlink()

@@ -103,7 +103,7 @@ def reference_of(path: Path) -> bytes:
 
 
 def _known(*folders: Path) -> list[str]:
-    return sorted({path.stem for folder in (SOLUTIONS, *folders) for path in folder.glob("[0-9]*.ipynb")})
+    return sorted({path.stem for folder in (SOLUTIONS, *folders) for path in folder.glob("*.ipynb")})
 
 
 def as_table(checked: Checked) -> Table:
