@@ -50,7 +50,7 @@ WRONG = {
         (
             "chosen by the reply of the wrong row",
             {"reply_ids.expand(len(ids), -1)": "reply_ids.flip(0).expand(len(ids), -1)"},
-            "",
+            r"column o scores reply token o",
         ),
     ],
     "occlusion": [
@@ -263,7 +263,7 @@ def faithful(lm, prompt, reply_ids, scores, stand_in, *, k):
                 "lost = score_reply": "lost = len(reply_ids) ** -1 * 1.0 * (score_reply",
                 "variants, reply_ids)  # [set]": "variants, reply_ids))  # [set]",
             },
-            "",
+            r"sum over the reply",
         ),
         ("median for mean", {"lost.mean()": "lost.median()"}, r"your mean is"),
         (
