@@ -1,7 +1,7 @@
 """A class of 500 (right, wrong, hostile, malformed) graded without a break, killed midway and resumed, and on Dask.
 
-python tests/benchmarks/class_of_500.py      # about twenty minutes on two cores
-python tests/benchmarks/class_of_500.py 100  # a smaller class
+python -m tests.benchmarks.class_of_500      # about twenty minutes on two cores
+python -m tests.benchmarks.class_of_500 100  # a smaller class
 
 All three must end with the same marks. The second run is killed (SIGKILL) with a third of the work done, and started
 again; the third runs on a local cluster of separate processes, one of which is killed. Printed: how long each took, the

@@ -1,7 +1,7 @@
 """How many submissions are graded in a minute, beside nbgrader: its autograde and feedback, ours cold and warm. One run.
 
-python tests/benchmarks/grading.py      # about seven minutes on two cores, with 30 submissions
-python tests/benchmarks/grading.py 100  # more of them
+python -m tests.benchmarks.grading      # about seven minutes on two cores, with 30 submissions
+python -m tests.benchmarks.grading 100  # more of them
 
 Each submission imports torch and transformers and runs a small model; each grader gets them in a folder and has done
 when marks and feedback are written. Ours runs in its sandbox, as many at once as there are processors; nbgrader has
