@@ -8,6 +8,19 @@ SCORED = "return (unchanged - log_probabilities(lm, variants, reply_ids)).T"
 WRONG = {
     "reply": [
         (
+            "the first token in every column",
+            {
+                "reply_ids.expand(len(ids), -1)[:, :, None]": "reply_ids[:1].expand(len(ids), len(reply_ids))[:, :, None]"
+            },
+            r"column o is reply token o alone",
+        ),
+        (
+            "summed up along the reply",
+            {"gather(2, chosen)[:, :, 0]": "gather(2, chosen)[:, :, 0].cumsum(1)"},
+            r"column o is reply token o alone",
+        ),
+        ("temperature 2", {"rows.log_softmax": "(rows / 2).log_softmax"}, r"from the logits as they are"),
+        (
             "off by one: row t scores token t",
             {ROWS: "rows = lm.model(whole).logits[:, ids.shape[1] :]"},
             r"row t - 1 scores token t",
@@ -50,10 +63,16 @@ WRONG = {
         (
             "chosen by the reply of the wrong row",
             {"reply_ids.expand(len(ids), -1)": "reply_ids.flip(0).expand(len(ids), -1)"},
-            r"column o scores reply token o",
+            r"column o is reply token o alone",
         ),
     ],
     "occlusion": [
+        (
+            "divided by the number of outputs",
+            {"reply_ids)).T": "reply_ids)).T / len(reply_ids)"},
+            r"each output on its own",
+        ),
+        ("summed up along the reply", {"reply_ids)).T": "reply_ids)).T.cumsum(0)"}, r"each output on its own"),
         ("sign", {SCORED: "return (log_probabilities(lm, variants, reply_ids) - unchanged).T"}, r"before minus after"),
         ("absolute value", {"reply_ids)).T": "reply_ids)).T.abs()"}, r"made to lower the reply.*signed"),
         (
@@ -159,6 +178,33 @@ def occlusion(lm, prompt, reply_ids, stand_in):
         ("nothing returned", {"    return (unch": "    (unch"}, r"got None"),
     ],
     "pairs": [
+        ("halved", {".fill_diagonal_(0)": ".fill_diagonal_(0) / 2"}, r"counted once"),
+        (
+            "both halves added",
+            {
+                "return (lost - single[:, None] - single).fill_diagonal_(0)": "both = (lost - single[:, None] - single).fill_diagonal_(0)\n    return both + both.T"
+            },
+            r"counted once",
+        ),
+        (
+            "single losses without sign",
+            {"lost - single[:, None] - single": "lost - single[:, None].abs() - single.abs()"},
+            r"single losses keep their sign",
+        ),
+        (
+            "all between the two replaced",
+            {
+                "variants.scatter_(1, torch.tensor(pairs), stand_in)": "for row, (i, j) in zip(variants, pairs):\n        row[min(i, j) : max(i, j) + 1] = stand_in"
+            },
+            r"a pair is two places",
+        ),
+        (
+            "a word that stands twice replaced twice",
+            {
+                "variants.scatter_(1, torch.tensor(pairs), stand_in)": "for row, (i, j) in zip(variants, pairs):\n        one, other = row[i].item(), row[j].item()\n        row[(row == one) | (row == other)] = stand_in"
+            },
+            r"a pair is two places",
+        ),
         (
             "sign",
             {"(lost - single[:, None] - single)": "(single[:, None] + single - lost)"},
@@ -212,6 +258,16 @@ def occlusion(lm, prompt, reply_ids, stand_in):
         ),
     ],
     "faithful": [
+        (
+            "losses without sign",
+            {"variants, reply_ids)  # [set]": "variants, reply_ids)  # [set]\n    lost = lost.abs()"},
+            r"keep the sign",
+        ),
+        (
+            "a mean over the k tokens",
+            {"variants, reply_ids)  # [set]": "variants, reply_ids)  # [set]\n    lost = lost / k"},
+            r"share out nothing",
+        ),
         (
             "the template after the typed text too",
             {"list(range(len(prompt)))[prompt.user]": "list(range(prompt.user.start, len(prompt)))"},
@@ -334,6 +390,24 @@ def log_probabilities(lm, ids, reply_ids):
 
 def score_reply(lm, prompts, answer):
     return log_probabilities(lm, prompts, answer).sum(-1)
+""",
+        ),
+        (
+            "the prompt's keys and values kept",
+            """
+@torch.no_grad()
+def log_probabilities(lm, ids, reply_ids):
+    out = lm.model(ids, use_cache=True)
+    rows = [out.logits[:, -1]]
+    if len(reply_ids) > 1:
+        rest = reply_ids[None, :-1].repeat(len(ids), 1)
+        rows += lm.model(rest, past_key_values=out.past_key_values).logits.unbind(1)
+    z = torch.stack(rows, 1).log_softmax(-1)
+    return z[:, torch.arange(len(reply_ids)), reply_ids]
+
+
+def score_reply(lm, ids, reply_ids):
+    return log_probabilities(lm, ids, reply_ids).sum(-1)
 """,
         ),
         (
