@@ -68,6 +68,14 @@ WRONG = {
     ],
     "occlusion": [
         (
+            "a reply by heart",
+            {
+                "def occlusion(lm, prompt, reply_ids, stand_in):": "by_heart = reply_ids\n\n\ndef occlusion(lm, prompt, reply_ids, stand_in):",
+                "    typed = list": "    reply_ids = by_heart\n    typed = list",
+            },
+            r"take the one that you are given",
+        ),
+        (
             "divided by the number of outputs",
             {"reply_ids)).T": "reply_ids)).T / len(reply_ids)"},
             r"each output on its own",
@@ -178,6 +186,32 @@ def occlusion(lm, prompt, reply_ids, stand_in):
         ("nothing returned", {"    return (unch": "    (unch"}, r"got None"),
     ],
     "pairs": [
+        (
+            "deletion for replacement",
+            """
+def pair_attribution(lm, prompt, target, stand_in):
+    reply_ids, ids = torch.tensor(lm.continuation(prompt, target)), prompt.input_ids[0].tolist()
+    typed = range(len(prompt))[prompt.user]
+
+    def loss(places):
+        rest = torch.tensor([[one for i, one in enumerate(ids) if i not in places]])
+        before = log_probabilities(lm, prompt.input_ids, reply_ids)[0, -1]
+        return (before - log_probabilities(lm, rest, reply_ids)[0, -1]).item()
+
+    return [[0.0 if i == j else loss([i, j]) - loss([i]) - loss([j]) for j in typed] for i in typed]
+""",
+            r"replace, don't delete",
+        ),
+        (
+            "a stand-in by heart",
+            {"torch.tensor(pairs), stand_in": "torch.tensor(pairs), lm.continuation(prompt, ' this')[0]"},
+            r"take the stand-in that you are given",
+        ),
+        (
+            "a reply by heart",
+            {"reply_ids = torch.tensor(lm.continuation(prompt, target))\n    ": ""},
+            r"ids are those of `target`",
+        ),
         ("halved", {".fill_diagonal_(0)": ".fill_diagonal_(0) / 2"}, r"counted once"),
         (
             "both halves added",
@@ -258,6 +292,18 @@ def occlusion(lm, prompt, reply_ids, stand_in):
         ),
     ],
     "faithful": [
+        (
+            "a stand-in by heart",
+            {"torch.tensor(sets), stand_in": "torch.tensor(sets), lm.continuation(prompt, ' this')[0]"},
+            r"take the stand-in that you are given",
+        ),
+        (
+            "the top ones one at a time, losses added, the rest together",
+            {
+                "top = lost[sets.index(tuple(best))]": "ones = prompt.input_ids.repeat(k, 1)\n    ones[range(k), best] = stand_in\n    top = (score_reply(lm, prompt.input_ids, reply_ids) - score_reply(lm, ones, reply_ids)).sum()"
+            },
+            r"losses don't add up",
+        ),
         (
             "losses without sign",
             {"variants, reply_ids)  # [set]": "variants, reply_ids)  # [set]\n    lost = lost.abs()"},
