@@ -8,6 +8,20 @@ SCORED = "return (unchanged - log_probabilities(lm, variants, reply_ids)).T"
 WRONG = {
     "reply": [
         (
+            "the reply's length by heart",
+            {
+                "return log_probabilities(lm, ids, reply_ids).sum(dim=1)": "return log_probabilities(lm, ids, reply_ids).mean(dim=1) * 4"
+            },
+            r"the sum over all it has",
+        ),
+        (
+            "the rows by heart",
+            {
+                "[:, ids.shape[1] - 1 : -1]": "[:, -1 - len(reply_ids) : -1] if len(reply_ids) == 1 else lm.model(whole).logits[:, 6 : 6 + len(reply_ids)]"
+            },
+            r"take the lengths from ids|stopped with",
+        ),
+        (
             "the first token in every column",
             {
                 "reply_ids.expand(len(ids), -1)[:, :, None]": "reply_ids[:1].expand(len(ids), len(reply_ids))[:, :, None]"
@@ -67,6 +81,19 @@ WRONG = {
         ),
     ],
     "occlusion": [
+        (
+            "the first typed token by heart",
+            {"list(range(len(prompt)))[prompt.user]": "list(range(1, prompt.user.stop))"},
+            r"began at 2",
+        ),
+        (
+            "another prompt by heart",
+            {
+                "def occlusion(lm, prompt, reply_ids, stand_in):": "by_heart = prompt\n\n\ndef occlusion(lm, prompt, reply_ids, stand_in):",
+                "= prompt.input_ids.repeat": "= by_heart.input_ids.repeat",
+            },
+            r"that you are given",
+        ),
         (
             "a reply by heart",
             {
@@ -187,6 +214,11 @@ def occlusion(lm, prompt, reply_ids, stand_in):
     ],
     "pairs": [
         (
+            "the first typed token by heart",
+            {"list(range(len(prompt)))[prompt.user]": "list(range(1, prompt.user.stop))"},
+            r"began at 2",
+        ),
+        (
             "deletion for replacement",
             """
 def pair_attribution(lm, prompt, target, stand_in):
@@ -292,6 +324,15 @@ def pair_attribution(lm, prompt, target, stand_in):
         ),
     ],
     "faithful": [
+        (
+            "the first typed token by heart",
+            {
+                "list(range(len(prompt)))[prompt.user]": "list(range(1, prompt.user.stop))",
+                "sorted(typed[i] for i": "sorted(range(prompt.user.start, prompt.user.stop)[i] for i",
+            },
+            r"the typed tokens only",
+        ),
+        ("the top ones not sorted", {"sorted(typed[i] for i": "list(typed[i] for i"}, r"is not in list"),
         (
             "a stand-in by heart",
             {"torch.tensor(sets), stand_in": "torch.tensor(sets), lm.continuation(prompt, ' this')[0]"},
@@ -470,6 +511,19 @@ def score_reply(lm, ids, reply_ids):
         ),
     ],
     "occlusion": [
+        (
+            "replaced in the prompt itself, and put back",
+            """
+def occlusion(lm, prompt, reply_ids, stand_in):
+    ids, columns = prompt.input_ids, []
+    before = log_probabilities(lm, ids, reply_ids)[0]
+    for i in range(len(prompt))[prompt.user]:
+        kept, ids[0, i] = ids[0, i].item(), stand_in
+        columns.append(before - log_probabilities(lm, ids, reply_ids)[0])
+        ids[0, i] = kept
+    return torch.stack(columns, dim=1)
+""",
+        ),
         (
             "a loop, one pass a token",
             """
