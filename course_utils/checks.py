@@ -9,7 +9,7 @@ from __future__ import annotations
 import linecache
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = [
     "ask",
     "asked",
     "expect",
+    "expect_heads",
     "expect_shape",
     "planted",
     "rows_read",
@@ -150,6 +151,22 @@ def expect_shape(
     odd = int((~got.isfinite()).sum())
     expect(not odd, f"Expected finite numbers, got {odd} of {got.numel()} that are not.")
     return got
+
+
+def expect_heads(value: Any, candidates: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Fail unless the value lists heads, each once and each a candidate; they as pairs (layer, head), in its order.
+
+    >>> expect_heads([[0, 1], (1, 0)], [(0, 0), (0, 1), (1, 0)])
+    [(0, 1), (1, 0)]
+    """
+    try:
+        heads = [(int(layer), int(head)) for layer, head in value]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        _fail(f"Expected a list of heads, each (layer, head), got {str(value)[:60]}.")
+    odd = [head for head in heads if head not in candidates]
+    expect(not odd, f"Your team holds {odd[:2]}: expected heads of the candidates, (layer, head).")
+    expect(len({*heads}) == len(heads), f"A head is in your team twice: {heads}.")
+    return heads
 
 
 def show(*values: Any, seal: str, digits: int = 3) -> None:

@@ -1,8 +1,10 @@
 """The exercises: released as stored, passed by their solutions, and right about plausible wrong and right answers."""
 
+import ast
 import json
 import re
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import nbformat
@@ -97,6 +99,22 @@ def test_wrong_answers_fail_by_name_and_right_ones_pass(exercise):
         assert [(m.label, mark.message) for m, mark in right if not mark.passed] == []
         unnamed = [(m.label, mark.message) for m, mark in wrong if not answers.named(m, mark)]
         assert len(unnamed) <= 0.2 * len(wrong), unnamed
+
+
+JUNK = ("float('nan')", "[{}]", "[(float('nan'), 0)]")
+
+
+@pytest.mark.parametrize("exercise", answers.EXERCISES)
+def test_junk_gets_a_sentence(exercise):
+    for cell in answers.solution(exercise).cells:
+        if kind(cell) != ANSWER or cell.cell_type != "code":
+            continue
+        names = [node.name for node in ast.parse(cell.source).body if isinstance(node, ast.FunctionDef)]
+        for name, junk in product(names, JUNK):
+            source = f"{cell.source}\n\ndef {name}(*given, **named):\n    return {junk}\n"
+            mark = answers.try_out(exercise, answers.Mutant(grade_id(cell), junk, source, None))[0]
+            assert not mark.passed
+            assert not mark.message.startswith("the check stopped"), (name, junk, mark.message)
 
 
 @cache

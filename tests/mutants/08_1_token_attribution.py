@@ -59,7 +59,9 @@ WRONG = {
             {LAST: "return rows.log_softmax(dim=-1).gather(2, chosen)[:1, :, 0].expand(len(ids), -1)"},
             r"rows must not mix",
         ),
-        ("mean for sum", {".sum(dim=1)": ".mean(dim=1)"}, r"is the sum over its tokens; yours is 0\.25"),
+        ("mean for sum", {".sum(dim=1)": ".mean(dim=1)"}, r"is the sum over its tokens, here"),
+        ("a little more than the sum", {".sum(dim=1)": ".sum(dim=1) + 0.01"}, r"is the sum over its tokens, here"),
+        ("the variants the other way round", {LAST: f"{LAST}.flip(0)"}, r"rows must not mix"),
         ("first token only", {".sum(dim=1)": "[:, 0]"}, r"is the sum over its tokens"),
         ("sum over the variants", {".sum(dim=1)": ".sum(dim=0)"}, r"\[variant\] of shape \[3\], got shape \[4\]"),
         (
@@ -214,6 +216,11 @@ def occlusion(lm, prompt, reply_ids, stand_in):
     ],
     "pairs": [
         (
+            "no look at the model",
+            "def pair_attribution(lm, prompt, target, stand_in):\n    return torch.zeros(6, 6)",
+            r"never ran the model",
+        ),
+        (
             "the first typed token by heart",
             {"list(range(len(prompt)))[prompt.user]": "list(range(1, prompt.user.stop))"},
             r"began at 2",
@@ -324,6 +331,11 @@ def pair_attribution(lm, prompt, target, stand_in):
         ),
     ],
     "faithful": [
+        (
+            "no look at the model",
+            "def faithful(lm, prompt, reply_ids, scores, stand_in, *, k):\n    return torch.tensor([3.0, 1.0, 0.1])",
+            r"never ran the model",
+        ),
         (
             "the first typed token by heart",
             {

@@ -129,7 +129,11 @@ WRONG = {
             r"not for each key/value head",
         ),
         ("mixed over the keys", {LENGTHS: "return (weights @ written).norm(dim=-1)"}, r"keep a length for each look"),
-        ("mean over d_model in the norm", {"written.norm(dim=-1)": "written.square().mean(dim=-1).sqrt()"}, ""),
+        (
+            "mean over d_model in the norm",
+            {"written.norm(dim=-1)": "written.square().mean(dim=-1).sqrt()"},
+            r"the Euclidean norm, nothing more",
+        ),
         (
             "argument changed",
             {LENGTHS: "weights *= written.norm(dim=-1)[:, None, :]\n    return weights"},

@@ -519,6 +519,11 @@ def without_head(lm, ids, layer, head, contrast, *, where=slice(None)):
         ),
         ("the candidates used up", {"list(candidates)": "candidates"}, r"changed a list that it was given"),
         ("the team sorted", {"    return team, shares": "    return sorted(team), shares"}, r"you take \(0, 2\) first"),
+        (
+            "no number for a head",
+            {"    return team, shares": "    return [(float('nan'), 0)], shares[:1]"},
+            r"Expected a list of heads",
+        ),
         ("shares alone", {"    return team, shares": "    return shares"}, r"two lists|team"),
         (
             "(head, layer)",

@@ -562,13 +562,13 @@ WRONG = {
         (
             "candidates ignored",
             {"list(candidates)": "[(a, b) for a in range(lm.n_layers) for b in range(lm.n_heads)]"},
-            r"must be all of them|no candidates",
+            r"must be all of them|heads of the candidates",
         ),
         ("no end where no head is left", {"while rest and": "while"}, r"find_team stopped with ValueError"),
         (
             "names of heads",
             {"    return team": '    return [f"{layer}.{head}" for layer, head in team]'},
-            r"Expected a list of \(layer, head\)",
+            r"Expected a list of heads, each \(layer, head\)",
         ),
         (
             "at least one head",
