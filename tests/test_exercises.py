@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from course_utils.grading.notebook import ANSWER, CHECK, grade_id, kind, read, write
+from course_utils.grading.notebook import ANSWER, CHECK, grade_id, has_code, kind, read, write
 from course_utils.grading.release import exercise_from, faults
 from course_utils.grading.run import run
 from tests import mutants as answers
@@ -55,6 +55,14 @@ class TestEveryExercise:
             assert heading.count("<details><summary>Hint") == 2
             if kind(cells[name]) == ANSWER:
                 assert kind(cells[f"{name}-check"]) == CHECK
+
+    @pytest.mark.quick
+    def test_checks_are_folded_and_say_what_they_are(self, path):
+        notebook = read((ROOT / "exercises" / path.name).read_bytes())
+        for cell in notebook.cells:
+            hides = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+            assert hides == ((kind(cell) == CHECK and has_code(cell.source)) or grade_id(cell) == "tools")
+            assert not hides or cell.source.startswith(("# The check of item ", "# For the checks: "))
 
     def test_the_solution_passes(self, path):
         result = run(path.read_bytes(), path.read_bytes())

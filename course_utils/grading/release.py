@@ -75,6 +75,10 @@ def _preprocessed(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "code" and (kind(cell) == ANSWER or not has_code(cell.source)):
             cell.outputs, cell.execution_count = [], None
+        if kind(cell) == CHECK and has_code(cell.source):
+            cell.metadata["jupyter"] = {
+                "source_hidden": True
+            }  # folded: an exercise reads as a page, and gives less away
     return notebook
 
 
