@@ -10,9 +10,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from course_utils import checks
 from course_utils.grading.notebook import ANSWER, CHECK, grade_id, has_code, kind, read, write
 from course_utils.grading.release import exercise_from, faults
 from course_utils.grading.run import run
+from course_utils.watch import as_tensor
 from tests import mutants as answers
 from tests.shared import cell_of, nbgrader, nbgrader_marks
 
@@ -123,6 +125,25 @@ def test_junk_gets_a_sentence(exercise):
             mark = answers.try_out(exercise, answers.Mutant(grade_id(cell), junk, source, None))[0]
             assert not mark.passed
             assert not mark.message.startswith("the check stopped"), (name, junk, mark.message)
+
+
+@pytest.mark.parametrize("exercise", answers.EXERCISES)
+def test_float32_rounds_no_value_the_other_way(exercise, monkeypatch):
+    plain, shown = checks.show, []
+
+    def show(*values, seal, digits=3):
+        for value in values:
+            if not isinstance(value, str):
+                scaled = as_tensor(value) * 10**digits
+                shown.append(float((scaled - scaled.floor() - 0.5).abs().min()) / 10**digits)
+        plain(*values, seal=seal, digits=digits)
+
+    monkeypatch.setattr(checks, "show", show)
+    names = {"__name__": "__main__"}
+    for cell in answers.solution(exercise).cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+    assert min(shown) > 5e-7
 
 
 @cache
