@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from course_utils import checks
-from course_utils.grading.notebook import ANSWER, CHECK, grade_id, has_code, kind, read, write
+from course_utils.grading.notebook import ANSWER, CHECK, NOT_RUN, grade_id, has_code, kind, printed, read, write
 from course_utils.grading.release import exercise_from, faults
 from course_utils.grading.run import run
 from course_utils.watch import as_tensor
@@ -65,6 +65,7 @@ class TestEveryExercise:
             hides = cell.metadata.get("jupyter", {}).get("source_hidden", False)
             assert hides == ((kind(cell) == CHECK and has_code(cell.source)) or grade_id(cell) == "tools")
             assert not hides or cell.source.startswith(("# The check of item ", "# For the checks: "))
+            assert printed(cell.get("outputs", [])).startswith(NOT_RUN) == (hides and kind(cell) == CHECK)
 
     def test_the_solution_passes(self, path):
         result = run(path.read_bytes(), path.read_bytes())

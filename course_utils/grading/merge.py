@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import nbformat
 from nbformat import NotebookNode
 
-from .notebook import ANSWER, CHECK, FREE, MANUAL, grade_id, has_code, is_hidden, item_of, kind
+from .notebook import ANSWER, CHECK, FREE, MANUAL, NOT_RUN, grade_id, has_code, is_hidden, item_of, kind
 
 _MARKER = re.compile(r"(?m)^(\s*#+\s*)(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$")
 _OWN = (ANSWER, MANUAL)  # the cells that a learner writes
@@ -68,6 +68,9 @@ def _answered(cell: NotebookNode, own: NotebookNode | None) -> NotebookNode:
     """A cell of the reference, an answer with the learner's source in it, unmarked and not run."""
     result: NotebookNode = nbformat.from_dict(cell)
     if kind(cell) not in _OWN:
+        for output in result.get("outputs", []):
+            if output.output_type == "stream":
+                output.text = "".join(output.text).removeprefix(NOT_RUN)
         return result
     if own is not None:
         result.source = _unmarked(own.source) if cell.cell_type == "code" else own.source

@@ -17,6 +17,7 @@ from ..errors import CourseError, first_line
 ANSWER, CHECK, MANUAL, TASK, LOCKED, FREE = "answer", "check", "manual", "task", "locked", "free"
 NAMESPACE = "nbgrader"
 STUB = "YOUR ANSWER HERE"  # what stands where text is to be written
+NOT_RUN = "(not run yet; a right answer prints)\n"  # what stands above the output expected of a check, in an exercise
 LARGEST = 30_000_000  # bytes: beyond that it is no notebook that anybody wrote
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -17,6 +17,7 @@ from .notebook import (
     MANUAL,
     METADATA,
     NAMESPACE,
+    NOT_RUN,
     TASK,
     grade_id,
     has_code,
@@ -75,10 +76,9 @@ def _preprocessed(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "code" and (kind(cell) == ANSWER or not has_code(cell.source)):
             cell.outputs, cell.execution_count = [], None
-        if kind(cell) == CHECK and has_code(cell.source):
-            cell.metadata["jupyter"] = {
-                "source_hidden": True
-            }  # folded: an exercise reads as a page, and gives less away
+        if kind(cell) == CHECK and has_code(cell.source):  # folded: an exercise reads as a page, and gives less away
+            cell.metadata["jupyter"] = {"source_hidden": True}
+            cell.outputs[0].text = [NOT_RUN, *"".join(cell.outputs[0].text).splitlines(keepends=True)]
     return notebook
 
 
