@@ -20,7 +20,7 @@ from .grade import Report, files_in, grade, needs_sandbox, references_in, suspec
 from .gradebook import Gradebook
 from .intake import take
 from .marking import Marking, mark_in_terminal
-from .notebook import read
+from .notebook import grade_id, read
 from .release import faults
 from .run import Limits
 
@@ -56,7 +56,8 @@ def grade_class(
     options: dict[str, Any] = {}
     if submissions is not None:
         folder = reference or SOLUTIONS
-        references, found = references_in(folder), take(submissions, references_in(folder), only=exercise)
+        references = references_in(folder)
+        found = take(submissions, references, only=exercise, cells=cells_of(references))
         for name in sorted({submission.exercise for submission in found.submissions}):
             if complaints := faults(read(references[name], name)):
                 raise CourseError(f"{folder / name}.ipynb cannot be graded against: {complaints[0]}")
@@ -89,6 +90,11 @@ def grade_class(
             write_folder(FORMATS[export](book), out)
             click.echo(f"{export} in {out}")
     return 1 if report.broken else 0
+
+
+def cells_of(references: Mapping[str, bytes]) -> dict[str, list[str]]:
+    """The names of each reference's cells."""
+    return {name: [grade_id(cell) for cell in read(content, name).cells] for name, content in references.items()}
 
 
 def gradebook_in(out: Path) -> Path:
