@@ -123,12 +123,12 @@ def take(
                 )
             else:
                 by_cells = _by_cells(file, archives, ids, told) if ids else ""
-                exercise = _exercise(who.folders, who.name, exercises, by_cells, submission, told)
+                exercise = _exercise(who, exercises, by_cells, submission.place, told)
                 mine.append((replace(submission, exercise=exercise), who.name))
     return _sorted_out(mine, told, only)
 
 
-_WHERE = "put it into one called after its student"
+_WHERE, _NOT = "put it into one called after its student", "no .ipynb"
 
 
 @dataclass
@@ -230,19 +230,17 @@ def _decoded(entry: zipfile.ZipInfo) -> str:
 
 def _fault(entry: zipfile.ZipInfo, names: tuple[str, ...], path: Path) -> str:
     """Why a member of a zip file is not read, "" where it is."""
-    if names[0] == "/" or ".." in names:
-        return "points out of the zip file."
-    if len(entry.filename) > _LONGEST_NAME:
-        return f"has a name of {len(entry.filename)} characters, longer than any file's."
-    if names[-1].lower().endswith(".zip"):
-        return f"is a zip file in a zip file: unpack {printable(path.name)} and grade the folder."
-    if entry.flag_bits & 1:
-        return "is encrypted."
-    if entry.external_attr >> 28 == 0xA:
-        return "is a link: links are not followed."
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return "is packed in a way that is not read here: unpack the zip file and grade the folder."
-    return ""
+    unpack = f"unpack {printable(path.name)} and grade the folder."
+    packed_otherwise = entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    faults = {
+        "points out of the zip file.": names[0] == "/" or ".." in names,
+        f"has a name of {len(entry.filename)} characters, longer than any file's.": len(entry.filename) > _LONGEST_NAME,
+        f"is a zip file in a zip file: {unpack}": names[-1].lower().endswith(".zip"),
+        "is encrypted.": bool(entry.flag_bits & 1),
+        "is a link: links are not followed.": entry.external_attr >> 28 == 0xA,
+        f"is packed in a way that is not read here: {unpack}": packed_otherwise,
+    }
+    return next((fault for fault, is_so in faults.items() if is_so), "")
 
 
 def _time_of(entry: zipfile.ZipInfo) -> float:
@@ -253,7 +251,7 @@ def _time_of(entry: zipfile.ZipInfo) -> float:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX")) and name != "." and name != ".."
+    return name.startswith((".", "__MACOSX")) and name not in (".", "..")
 
 
 def _place(source: Path, member: str) -> str:
@@ -340,20 +338,12 @@ def _by_cells(file: _File, archives: _Archives, telling: Mapping[bytes, str], to
     return ranked[0][0] if ranked else ""
 
 
-def _exercise(
-    folders: Iterable[str],
-    name: str,
-    exercises: Collection[str],
-    by_cells: str,
-    submission: Submission,
-    told: _Told,
-) -> str:
+def _exercise(who: Owned, exercises: Collection[str], by_cells: str, place: str, told: _Told) -> str:
     """The exercise that a file is for: by its cells, else by its name, else by a folder's; "" for none."""
-    by_name = next((found for given in (name, *reversed(list(folders))) if (found := _named(given, exercises))), "")
+    given = (who.name, *reversed(who.folders))
+    by_name = next((found for name in given if (found := _named(name, exercises))), "")
     if by_cells and by_name and by_cells != by_name:
-        told.notes.append(
-            f"{submission.place} is called {by_name} and holds the cells of {by_cells}, as which it counts."
-        )
+        told.notes.append(f"{place} is called {by_name} and holds the cells of {by_cells}, as which it counts.")
     return by_cells or by_name
 
 
