@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CourseError, first_line
-from .bundle import EXERCISES, SOLUTIONS, SUSPECTS, UNTOUCHED, suspect_of, with_suspect
+from .bundle import EXERCISES, SOLUTIONS, UNTOUCHED, suspect_of, with_suspect
 from .notebook import read, student_view, write
 from .run import Limits, Result, run
+from .suspects import SUSPECTS
 from .verdict import PASSED, READ, UNANSWERED
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _meant(name: str) -> Path:
     return next((found for found in nearby if found.exists()), nearby[0])
 
 
-def check_all(paths: Sequence[Path], limits: Limits = Limits()) -> Iterator[Checked]:  # noqa: B008
+def check_all(paths: Sequence[Path], limits: Limits = Limits()) -> Iterator[Checked]:
     """Check notebooks one after another; one that cannot be checked does not keep the others from it."""
     for path in paths:
         try:
