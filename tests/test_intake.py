@@ -436,6 +436,6 @@ def fuzz(folder, count, seed=0):
                 read += 1
             except CourseError as error:
                 refused += 1
-                assert str(error).isprintable()
+                assert str(error).isprintable()  # noqa: PT017
     assert read > count / 3
     assert refused > count / 20

@@ -56,7 +56,7 @@ def _meant(name: str) -> Path:
     return next((found for found in nearby if found.exists()), nearby[0])
 
 
-def check_all(paths: Sequence[Path], limits: Limits = Limits()) -> Iterator[Checked]:
+def check_all(paths: Sequence[Path], limits: Limits = Limits()) -> Iterator[Checked]:  # noqa: B008
     """Check notebooks one after another; one that cannot be checked does not keep the others from it."""
     for path in paths:
         try:

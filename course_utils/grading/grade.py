@@ -117,7 +117,7 @@ def grade(
     book: Gradebook,
     references: Mapping[str, bytes],
     *,
-    limits: Limits = Limits(),
+    limits: Limits = Limits(),  # noqa: B008
     jobs: int = 0,
     sandboxed: bool = True,
     warm: bool = True,

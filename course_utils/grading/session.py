@@ -103,7 +103,7 @@ def _end(session: Popen[str], late: threading.Event) -> None:
 
 
 def _main() -> None:
-    from . import plugin, provisioner  # with all that takes long: pytest, nbval, jupyter_client
+    from . import plugin, provisioner  # noqa: F401  # with all that takes long: pytest, nbval, jupyter_client
 
     for line in sys.stdin:
         told = json.loads(line)

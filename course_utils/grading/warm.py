@@ -110,7 +110,7 @@ def parent() -> Parent:
     Raises:
         CourseError: it does not start.
     """
-    global _parent
+    global _parent  # noqa: PLW0603
     with _lock:
         if _parent is None or not _parent.lives:
             end()
@@ -121,7 +121,7 @@ def parent() -> Parent:
 
 def end() -> None:
     """End the process that forks, if there is one."""
-    global _parent
+    global _parent  # noqa: PLW0603
     if _parent is not None:
         _parent.end()
         shutil.rmtree(_parent.folder, ignore_errors=True)
