@@ -87,6 +87,8 @@ def as_canvas(book: Gradebook, about: About = About()) -> dict[str, bytes]:
     found = list(book.current())
     exercises = sorted({graded.exercise for graded in found})
     worth = {graded.exercise: graded.points for graded in found}
+    if unknown := [name for name in about.titles if name not in exercises]:
+        raise CourseError(f"Expected titles for {', '.join(exercises)}, got one for {unknown[0]!r}.")
     titles = [about.titles.get(exercise, exercise) for exercise in exercises]
     rows: Rows = [["Student", "ID", "SIS User ID", "SIS Login ID", "Section", *titles]]
     rows.append(["    Points Possible", "", "", "", "", *(f"{worth[exercise]:g}" for exercise in exercises)])
