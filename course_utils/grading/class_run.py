@@ -19,7 +19,7 @@ from .feedback import write_feedback
 from .grade import Report, grade, needs_sandbox, references_in
 from .gradebook import Gradebook
 from .intake import Taken, take
-from .late import Late, due_dates
+from .late import Late
 from .marking import Marking, mark_in_terminal
 from .notebook import grade_id, read
 from .release import faults
@@ -70,7 +70,6 @@ def grade_class(
         references = references_in(folder)
         found = take(submissions, references, only=exercise, cells=cells_of(references))
         _check_references(references, found, folder)
-        due_dates(due, references)
         limits = Limits(min(60.0, timeout), timeout, memory_bytes=bytes_of(memory))
         options = {
             "limits": limits,

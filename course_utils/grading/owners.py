@@ -153,7 +153,7 @@ def _is_download(names: list[Names]) -> bool:
 
 
 def _wrapped(names: list[Names], exercises: Collection[str], notes: list[str]) -> int:
-    """1 (or more, for folders in folders) if the one folder at the top holds the whole class, 0 if it is a student's."""
+    """1 (or more, for folders in folders) if the one folder at the top holds the class, 0 if it is a student's."""
     top, below = names[0][0], [one[1:] for one in names]
     folders, loose = _folders(below), _loose(below)
     if moodle_name(top) or top == "submitted" or _is_zip(top):
