@@ -25,8 +25,7 @@ from course_utils.grading import sandbox, warm
 from course_utils.grading.notebook import METADATA, read, student_view, write
 from course_utils.grading.run import DONE, SLOW, Limits, run
 from course_utils.seal import sealed
-from tests.shared import cell_of
-from tests.test_grading import ANSWERED, ANSWERED_TOO, marked, messages, outcomes, right, with_sources
+from tests.shared import ANSWERED, ANSWERED_TOO, cell_of, marked, messages, outcomes, right, with_sources
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("bwrap") is None,
