@@ -49,7 +49,7 @@ WAYS = {
 
 def secrets(reference):
     """The longer lines between the solution's answer markers, and of its rubrics, that students were not given."""
-    given = "\n".join(cell.source for cell in student_view(reference).cells)
+    given = re.sub(r"\s+", " ", " ".join(cell.source for cell in student_view(reference).cells))
     text = "\n".join(cell.source for cell in reference.cells)
     regions = re.findall(r"(?s)BEGIN (?:SOLUTION|MARK SCHEME)\n(.*?)### END", text)
     lines = {line.strip() for region in regions for line in region.splitlines()}
