@@ -80,7 +80,7 @@ def around(is_warm, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder / "t"))
         patch.setenv("COURSE_SECRET", SECRET)
-        patch.setenv("TQDM_MARK", str(uuid.uuid4()))  # passed on, and so found in all that a run starts
+        patch.setenv("LANGUAGE", str(uuid.uuid4()))  # passed on, and so found in all that a run starts
         patch.chdir(folder)
         yield folder
 
@@ -100,7 +100,7 @@ def started():
     found = []
     for process in psutil.process_iter():
         try:
-            ours = process.pid != os.getpid() and process.environ().get("TQDM_MARK") == os.environ["TQDM_MARK"]
+            ours = process.pid != os.getpid() and process.environ().get("LANGUAGE") == os.environ["LANGUAGE"]
             if ours and (not is_session(process) or process.children()):  # a session may wait for its next run
                 found.append(process.cmdline())
         except psutil.Error:

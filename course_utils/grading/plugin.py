@@ -18,6 +18,7 @@ import psutil
 import pytest
 from nbval.kernel import RunningKernel
 
+from ..threads import wait_asleep
 from .run import SETTINGS
 
 _settings: dict[str, Any] = {}
@@ -32,6 +33,7 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
 
     def __init__(self, kernel_name: str, cwd: str | None = None, startup_timeout: float = 60) -> None:
         self.bytes, self.started, self.interrupted, self.ended = 0, time.monotonic(), False, ""
+        wait_asleep()  # what starts now inherits it, on a worker of a cluster, too
         super().__init__(kernel_name, cwd=_settings["folder"], startup_timeout=startup_timeout)
 
     def execute_cell_input(self, cell_input: str, allow_stdin: bool | None = None) -> Any:
