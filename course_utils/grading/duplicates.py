@@ -21,8 +21,8 @@ import numpy as np
 from nbformat import NotebookNode
 from scipy import sparse
 
-from .export import rows_as_csv
 from .notebook import ANSWER, MANUAL, grade_id, kind, student_view
+from .tables import rows_as_csv
 
 SAME, RENAMED, ALIKE = "the same text", "the same but for names, comments and layout", "alike"
 _SHINGLE = 6  # tokens

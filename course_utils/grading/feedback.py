@@ -79,11 +79,23 @@ def _exercise(graded: Graded, cells: Sequence[NotebookNode]) -> str:
     messages = ["It could not be run."] if graded.status == BROKEN else graded.messages  # ours to know why
     notes = "".join(f"<li>{escape(note)}</li>" for note in (*graded.repairs, *messages))
     return (
-        f"<h2>{escape(graded.exercise)}: {graded.earned:g} of {graded.points:g} points{waiting}</h2>"
+        f"<h2>{escape(graded.exercise)}: {graded.total:g} of {graded.points:g} points{waiting}</h2>{_late(graded)}"
         f"<table><tr><th>Item</th><th></th><th>Points</th><th>What to look at</th></tr>{rows}</table>"
         f"{f'<ul>{notes}</ul>' if notes else ''}<details><summary>Your notebook, as it was run</summary>"
         f"{''.join(map(cell_html, cells))}</details>"
     )
+
+
+def _late(graded: Graded) -> str:
+    """What was subtracted, and why."""
+    if not graded.why:
+        return ""
+    cost = (
+        f"{graded.earned:g} points earned, {graded.subtracted:g} subtracted"
+        if graded.subtracted
+        else "Nothing subtracted"
+    )
+    return f"<p>{cost}: {escape(graded.why)}.</p>"
 
 
 def _row(entry: Entry) -> str:

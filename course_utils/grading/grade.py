@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import tempfile
@@ -18,7 +17,7 @@ from typing import Any
 import psutil
 
 from ..errors import CourseError, first_line
-from .bundle import SUSPECTS, suspect_of, with_suspect
+from .bundle import suspect_of, with_suspect
 from .gradebook import Change, Gradebook
 from .intake import Submission, Taken
 from .limited import within
@@ -26,6 +25,7 @@ from .merge import merge
 from .notebook import grade_id, is_hidden, read, write
 from .run import BROKEN, REFUSED, Limits, Result, run
 from .session import nothing_begins
+from .suspects import SUSPECTS, named
 from .verdict import judge
 
 _AHEAD = 2  # submissions in memory for each that is being run
@@ -121,24 +121,6 @@ def references_in(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def files_in(folder: Path) -> dict[str, bytes]:
-    """All files below a folder, by their names in it; none where there is no such folder."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def suspects_in(table: Path) -> dict[str, str]:
-    """Who was given which suspect, from the table that `course release --students` wrote.
-
-    Raises:
-        CourseError: it is no such table.
-    """
-    try:
-        rows = list(csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines()))
-        return {row["student"]: row["suspect"] for row in rows}
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise CourseError(f"Expected a table of students and suspects in {table} ({first_line(error)}).") from error
-
-
 def grade(
     taken: Taken,
     book: Gradebook,
@@ -152,6 +134,7 @@ def grade(
     force: bool = False,
     suspects: Mapping[str, str] | None = None,
     beside: Mapping[str, bytes] | None = None,
+    private: Mapping[str, Mapping[str, str]] | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> Report:
     """Grade what has no mark yet: a new or changed submission, or all where the reference or this package changed.
@@ -168,6 +151,7 @@ def grade(
         force: grade those with marks as well.
         suspects: who was given which suspect; without it, a submission names its own.
         beside: files that lie in `suspects/` where a submission runs.
+        private: the suspects among these, as exercises name them, each with the words of its requests.
         progress: called whenever one more is done.
 
     Raises:
@@ -192,7 +176,7 @@ def grade(
         pending: dict[Future[Result], tuple[Submission, int, bytes]] = {}
         for submission in taken.submissions:
             content, trouble = _content(submission)
-            reference = _reference(references[submission.exercise], submission, content, suspects)
+            reference = _reference(references[submission.exercise], submission, content, suspects, private or {})
             number = book.take(submission, content)
             if not force and book.is_graded(number, _digest(reference), engine()):
                 report.known += 1
@@ -217,20 +201,26 @@ def _content(submission: Submission) -> tuple[bytes, str]:
         return b"", str(error)
 
 
-def _reference(reference: bytes, submission: Submission, content: bytes, suspects: Mapping[str, str] | None) -> bytes:
-    """The reference for this student: with the suspect that they were given, or else one of those that they name."""
+def _reference(
+    reference: bytes,
+    submission: Submission,
+    content: bytes,
+    suspects: Mapping[str, str] | None,
+    private: Mapping[str, Mapping[str, str]],
+) -> bytes:
+    """The reference for this student: with the suspect that they were given, or else the one that they name."""
     given = suspect_of(reference)
     if not given:
         return reference
-    if suspects is not None:
-        own = suspects.get(submission.student, given)
-    else:
+    own = named((suspects or {}).get(submission.student, ""))
+    if not own:
         try:
-            named = within(suspect_of, content)
+            own = within(suspect_of, content)
         except CourseError:
-            named = given
-        own = named if named in SUSPECTS else given
-    return reference if own == given else with_suspect(reference, own)
+            own = given
+    if own == given or not (own in SUSPECTS or own in private):
+        return reference
+    return with_suspect(reference, own, private.get(own))
 
 
 def _digest(content: bytes) -> str:
