@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import sysconfig
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import click
 
 from .errors import CourseError
+from .threads import wait_asleep
 
 EXPORTS = ["csv", "canvas", "moodle", "history", "canvas-feedback", "moodle-feedback"]
 LESSONS = Path(__file__).resolve().parent.parent / "notebooks"
@@ -34,6 +37,7 @@ class Course(click.Group):
 @click.version_option(package_name="interpretability-course")
 def main() -> None:
     """Interpretability for language models on your own machine."""
+    wait_asleep()
     for stream in (sys.stdout, sys.stderr):  # a console or pipe of an old encoding shows ? for what it cannot
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -52,17 +56,26 @@ def lab(jupyter_arguments: tuple[str, ...]) -> None:
     from jupyterlab.labapp import LabApp
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not one of the same name elsewhere
+    _first_on_path(sysconfig.get_path("scripts"))  # so that `course` is found in its terminals and cells
     arguments = [
         f"--ServerApp.root_dir={LESSONS.parent}",
         f"--LabApp.default_url=/lab/tree/notebooks/{lessons[0].name}",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing asks the network
     ]
+    if sys.platform != "win32":  # not a login shell, whose profile may set PATH anew
+        shell = os.environ.get("SHELL") or shutil.which("bash") or "sh"
+        arguments.append(f"--ServerApp.terminado_settings={ {'shell_command': [shell]} }")
     if getattr(os, "geteuid", lambda: 1)() == 0:
         arguments.append("--allow-root")
     if not _can_open_browser():
         click.echo("No display here: open the address below in a browser.", err=True)
         arguments.append("--no-browser")
     LabApp.launch_instance(argv=[*arguments, *jupyter_arguments])
+
+
+def _first_on_path(folder: str) -> None:
+    others = [place for place in os.environ.get("PATH", os.defpath).split(os.pathsep) if place and place != folder]
+    os.environ["PATH"] = os.pathsep.join([folder, *others])
 
 
 def _can_open_browser() -> bool:

@@ -20,6 +20,7 @@ from ..errors import CourseError, first_line
 from .bundle import suspect_of, with_suspect
 from .gradebook import Change, Gradebook
 from .intake import Submission, Taken
+from .limited import within
 from .merge import merge
 from .notebook import grade_id, is_hidden, read, write
 from .run import BROKEN, REFUSED, Limits, Result, run
@@ -40,6 +41,7 @@ class Work:
     sandboxed: bool = True
     warm: bool = True
     beside: Mapping[str, bytes] = field(default_factory=dict)
+    trouble: str = ""  # why there is no submission to be read
 
 
 @dataclass
@@ -67,8 +69,10 @@ def grade_one(work: Work) -> Result:
     Raises:
         CourseError: there is no sandbox and one was asked for.
     """
+    if work.trouble:
+        return refused(work.reference, work.trouble)
     try:
-        read(work.submission, "the submission")
+        mine = within(_plain, work.submission)
     except CourseError as error:
         return refused(work.reference, str(error))
     with tempfile.TemporaryDirectory(prefix="course-beside-") as folder:
@@ -78,7 +82,12 @@ def grade_one(work: Work) -> Result:
             target.write_bytes(content)
         beside = Path(folder, "suspects") if work.beside else None
         where: dict[str, Any] = {"beside": beside, "sandboxed": work.sandboxed, "warm": work.warm}
-        return run(work.reference, work.submission, work.limits, **where)
+        return run(work.reference, mine, work.limits, **where)
+
+
+def _plain(submission: bytes) -> bytes:
+    """A submission as a notebook of the present format: all that is read later is read fast."""
+    return write(read(submission, "the submission"))
 
 
 def refused(reference: bytes, why: str) -> Result:
@@ -153,9 +162,7 @@ def grade(
     def finish(future: Future[Result], submission: Submission, number: int, reference: bytes) -> None:
         try:
             result = future.result()
-        except CourseError:
-            raise
-        except Exception as error:  # a worker that was lost too often, say: the others go on
+        except Exception as error:  # whatever became of one, the others go on
             report.broken.append(f"{submission.student}, {submission.exercise}: {first_line(error)}")
         else:
             if result.status == BROKEN:
@@ -168,7 +175,7 @@ def grade(
     with _executor(scheduler, jobs, sandboxed) as (executor, at_once):
         pending: dict[Future[Result], tuple[Submission, int, bytes]] = {}
         for submission in taken.submissions:
-            content = _content(submission)
+            content, trouble = _content(submission)
             reference = _reference(references[submission.exercise], submission, content, suspects, private or {})
             number = book.take(submission, content)
             if not force and book.is_graded(number, _digest(reference), engine()):
@@ -178,7 +185,7 @@ def grade(
             while len(pending) >= _AHEAD * at_once:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     finish(future, *pending.pop(future))
-            work = Work(reference, content, limits, sandboxed, warm, beside or {})
+            work = Work(reference, content, limits, sandboxed, warm, beside or {}, trouble)
             pending[executor.submit(grade_one, work)] = submission, number, reference
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -186,12 +193,12 @@ def grade(
     return report
 
 
-def _content(submission: Submission) -> bytes:
-    """The bytes of a submission; of one that cannot be read a few that are no notebook, and say why."""
+def _content(submission: Submission) -> tuple[bytes, str]:
+    """The bytes of a submission, and why it cannot be read: "" if it can."""
     try:
-        return submission.content()
+        return submission.content(), ""
     except CourseError as error:
-        return str(error).encode()
+        return b"", str(error)
 
 
 def _reference(
@@ -208,7 +215,7 @@ def _reference(
     own = named((suspects or {}).get(submission.student, ""))
     if not own:
         try:
-            own = suspect_of(content)
+            own = within(suspect_of, content)
         except CourseError:
             own = given
     if own == given or not (own in SUSPECTS or own in private):
