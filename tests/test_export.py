@@ -24,8 +24,8 @@ from course_utils.grading.notebook import read, student_view, write
 from course_utils.grading.roster import Roster, Student
 from course_utils.grading.run import DONE, Result
 from course_utils.grading.verdict import Mark
-from tests.shared import cell_of
-from tests.test_grading import course, marked, right, solution  # noqa: F401
+from tests.shared import cell_of, marked, right
+from tests.test_grading import course  # noqa: F401
 
 
 def table(content):

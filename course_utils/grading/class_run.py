@@ -19,7 +19,7 @@ from .feedback import write_feedback
 from .grade import Report, grade, needs_sandbox, references_in
 from .gradebook import Gradebook
 from .intake import Taken, take
-from .late import Late
+from .late import Late, due_dates
 from .marking import Marking, mark_in_terminal
 from .notebook import grade_id, read
 from .release import faults
@@ -60,11 +60,9 @@ def grade_class(
         raise CourseError("Expected a folder or zip file of submissions, or --export; name one of them.")
     if submissions is None:
         gradebook_in(out)
-    folder, policy, about = (
-        reference or SOLUTIONS,
-        Late(late, due),
-        About(_class_in(roster, suspects), titles_of(titles)),
-    )
+    folder, policy = reference or SOLUTIONS, Late(late, due)
+    about = About(_class_in(roster, suspects), titles_of(titles))
+    due_dates(due, [path.stem for path in folder.glob("*.ipynb")])
     options: dict[str, Any] = {}
     if submissions is not None:
         references = references_in(folder)

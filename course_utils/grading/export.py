@@ -177,13 +177,12 @@ def _feedback(book: Gradebook, platform: str, name: Callable[[Graded], str | Non
     Raises:
         CourseError: the platform knows nobody.
     """
-    from .feedback import page
+    from .feedback import page_in
 
     files: dict[str, dict[str, bytes]] = {}
     for graded in book.current():
         if called := name(graded):
-            content = page(graded.student, [graded], [book.notebook(graded.result)])
-            files.setdefault(graded.exercise, {})[called] = content
+            files.setdefault(graded.exercise, {})[called] = page_in(book, graded.student, [graded])
     if not files:
         told = "grade its download, or a folder with a roster that has its numbers"
         raise CourseError(f"Expected submissions with {platform.title()}'s names or numbers, found none; {told}.")

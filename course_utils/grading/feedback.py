@@ -54,14 +54,18 @@ def write_feedback(book: Gradebook, folder: Path) -> int:
         while name.casefold() in taken:
             name, number = f"{stem} {number}", number + 1
         taken.add(name.casefold())
-        whole = [(graded, write(book.notebook(graded.result))) for graded in exercises]
-        try:
-            content = within(page, student, whole)
-        except CourseError as error:  # of this one's page alone, which then has the marks and no notebook
-            note = f"Your notebook cannot be shown here: {error}"
-            content = page(student, [(replace(g, messages=(*g.messages, note)), b"") for g in exercises])
-        write_whole(folder / f"{name}.html", content)
+        write_whole(folder / f"{name}.html", page_in(book, student, exercises))
     return len(students)
+
+
+def page_in(book: Gradebook, student: str, exercises: Sequence[Graded]) -> bytes:
+    """The page of one student; with the marks alone where a notebook cannot be shown."""
+    whole = [(graded, write(book.notebook(graded.result))) for graded in exercises]
+    try:
+        return within(page, student, whole)
+    except CourseError as error:  # of this one's page alone
+        note = f"Your notebook cannot be shown here: {error}"
+        return page(student, [(replace(g, messages=(*g.messages, note)), b"") for g in exercises])
 
 
 def page(student: str, exercises: Sequence[tuple[Graded, bytes]]) -> bytes:

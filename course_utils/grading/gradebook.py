@@ -225,10 +225,6 @@ class Gradebook:
         with self._change() as db:
             db.executemany("UPDATE submission SET penalty = ?, why = ? WHERE id = ?", found)
 
-    def exercises(self) -> list[str]:
-        """The exercises that anybody handed in."""
-        return [row[0] for row in self._db.execute("SELECT DISTINCT exercise FROM submission ORDER BY exercise")]
-
     def setting(self, name: str) -> str:
         """What was kept under a name, "" for nothing."""
         found = self._db.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()

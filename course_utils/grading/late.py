@@ -195,12 +195,7 @@ class Late:
         rule_of(self.rule or "none")
 
     def settle(self, book: Gradebook) -> None:
-        """Keep them in a gradebook, and write there what being late costs each submission.
-
-        Raises:
-            CourseError: something is due that nobody handed in: a name misspelt, most likely.
-        """
-        due_dates(self.due, book.exercises())
+        """Keep them in a gradebook, and write there what being late costs each submission."""
         if self.rule:
             book.keep("late", self.rule)
         if self._due:
