@@ -285,8 +285,11 @@ class TestRelease:
         assert Path("handed out.roster.csv").is_file()
 
     def test_a_roster_says_who_gets_what(self, course):  # noqa: F811
-        Path("r.csv").write_text("student,suspect\nada,model-c\nben,\n", encoding="utf-8")
+        private(Path("solutions/suspects/mine"))
+        Path("r.csv").write_text("student,suspect\nada,model-c\nben,\ncy,suspects/mine\n", encoding="utf-8")
         command("release", "--out", "b", "--roster", "r.csv")
+        assert 'SUSPECT = \\"suspects/mine\\"' in Path("b/cy/toy.ipynb").read_text(encoding="utf-8")
+        assert Path("b/cy/suspects/mine/adapter_config.json").is_file()
         assert 'SUSPECT = \\"model-c\\"' in Path("b/ada/toy.ipynb").read_text(encoding="utf-8")
         assert 'SUSPECT = \\"model-a\\"' in Path("b/ben/toy.ipynb").read_text(encoding="utf-8")
         assert "got both" in command("release", "--out", "c", "--roster", "r.csv", "--students", "r.csv", code=2)

@@ -12,6 +12,7 @@ import pytest
 from course_utils import CourseError
 from course_utils.grading.intake import take
 from course_utils.grading.notebook import LARGEST
+from course_utils.grading.owners import owned
 
 pytestmark = [pytest.mark.quick, pytest.mark.filterwarnings("ignore:Duplicate name")]
 EXERCISES = ("08_1_token_attribution", "08_chapter_exercise")
@@ -202,6 +203,31 @@ class TestWhoseItIs:
         taken = take(folder, EXERCISES, cells=CELLS)
         assert [(one.student, one.number) for one in taken.submissions] == [("ada", ""), ("eve", "")]
         assert sum("counts for eve" in told for told in taken.notes) == 2
+
+    def test_whatever_eve_puts_into_her_folder_it_is_hers_and_nobody_else_s_changes(self):
+        rng = random.Random(11)
+        honest = [("ada", f"{ONE}.ipynb"), ("ben", "work", f"{CHAPTER}.ipynb"), ("cy", "mine.zip", f"{ONE}.ipynb")]
+        parts = [
+            "submitted",
+            "ada",
+            "ben",
+            "d_1_2_x.ipynb",
+            "Jo_5_assignsubmission_file_",
+            "c_7_8_c.zip",
+            "a.ipynb",
+            "LATE_anon_x_1_y.ipynb",
+            ONE,
+        ]
+        for _ in range(3000):
+            hers = [("eve", *rng.choices(parts, k=rng.randint(1, 4))) for _ in range(rng.randint(1, 5))]
+            files = [*honest, *hers]
+            rng.shuffle(files)
+            found, _ = owned([(names, names) for names in files], EXERCISES)
+            assert all(who.student == names[0] and not who.number for names, who in found)
+
+    def test_deep_folders_are_no_trouble(self):
+        (deep,), _ = owned([(("a",) * 5000, 1)], EXERCISES)
+        assert deep[1].student == "a"
 
     def test_one_student_s_folder_alone_is_theirs(self, put):
         taken = take(put(f"eve/doejane_1234_777_{ONE}.ipynb"), EXERCISES, cells=CELLS)
