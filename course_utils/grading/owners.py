@@ -161,6 +161,9 @@ def _wrapped(names: list[Names], exercises: Collection[str], notes: list[str], d
     if moodle_name(top) or top == "submitted" or _is_zip(top):
         return 0
     if "submitted" in folders:
+        notes.append(
+            f"All lies in one folder, {printable(top)}, which is taken for nbgrader's, as submitted/ is in it."
+        )
         return 1
     if _is_download(below):
         notes.append(f"All lies in one folder, {printable(top)}, which is taken for a platform's download.")
