@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from getpass import getuser
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from tqdm.auto import tqdm
@@ -18,13 +19,13 @@ from .export import FORMATS, statistics, table_of
 from .feedback import write_feedback
 from .grade import Report, files_in, grade, needs_sandbox, references_in, suspects_in
 from .gradebook import Gradebook
+from .gradebook_file import gradebook_path
 from .intake import take
 from .marking import Marking, mark_in_terminal
 from .notebook import read
 from .release import faults
 from .run import Limits
 
-GRADEBOOK = "gradebook.db"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -75,7 +76,7 @@ def grade_class(
         elif not scheduler:
             needs_sandbox()
     report = Report()
-    with Gradebook(out / GRADEBOOK) as book:
+    with Gradebook(gradebook_path(out)) as book:
         if submissions is not None:
             with tqdm(total=len(found.submissions), unit="notebook", disable=None) as bar:
                 options["progress"] = bar.update
@@ -85,6 +86,8 @@ def grade_class(
             duplicates = duplicates_in(book, references)
             write_whole(out / "duplicates.csv", duplicates_table(duplicates))
             _tell(report, pages, len(duplicates), out)
+            for told in _earlier_overrides(book):
+                click.echo(f"note: {told}", err=True)
         if export:
             write_folder(FORMATS[export](book), out)
             click.echo(f"{export} in {out}")
@@ -97,7 +100,7 @@ def gradebook_in(out: Path) -> Path:
     Raises:
         CourseError: there is none.
     """
-    path = out / GRADEBOOK
+    path = gradebook_path(out)
     if not path.is_file():
         raise CourseError(f"Expected a gradebook in {out}, found none; make one: course grade SUBMISSIONS --out {out}.")
     return path
@@ -123,6 +126,54 @@ def mark_class(
     with Gradebook(gradebook_in(out)) as book:
         mark_in_terminal(Marking(book, references, exercise, who, everything), names)
         write_feedback(book, out / "feedback")
+
+
+def override_mark(
+    out: Path, graded: tuple[str, str, str], points: float | None, *, reason: str = "", who: str = "", clear: bool
+) -> str:
+    """Have a person's points stand for one check of one student, or take that back; what was done.
+
+    Args:
+        out: the folder of the gradebook.
+        graded: student, exercise and check.
+        points: what stands from now on.
+        reason: why, for the student to read.
+        who: who says so; by default the user of this machine.
+        clear: take it back.
+
+    Raises:
+        CourseError: no gradebook there, no such mark in it, or nothing that can be done.
+    """
+    if clear == (points is not None):
+        raise CourseError("Expected points, or --clear to take an override back; give one of them.")
+    student, exercise, check = graded
+    with Gradebook(gradebook_in(out)) as book:
+        (found,) = list(book.current(exercise, student)) or [_nobody(book, student, exercise)]
+        book.override(found, check, points, reason, who or getuser())
+        (now,) = book.current(exercise, student)
+        write_feedback(book, out / "feedback")
+    entry = next(entry for entry in now.entries if entry.mark.check == check)
+    said = f", where the run gave {entry.override.machine:g}" if entry.override else ", as the run gave"
+    return f"{student}, {exercise}, {check}: {entry.mark.earned or 0:g} of {entry.mark.points:g}{said}"
+
+
+def _nobody(book: Gradebook, student: str, exercise: str) -> NoReturn:
+    known = sorted({graded.student for graded in book.current(exercise)})
+    like = [name for name in known if student.casefold() in name.casefold()] or known
+    told = ", ".join(like[:5]) or "nobody"
+    raise CourseError(f"Expected a student with a mark in {exercise}, got {student!r}; there: {told}.")
+
+
+def _earlier_overrides(book: Gradebook) -> list[str]:
+    """A sentence for each override that was made of an earlier submission than the one that counts."""
+    return [
+        f"{graded.student}, {graded.exercise}, {entry.mark.check}: the override of {entry.override.who}"
+        f" ({entry.override.points:g}, the run now gives {entry.override.machine:g}) was of an earlier hand-in;"
+        " look again, and course override … --clear if it no longer holds."
+        for graded in book.current()
+        for entry in graded.entries
+        if entry.override is not None and entry.override.is_earlier
+    ]
 
 
 def duplicates_in(book: Gradebook, references: Mapping[str, bytes]) -> list[Alike]:

@@ -16,14 +16,17 @@ Rows = list[list[str]]
 
 
 def as_csv(book: Gradebook) -> dict[str, bytes]:
-    """One file: a line for each student, exercise and item."""
-    rows: Rows = [["student", "exercise", "item", "check", "points", "earned", "status", "comment", "late"]]
+    """One file: a line for each student, exercise and item; what the run gave, where a person has overridden it."""
+    header = "student exercise item check points earned status comment late machine reason by"
+    rows: Rows = [header.split()]
     for graded in book.current():
         for entry in graded.entries:
             mark = entry.mark
             earned = "" if mark.earned is None else f"{mark.earned:g}"
             told = [mark.item, mark.check, f"{mark.points:g}", earned, mark.status, entry.comment]
-            rows.append([graded.student, graded.exercise, *told, "late" if graded.late else ""])
+            override = entry.override
+            said = [f"{override.machine:g}", override.reason, override.who] if override else ["", "", entry.who]
+            rows.append([graded.student, graded.exercise, *told, "late" if graded.late else "", *said])
     return {"grades.csv": rows_as_csv(rows)}
 
 

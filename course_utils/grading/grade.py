@@ -187,6 +187,7 @@ def grade(
             content = _content(submission)
             reference = _reference(references[submission.exercise], submission, content, suspects)
             number = book.take(submission, content)
+            report.changes += book.repoint(number, reference, engine())
             if not force and book.is_graded(number, _digest(reference), engine()):
                 report.known += 1
                 progress()
