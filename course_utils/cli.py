@@ -214,6 +214,7 @@ def release(out: Path | None, archive: Path | None, students: Path | None, suspe
 @click.option("--scheduler", default="", metavar="tcp://HOST:PORT", help="Let the workers of this Dask cluster do it.")
 @click.option("--suspects", type=click.Path(path_type=Path), help="Who was given which suspect: release's table.")
 @click.option("--force", is_flag=True, help="Grade what has marks already, too.")
+@click.option("--against", type=click.Path(path_type=Path), help="Look for copies from this folder of last year, too.")
 @click.option("--export", type=click.Choice(["csv", "canvas", "moodle", "history"]), help="Write the marks so.")
 def grade(submissions: Path | None, out: Path, export: str | None, **options: Any) -> None:
     """Grade a class: the notebooks in a folder or zip file, each in a sandbox, into OUT/course-gradebook.sqlite.

@@ -180,17 +180,18 @@ class TestPoints:
             assert book.repoint(graded, write(other), version) == []
             assert not book.is_graded(graded, self.digest(write(other)), version)
 
-    @needs_sandbox
-    def test_grade_runs_nothing(self, book, solution, tmp_path, monkeypatch):  # noqa: F811
-        (tmp_path / "in" / "ada").mkdir(parents=True)
-        (tmp_path / "in" / "ada" / "toy.ipynb").write_bytes(write(right(student_view(solution))))
-        assert grade(take(tmp_path / "in", ["toy"]), book, {"toy": write(solution)}, limits=LIMITS).graded == 1
-        monkeypatch.setattr("course_utils.grading.grade.grade_one", lambda _: pytest.fail("it ran"))
-        other = {"toy": write(self.worth(solution, double_check=7))}
-        report = grade(take(tmp_path / "in", ["toy"]), book, other, limits=LIMITS)
-        assert (report.graded, report.known) == (0, 1)
-        assert [(c.check, c.before, c.after) for c in report.changes] == [("double-check", 2, 7)]
-        assert next(book.current()).earned == 10
+
+@needs_sandbox
+def test_where_points_alone_changed_grade_runs_nothing(book, solution, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "in" / "ada").mkdir(parents=True)
+    (tmp_path / "in" / "ada" / "toy.ipynb").write_bytes(write(right(student_view(solution))))
+    assert grade(take(tmp_path / "in", ["toy"]), book, {"toy": write(solution)}, limits=LIMITS).graded == 1
+    monkeypatch.setattr("course_utils.grading.grade.grade_one", lambda _: pytest.fail("it ran"))
+    other = {"toy": write(TestPoints.worth(solution, double_check=7))}
+    report = grade(take(tmp_path / "in", ["toy"]), book, other, limits=LIMITS)
+    assert (report.graded, report.known) == (0, 1)
+    assert [(c.check, c.before, c.after) for c in report.changes] == [("double-check", 2, 7)]
+    assert next(book.current()).earned == 10
 
 
 def old_gradebook(path, *more):

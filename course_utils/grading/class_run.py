@@ -15,6 +15,7 @@ from ..errors import CourseError
 from .bundle import SOLUTIONS, write_folder, write_whole
 from .duplicates import Alike, alike
 from .duplicates import table_of as duplicates_table
+from .earlier import earlier_in, needs_folder
 from .export import FORMATS, statistics, table_of
 from .feedback import write_feedback
 from .grade import Report, files_in, grade, needs_sandbox, references_in, suspects_in
@@ -44,6 +45,7 @@ def grade_class(
     suspects: Path | None = None,
     force: bool = False,
     export: str = "",
+    against: Path | None = None,
 ) -> int:
     """Grade a class and tell what was done; 0 if all could be graded, 1 if something could not be run.
 
@@ -54,6 +56,8 @@ def grade_class(
         raise CourseError("Expected a folder or zip file of submissions, or --export; name one of them.")
     if submissions is None:
         gradebook_in(out)
+    if against is not None:  # before hours of grading
+        needs_folder(against)
     options: dict[str, Any] = {}
     if submissions is not None:
         folder = reference or SOLUTIONS
@@ -83,7 +87,7 @@ def grade_class(
                 report = grade(found, book, references, **options)
             pages = write_feedback(book, out / "feedback")
             write_whole(out / "statistics.csv", table_of(statistics(book.current())))
-            duplicates = duplicates_in(book, references)
+            duplicates = duplicates_in(book, references, against)
             write_whole(out / "duplicates.csv", duplicates_table(duplicates))
             _tell(report, pages, len(duplicates), out)
             for told in _earlier_overrides(book):
@@ -176,12 +180,18 @@ def _earlier_overrides(book: Gradebook) -> list[str]:
     ]
 
 
-def duplicates_in(book: Gradebook, references: Mapping[str, bytes]) -> list[Alike]:
-    """Answers in a gradebook that resemble each other, exercise by exercise."""
+def duplicates_in(book: Gradebook, references: Mapping[str, bytes], against: Path | None = None) -> list[Alike]:
+    """Answers in a gradebook that resemble each other, the solution, or those in an earlier class's folder.
+
+    Raises:
+        CourseError: there is no such folder, or nothing of these exercises in it.
+    """
     found: list[Alike] = []
-    for exercise, reference in references.items():
+    solutions = {name: read(content, name) for name, content in references.items()}
+    earlier = earlier_in(against, solutions) if against is not None else {}
+    for exercise, reference in solutions.items():
         notebooks = ((graded.student, book.notebook(graded.result)) for graded in book.current(exercise))
-        found += alike(notebooks, read(reference), exercise)
+        found += alike(notebooks, reference, exercise, earlier=earlier.get(exercise, ()))
     return found
 
 
@@ -195,7 +205,7 @@ def _tell(report: Report, pages: int, duplicates: int, out: Path) -> None:
     graded = f"{report.graded} graded, {report.known} had their marks, {len(report.left)} files left"
     click.echo(f"{graded}, {len(report.broken)} could not be run; feedback for {pages} in {out / 'feedback'}")
     if duplicates:
-        click.echo(f"{duplicates} groups of answers resemble each other: look at {out / 'duplicates.csv'}")
+        click.echo(f"{duplicates} groups of answers resemble each other or the solution: {out / 'duplicates.csv'}")
 
 
 def bytes_of(size: str) -> int:

@@ -12,6 +12,7 @@ from ipywidgets import HTML, Button, Checkbox, HBox, Layout, Text, VBox
 from ..errors import CourseError
 from .bundle import SOLUTIONS
 from .class_run import duplicates_in, gradebook_in
+from .duplicates import rows_of
 from .export import statistics
 from .feedback import cell_html, markdown_html, write_feedback
 from .grade import references_in
@@ -178,11 +179,11 @@ def class_page(grades: Path | str, reference: Path | str = SOLUTIONS) -> HTML:
         [s.exercise, s.check, f"{s.attempts} of {s.students}", f"{s.passed:.0%}", f"{s.seconds:.1f}", s.mistake]
         for s in found
     ]
-    copies = [[a.exercise, a.check, f"{a.similarity:.2f}", a.how, str(a.rare), ", ".join(a.students)] for a in alike]
+    header, *copies = rows_of(alike)
     return HTML(
         _table(["exercise", "check", "answered", "passed", "seconds", "most common mistake"], checks)
-        + f"<p>{len(copies)} groups of answers resemble each other.</p>"
-        + (_table(["exercise", "answer", "similarity", "how", "rare", "students"], copies) if copies else "")
+        + f"<p>{len(copies)} groups of answers resemble each other or the solution.</p>"
+        + (_table(header, copies) if copies else "")
     )
 
 
