@@ -24,6 +24,7 @@ from .gradebook_file import gradebook_path
 from .intake import take
 from .marking import Marking, mark_in_terminal
 from .notebook import read
+from .overview import overview
 from .release import faults
 from .run import Limits
 
@@ -87,6 +88,7 @@ def grade_class(
                 report = grade(found, book, references, **options)
             pages = write_feedback(book, out / "feedback")
             write_whole(out / "statistics.csv", table_of(statistics(book.current())))
+            write_whole(out / "overview.html", overview(list(book.current())))
             duplicates = duplicates_in(book, references, against)
             write_whole(out / "duplicates.csv", duplicates_table(duplicates))
             _tell(report, pages, len(duplicates), out)
@@ -130,6 +132,7 @@ def mark_class(
     with Gradebook(gradebook_in(out)) as book:
         mark_in_terminal(Marking(book, references, exercise, who, everything), names)
         write_feedback(book, out / "feedback")
+        write_whole(out / "overview.html", overview(list(book.current())))
 
 
 def override_mark(
@@ -156,6 +159,7 @@ def override_mark(
         book.override(found, check, points, reason, who or getuser())
         (now,) = book.current(exercise, student)
         write_feedback(book, out / "feedback")
+        write_whole(out / "overview.html", overview(list(book.current())))
     entry = next(entry for entry in now.entries if entry.mark.check == check)
     said = f", where the run gave {entry.override.machine:g}" if entry.override else ", as the run gave"
     return f"{student}, {exercise}, {check}: {entry.mark.earned or 0:g} of {entry.mark.points:g}{said}"

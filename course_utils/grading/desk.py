@@ -10,7 +10,7 @@ from typing import Any
 from ipywidgets import HTML, Button, Checkbox, HBox, Layout, Text, VBox
 
 from ..errors import CourseError
-from .bundle import SOLUTIONS
+from .bundle import SOLUTIONS, write_whole
 from .class_run import duplicates_in, gradebook_in
 from .duplicates import rows_of
 from .export import statistics
@@ -18,6 +18,7 @@ from .feedback import cell_html, markdown_html, write_feedback
 from .grade import references_in
 from .gradebook import Gradebook
 from .marking import HELP, Answer, Marking
+from .overview import overview
 from .rubric import ticked
 
 _BUTTONS = 10  # points up to which each has a button
@@ -202,5 +203,6 @@ def feedback_again(grades: Path | str) -> None:
     try:
         with Gradebook(gradebook_in(folder)) as book:
             print(f"{write_feedback(book, folder / 'feedback')} pages in {folder / 'feedback'}")
+            write_whole(folder / "overview.html", overview(list(book.current())))
     except CourseError as error:
         print(error)

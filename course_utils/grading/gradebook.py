@@ -326,10 +326,10 @@ class Gradebook:
             ).fetchone()
             if read_ is not None:
                 answers = self._answers(result) if answers is None else answers
-                entry = self._read_by_a_person(entry, answers.get(entry.mark.check), read_)
+                entry = self._read_by_a_person(entry, answers.get(entry.mark.check, ""), read_)
             yield entry
 
-    def _read_by_a_person(self, entry: Entry, answer: str | None, found: tuple[Any, ...]) -> Entry:
+    def _read_by_a_person(self, entry: Entry, answer: str, found: tuple[Any, ...]) -> Entry:
         """An entry with what a person gave and said, if the text that was read is the one that counts."""
         row, of, points, comment, who = found
         if entry.mark.status != READ:
