@@ -30,12 +30,11 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2.5rem }
 .wide { overflow-x: auto; max-width: 100%; border: 1px solid var(--line); border-radius: .3rem }
 .wide:focus-visible { outline: 2px solid }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-caption { text-align: left; padding: .5rem .6rem; color: var(--quiet) }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-top: 1px solid var(--line) }
 thead th { background: var(--head); vertical-align: bottom } tbody th { font-weight: 600 }
-td.n, th.n { text-align: right; white-space: nowrap }
-.who th[scope=row], .who thead th:first-child { position: sticky; left: 0; background: var(--page); max-width: 12rem;
-  overflow-wrap: anywhere } .who thead th:first-child { background: var(--head) }
+td.n { text-align: right; white-space: nowrap } th.n { text-align: right; min-width: 4.5rem }
+.who th[scope=row], .who thead th:first-child { position: sticky; left: 0; background: var(--page); min-width: 7rem;
+  max-width: 12rem; overflow-wrap: break-word } .who thead th:first-child { background: var(--head) }
 .share { background: linear-gradient(to right, var(--bar) var(--share), transparent var(--share)) }
 .quiet, small { color: var(--quiet) } .bad { color: var(--bad) } ol { margin: 0; padding-left: 1.2rem }
 ol.told li { overflow-wrap: anywhere; min-width: 14rem }
@@ -150,7 +149,8 @@ def _count(number: int, what: str) -> str:
 def _marks(students: Sequence[str], exercises: Sequence[str], found: Sequence[Graded]) -> str:
     """The table of students and exercises, with the mean of each exercise below."""
     by = {(graded.student, graded.exercise): graded for graded in found}
-    columns = "".join(f'<th scope="col" class="n">{escape(exercise)}</th>' for exercise in exercises)
+    names = [escape(exercise).replace("_", "_<wbr>") for exercise in exercises]  # where a narrow screen may break them
+    columns = "".join(f'<th scope="col" class="n">{name}</th>' for name in names)
     rows = ""
     for student in students:
         own = [by.get((student, exercise)) for exercise in exercises]
@@ -158,10 +158,10 @@ def _marks(students: Sequence[str], exercises: Sequence[str], found: Sequence[Gr
         cells = "".join(map(_cell, own)) + f'<td class="n">{total}</td>'
         rows += f'<tr><th scope="row">{escape(student)}</th>{cells}</tr>'
     means = "".join(_mean([graded for graded in found if graded.exercise == exercise]) for exercise in exercises)
-    caption = "Points; the bar is the share of all there are. “to read”: some wait for a person, and count 0 so far."
-    return _scrolling(
+    legend = "Points; the bar is the share of all there are. “To read”: so many wait for a person, and count 0 so far."
+    return f"<p>{legend}</p>" + _scrolling(
         "Students and exercises",
-        f"<caption>{caption}</caption><thead><tr>"
+        "<thead><tr>"
         f'<th scope="col">Student</th>{columns}<th scope="col" class="n">Together</th></tr></thead>'
         f'<tbody>{rows}</tbody><tfoot><tr><th scope="row">Mean of those handed in</th>{means}<td></td></tr></tfoot>',
         "who",
