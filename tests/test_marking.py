@@ -33,7 +33,7 @@ def hand_in(book, solution, student, text):
 
 @pytest.fixture
 def book(tmp_path, solution):
-    with Gradebook(tmp_path / "grades" / "gradebook.db") as book:
+    with Gradebook(tmp_path / "grades" / "course-gradebook.sqlite") as book:
         for number, student in enumerate(["ada", "ben", "cy"]):
             hand_in(book, solution, student, f"Reason {number}")
         yield book

@@ -178,6 +178,7 @@ def grade(
             content, trouble = _content(submission)
             reference = _reference(references[submission.exercise], submission, content, suspects, private or {})
             number = book.take(submission, content)
+            report.changes += book.repoint(number, reference, engine())
             if not force and book.is_graded(number, _digest(reference), engine()):
                 report.known += 1
                 progress()
