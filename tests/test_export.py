@@ -357,11 +357,11 @@ class TestPrivateSuspects:
         assert "put its folder at solutions/suspects/mine" in command(*grading, code=2)
         shutil.copytree("elsewhere/mine", "solutions/suspects/mine")
         command(*grading)
-        with Gradebook(Path("grades/gradebook.db")) as book:
+        with Gradebook(Path("grades/course-gradebook.sqlite")) as book:
             assert [(one.student, one.earned) for one in book.current()] == [("ada", 5), ("ben", 5)]
             assert not told_of_locked(book)
         command(*grading[:-2], "--out", "other")  # without a roster: as the notebook names it
-        with Gradebook(Path("other/gradebook.db")) as book:
+        with Gradebook(Path("other/course-gradebook.sqlite")) as book:
             assert not told_of_locked(book)
 
 

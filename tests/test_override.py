@@ -53,7 +53,7 @@ class TestOverride:
         assert override == Override(1.5, 0.0, "right <but> odd", "Prof. X", override.at)
         assert graded.entries[1].override is None
 
-        html = page("ada", [graded], [book.notebook(graded.result)]).decode()
+        html = page("ada", [(graded, write(book.notebook(graded.result)))]).decode()
         assert "1.5 instead of 0: <em>right &lt;but&gt; odd</em> (Prof. X, " in html
         row = next(csv.DictReader(io.StringIO(FORMATS["csv"](book)["grades.csv"].decode("utf-8-sig"))))
         assert [row[name] for name in ("earned", "machine", "reason", "by")] == [
@@ -82,7 +82,7 @@ class TestOverride:
         book.override(record(book, 0.0), "a0", 1.0, "why", "X")
         graded = record(book, 2.0, content=b"2")
         assert (graded.earned, graded.entries[0].override.is_earlier) == (1, True)
-        assert "of an earlier hand-in" in page("ada", [graded], [book.notebook(graded.result)]).decode()
+        assert "of an earlier hand-in" in page("ada", [(graded, write(book.notebook(graded.result)))]).decode()
         assert not record(book, 0.0, content=b"1").entries[0].override.is_earlier
         book.override(record(book, 2.0, content=b"2"), "a0", 1.0, "looked again", "X")
         assert not next(book.current()).entries[0].override.is_earlier

@@ -37,18 +37,12 @@ CREATE TABLE submission (
     handed_in TEXT NOT NULL, extension TEXT NOT NULL, penalty REAL NOT NULL DEFAULT 0, why TEXT NOT NULL DEFAULT '',
     UNIQUE (student, exercise, digest)
 );
-CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE result (
     id INTEGER PRIMARY KEY, submission INTEGER NOT NULL REFERENCES submission, reference TEXT NOT NULL,
     version TEXT NOT NULL, status TEXT NOT NULL, seconds REAL NOT NULL, repairs TEXT NOT NULL, messages TEXT NOT NULL,
     notebook BLOB NOT NULL, finished TEXT NOT NULL
 );
 CREATE INDEX result_of ON result (submission);
-CREATE VIEW standing AS
-    SELECT s.student, s.exercise, s.number, s.late, s.label, s.handed_in, s.penalty, s.why, r.*
-    FROM submission s JOIN result r ON r.submission = s.id
-    WHERE s.turn = (SELECT max(turn) FROM submission o WHERE o.student = s.student AND o.exercise = s.exercise)
-    AND r.id = (SELECT max(id) FROM result o WHERE o.submission = s.id);
 CREATE TABLE mark (
     result INTEGER NOT NULL REFERENCES result, place INTEGER NOT NULL, hidden INTEGER NOT NULL, item TEXT NOT NULL,
     name TEXT NOT NULL, points REAL NOT NULL, earned REAL, status TEXT NOT NULL, expected TEXT NOT NULL,
@@ -60,7 +54,13 @@ CREATE TABLE manual (
 );
 CREATE INDEX manual_of ON manual (student, exercise, name);
 """
-_BY_HAND = """
+_SINCE_2 = """
+CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE VIEW standing AS
+    SELECT s.student, s.exercise, s.number, s.late, s.label, s.handed_in, s.penalty, s.why, r.*
+    FROM submission s JOIN result r ON r.submission = s.id
+    WHERE s.turn = (SELECT max(turn) FROM submission o WHERE o.student = s.student AND o.exercise = s.exercise)
+    AND r.id = (SELECT max(id) FROM result o WHERE o.submission = s.id);
 CREATE TABLE override (
     id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL,
     points REAL, reason TEXT NOT NULL, who TEXT NOT NULL, at TEXT NOT NULL
@@ -72,6 +72,14 @@ CREATE TABLE tick (
 ) WITHOUT ROWID;
 CREATE TABLE reference (digest TEXT PRIMARY KEY, bare TEXT NOT NULL) WITHOUT ROWID;
 """  # since format 2; an override of NULL points: the one before is taken back
+_ALTERED = """
+ALTER TABLE submission ADD COLUMN label TEXT NOT NULL DEFAULT '';
+ALTER TABLE submission ADD COLUMN handed_in TEXT NOT NULL DEFAULT '';
+ALTER TABLE submission ADD COLUMN extension TEXT NOT NULL DEFAULT '';
+ALTER TABLE submission ADD COLUMN penalty REAL NOT NULL DEFAULT 0;
+ALTER TABLE submission ADD COLUMN why TEXT NOT NULL DEFAULT '';
+DROP VIEW standing;
+"""  # what makes a format 1 into a 2, besides new tables and views
 
 
 @dataclass(frozen=True)
@@ -194,7 +202,7 @@ class Change:
 
 def _prepare(path: Path, db: sqlite3.Connection) -> None:
     """Make the tables of a new file, and those that an older format lacks."""
-    everything = statements(_TABLES, _BY_HAND)
+    everything = statements(_TABLES, _SINCE_2)
     needs_own_tables(path, db, tables_of(everything))
     made = db.execute("PRAGMA user_version").fetchone()[0]
     if made not in (0, 1, _FORMAT):
@@ -202,7 +210,7 @@ def _prepare(path: Path, db: sqlite3.Connection) -> None:
     if made == _FORMAT:
         return
     is_new = not db.execute("SELECT 1 FROM sqlite_master").fetchone()
-    for statement in everything if is_new else statements(_BY_HAND):
+    for statement in everything if is_new else statements(_ALTERED, _SINCE_2):
         db.execute(statement)
     db.execute(f"PRAGMA user_version = {_FORMAT}")
 
