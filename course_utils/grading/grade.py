@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 
 from ..errors import CourseError, first_line
+from . import scratch
 from .bundle import SUSPECTS, suspect_of, with_suspect
 from .gradebook import Change, Gradebook
 from .intake import Submission, Taken
@@ -71,7 +71,7 @@ def grade_one(work: Work) -> Result:
         read(work.submission, "the submission")
     except CourseError as error:
         return refused(work.reference, str(error))
-    with tempfile.TemporaryDirectory(prefix="course-beside-") as folder:
+    with scratch.folder() as folder:
         for name, content in work.beside.items():
             target = Path(folder, "suspects", name)
             target.parent.mkdir(parents=True, exist_ok=True)

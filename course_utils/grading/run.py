@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 from nbformat import NotebookNode
 
+from . import scratch
 from .merge import merge, run_order
 from .notebook import ANSWER, CHECK, FREE, is_hidden, item_of, kind, read, write
 from .session import run_pytest
@@ -184,7 +184,7 @@ def _in_order(notebook: NotebookNode, order: Sequence[int]) -> NotebookNode:
 
 def _nbval(notebook: NotebookNode, limits: Limits, place: _Place) -> tuple[str, list[dict[str, Any]], list[str]]:
     """Run nbval in a process of its own; its status, what our plugin wrote down, and what it said if it failed."""
-    with tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True) as folder:
+    with scratch.folder() as folder:
         outside, inside = Path(folder, "outside"), Path(folder, "inside")
         outside.mkdir(mode=0o700)
         inside.mkdir()
