@@ -11,6 +11,7 @@ import click
 from tqdm.auto import tqdm
 
 from ..errors import CourseError
+from . import cgroup
 from .bundle import SOLUTIONS, write_folder, write_whole
 from .duplicates import Alike, alike
 from .duplicates import table_of as duplicates_table
@@ -60,7 +61,7 @@ def grade_class(
         for name in sorted({submission.exercise for submission in found.submissions}):
             if complaints := faults(read(references[name], name)):
                 raise CourseError(f"{folder / name}.ipynb cannot be graded against: {complaints[0]}")
-        limits = Limits(min(60.0, timeout), timeout, memory_bytes=bytes_of(memory))
+        limits = Limits(_cell_seconds(timeout), timeout, memory_bytes=bytes_of(memory))
         options = {
             "limits": limits,
             "jobs": jobs or 0,
@@ -71,9 +72,14 @@ def grade_class(
         }
         options |= {"suspects": suspects_in(suspects) if suspects else None, "beside": files_in(folder / "suspects")}
         if no_sandbox:
-            click.echo("No sandbox: the students' code can read and write whatever you can.", err=True)
+            click.echo(
+                "No sandbox: the students' code can read and write whatever you can, secrets included.", err=True
+            )
         elif not scheduler:
             needs_sandbox()
+            if uncounted := cgroup.trouble():
+                told = "No control groups: memory in socket buffers and page tables is not counted, for"
+                click.echo(f"{told} {uncounted}", err=True)
     report = Report()
     with Gradebook(out / GRADEBOOK) as book:
         if submissions is not None:
@@ -89,6 +95,11 @@ def grade_class(
             write_folder(FORMATS[export](book), out)
             click.echo(f"{export} in {out}")
     return 1 if report.broken else 0
+
+
+def _cell_seconds(timeout: float) -> float:
+    """A minute for a cell, or a fifth of the time for the notebook, whichever is more."""
+    return max(min(60.0, timeout), timeout / 5)
 
 
 def gradebook_in(out: Path) -> Path:
