@@ -15,6 +15,7 @@ from nbformat.v4 import new_markdown_cell
 from course_utils import CourseError
 from course_utils.cli import main
 from course_utils.grading import bundle
+from course_utils.grading.class_run import GRADEBOOK
 from course_utils.grading.export import FORMATS, About, titles_of
 from course_utils.grading.gradebook import Gradebook
 from course_utils.grading.intake import Submission
@@ -96,7 +97,7 @@ PLUGINS = (("assignfeedback", "file"), ("assignsubmission", "file"))
 
 @pytest.fixture
 def book(tmp_path):
-    with Gradebook(tmp_path / "grades" / "gradebook.db") as book:
+    with Gradebook(tmp_path / "grades" / GRADEBOOK) as book:
         yield book
 
 
@@ -354,9 +355,10 @@ class TestPrivateSuspects:
             "--roster",
             "b.roster.csv",
         )
+        assert "mine/adapter_config.json" in "".join(str(path) for path in Path("b").rglob("*"))
         assert "put its folder at solutions/suspects/mine" in command(*grading, code=2)
         shutil.copytree("elsewhere/mine", "solutions/suspects/mine")
-        command(*grading)
+        assert "handed in and not gradable" not in command(*grading)
         with Gradebook(Path("grades/course-gradebook.sqlite")) as book:
             assert [(one.student, one.earned) for one in book.current()] == [("ada", 5), ("ben", 5)]
             assert not told_of_locked(book)

@@ -227,9 +227,27 @@ class TestWhoseItIs:
         assert [one.student for one in taken.submissions] == ["a", "b", "c"]
         assert "the 3 folders in it are the students'" in taken.notes[0]
 
-    def test_one_student_with_a_folder_for_each_exercise(self, put):
-        taken = take(put(f"ada/{ONE}/{ONE}.ipynb", f"ada/{CHAPTER}/{CHAPTER}.ipynb"), EXERCISES)
+    @pytest.mark.parametrize("folders", [(ONE, CHAPTER), ("08_1", "08 chapter")])
+    def test_one_student_with_a_folder_for_each_exercise(self, put, folders):
+        taken = take(put(f"ada/{folders[0]}/{ONE}.ipynb", f"ada/{folders[1]}/{CHAPTER}.ipynb"), EXERCISES)
         assert [one.student for one in taken.submissions] == ["ada", "ada"]
+
+    def test_a_class_in_a_folder_in_a_folder_or_in_the_one_zip_of_a_folder(self, put, tmp_path):
+        folder = put(f"x/class/ada/{ONE}.ipynb", f"x/class/ben/{ONE}.ipynb")
+        assert [one.student for one in take(folder, EXERCISES).submissions] == ["ada", "ben"]
+        (tmp_path / "y").mkdir()
+        zipped(folder, tmp_path / "y" / "class.zip")
+        taken = take(tmp_path / "y", EXERCISES)
+        assert [one.student for one in taken.submissions] == ["ada", "ben"]
+        assert "class.zip, which is taken for the class's" in taken.notes[0]
+
+    def test_a_zip_for_each_student(self, put, tmp_path):
+        (tmp_path / "z").mkdir()
+        for name, inner in (("ada", f"bob/{ONE}.ipynb"), ("Ben Ng", f"Ben Ng/{CHAPTER}.ipynb")):
+            zipped(put(inner, top=tmp_path / name), tmp_path / "z" / f"{name}.zip")
+        taken = take(tmp_path / "z", EXERCISES)
+        assert sorted((one.student, one.exercise) for one in taken.submissions) == [("Ben Ng", CHAPTER), ("ada", ONE)]
+        assert "2 zip files at the top are taken each for that of a student" in taken.notes[0]
 
     def test_nbgrader_s_other_folders_are_nobody_s(self, put):
         taken = take(

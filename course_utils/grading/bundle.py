@@ -86,6 +86,8 @@ def check_suspect(name: str) -> None:
     if name and name not in SUSPECTS and not Path(name).is_dir():
         known = ", ".join(SUSPECTS)
         raise CourseError(f"Expected suspects among {known} or folders, got {name}, which is neither.")
+    if name and name not in SUSPECTS and not re.fullmatch(r"\w[\w .-]*", Path(name).name):
+        raise CourseError(f"Expected a suspect's folder called with letters, digits, spaces and . - _, got {name!r}.")
 
 
 def release_to(release: Release) -> Iterator[str]:

@@ -65,8 +65,9 @@ def grade_class(
         raise CourseError("Expected a folder or zip file of submissions, or --export; name one of them.")
     if submissions is None:
         gradebook_in(out)
-    folder = reference or SOLUTIONS
-    policy, about = Late(late, due), About(_class_in(roster, suspects), titles_of(titles))
+    folder, policy = reference or SOLUTIONS, Late(late, due)
+    about = About(_class_in(roster, suspects), titles_of(titles))
+    due_dates(due, [path.stem for path in folder.glob("*.ipynb")])
     if against is not None:  # before hours of grading
         needs_folder(against)
     options: dict[str, Any] = {}
@@ -74,7 +75,6 @@ def grade_class(
         references = references_in(folder)
         found = take(submissions, references, only=exercise, cells=cells_of(references))
         _check_references(references, found, folder)
-        due_dates(due, references)
         limits = Limits(_cell_seconds(timeout), timeout, memory_bytes=bytes_of(memory))
         options = {
             "limits": limits,

@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from ..errors import CourseError, first_line
 from .notebook import LARGEST
 from .owners import Owned, owned, plain_text, printable
+from .suspects import FOLDER
 
 _MOST_FILES = 200_000  # in one zip file: more is no class
 _MOST_TOLD = 20  # sentences about the files of one student
@@ -118,6 +119,8 @@ def take(
             if not who.student:
                 told.left.append(f"{submission.place} is in no student's folder: {_WHERE}.")
             elif not file.name.lower().endswith(".ipynb"):
+                if FOLDER in who.folders:  # the suspect that came with the exercises
+                    continue
                 told.about(
                     who.student, f"{submission.place} of {who.student} is handed in and not gradable: no .ipynb."
                 )
