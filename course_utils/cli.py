@@ -186,7 +186,10 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
 @click.option("--zip", "archive", type=click.Path(path_type=Path), help="Write it into this zip file.")
 @click.option("--students", type=click.Path(path_type=Path), help="A list of names, one a line: a folder for each.")
 @click.option("--suspect", "suspects", multiple=True, help="A suspect to hand out (repeat it): a name, or a folder.")
-def release(out: Path | None, archive: Path | None, students: Path | None, suspects: tuple[str, ...]) -> None:
+@click.option("--solutions", "source", type=click.Path(path_type=Path), help="Release those in this folder.")
+def release(
+    out: Path | None, archive: Path | None, students: Path | None, suspects: tuple[str, ...], source: Path | None
+) -> None:
     """Make the exercises from the solutions, without answers and hidden checks.
 
     Without --out and --zip the exercises/ of this checkout are made anew. With --students each gets a folder and one of
@@ -195,7 +198,7 @@ def release(out: Path | None, archive: Path | None, students: Path | None, suspe
     """
     from .grading.bundle import release_to
 
-    for line in release_to(out=out, archive=archive, students=students, suspects=suspects):
+    for line in release_to(out=out, archive=archive, students=students, suspects=suspects, source=source):
         click.echo(line)
 
 

@@ -25,7 +25,12 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip file knows
 
 
 def release_to(
-    *, out: Path | None = None, archive: Path | None = None, students: Path | None = None, suspects: Sequence[str] = ()
+    *,
+    out: Path | None = None,
+    archive: Path | None = None,
+    students: Path | None = None,
+    suspects: Sequence[str] = (),
+    source: Path | None = None,
 ) -> Iterator[str]:
     """Release all solutions; a line for each thing done.
 
@@ -34,12 +39,15 @@ def release_to(
         archive: a zip file for it; without either, the exercises of this checkout are made anew.
         students: a list of names, one a line.
         suspects: names or folders of suspects; one alone goes to everybody.
+        source: the folder of the solutions, if it is not this checkout's.
 
     Raises:
         CourseError: no solutions, a faulty one, options that contradict each other, or nowhere to write.
     """
     if out is not None and archive is not None:
         raise CourseError("Expected --out or --zip, got both; run it twice.")
+    if out is None and archive is None and source is not None:
+        raise CourseError(f"Solutions in {source} need a bundle of their own: add --out FOLDER or --zip FILE.")
     if out is None and archive is None and (students is not None or suspects):
         raise CourseError("Students and suspects need a bundle of their own: add --out FOLDER or --zip FILE.")
     if students is None and len(suspects) > 1:
@@ -48,9 +56,10 @@ def release_to(
         raise CourseError(
             f"Expected suspects among {', '.join(SUSPECTS)} or folders, got {unknown[0]}, which is neither."
         )
-    solutions = sorted(SOLUTIONS.glob("*.ipynb"))
+    solutions = sorted((source or SOLUTIONS).glob("*.ipynb"))
     if not solutions:
-        raise CourseError(f"Expected solutions in {SOLUTIONS}, found none; release from the instructors' checkout.")
+        remedy = "name their folder with --solutions" if source else "release from the instructors' checkout"
+        raise CourseError(f"Expected solutions in {source or SOLUTIONS}, found none; {remedy}.")
     if out is None and archive is None:
         yield from _renew(solutions)
         return

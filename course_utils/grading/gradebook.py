@@ -533,9 +533,16 @@ def _points_of(reference: bytes) -> dict[str, float]:
 
 @lru_cache(maxsize=64)
 def _bare_digest(reference: bytes) -> str:
-    """The digest of a reference without what its cells are worth (and nbgrader's checksums, which tell that, too)."""
+    """The digest of a reference without what its cells are worth, and without when it was run.
+
+    nbgrader's checksums tell what cells are worth, too.
+    """
     notebook = read(reference)
     for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        cell.execution_count = cell.get("execution_count") is not None
+        for output in cell.get("outputs", []):
+            output.pop("execution_count", None)
         for key in ("points", "checksum") if isinstance(cell.metadata.get(NAMESPACE), dict) else ():
             cell.metadata[NAMESPACE].pop(key, None)
     return hashlib.sha256(write(notebook)).hexdigest()
