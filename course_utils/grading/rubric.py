@@ -49,8 +49,7 @@ def _criterion(rest: str) -> Criterion | None:
 
 
 def ticked(line: str, known: Sequence[Criterion], worth: float) -> tuple[float, str, tuple[Tick, ...]] | None:
-    """Points, comment and ticks of a line such as `+1 +3=0.5 a comment`; None where it does not begin with
-    ticks alone.
+    """Points, comment and ticks of a line such as `+1 +3=0.5 a comment`; None where it does not begin so.
 
     Points are those of the criteria that are ticked (`=0.5`: that much of it), at most what the item is worth; `+0`
     ticks none.
