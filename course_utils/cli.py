@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import sysconfig
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from typing import Any
 import click
 
 from .errors import CourseError
+from .threads import wait_asleep
 
+EXPORTS = ["csv", "canvas", "moodle", "history", "canvas-feedback", "moodle-feedback"]
 LESSONS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
@@ -33,6 +37,7 @@ class Course(click.Group):
 @click.version_option(package_name="interpretability-course")
 def main() -> None:
     """Interpretability for language models on your own machine."""
+    wait_asleep()
     for stream in (sys.stdout, sys.stderr):  # a console or pipe of an old encoding shows ? for what it cannot
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -51,17 +56,26 @@ def lab(jupyter_arguments: tuple[str, ...]) -> None:
     from jupyterlab.labapp import LabApp
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not one of the same name elsewhere
+    _first_on_path(sysconfig.get_path("scripts"))  # so that `course` is found in its terminals and cells
     arguments = [
         f"--ServerApp.root_dir={LESSONS.parent}",
         f"--LabApp.default_url=/lab/tree/notebooks/{lessons[0].name}",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing asks the network
     ]
+    if sys.platform != "win32":  # not a login shell, whose profile may set PATH anew
+        shell = os.environ.get("SHELL") or shutil.which("bash") or "sh"
+        arguments.append(f"--ServerApp.terminado_settings={ {'shell_command': [shell]} }")
     if getattr(os, "geteuid", lambda: 1)() == 0:
         arguments.append("--allow-root")
     if not _can_open_browser():
         click.echo("No display here: open the address below in a browser.", err=True)
         arguments.append("--no-browser")
     LabApp.launch_instance(argv=[*arguments, *jupyter_arguments])
+
+
+def _first_on_path(folder: str) -> None:
+    others = [place for place in os.environ.get("PATH", os.defpath).split(os.pathsep) if place and place != folder]
+    os.environ["PATH"] = os.pathsep.join([folder, *others])
 
 
 def _can_open_browser() -> bool:
@@ -184,22 +198,43 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), help="Write the students' bundle into this folder.")
 @click.option("--zip", "archive", type=click.Path(path_type=Path), help="Write it into this zip file.")
+@click.option(
+    "--zips", "archives", type=click.Path(path_type=Path), help="A zip file for each student into this folder."
+)
 @click.option("--students", type=click.Path(path_type=Path), help="A list of names, one a line: a folder for each.")
+@click.option("--roster", type=click.Path(path_type=Path), help="The class, with suspects, from course roster.")
 @click.option("--suspect", "suspects", multiple=True, help="A suspect to hand out (repeat it): a name, or a folder.")
+@click.option("--exercise", "exercises", multiple=True, help="Release this exercise alone (repeat it for more).")
 @click.option("--solutions", "source", type=click.Path(path_type=Path), help="Release those in this folder.")
-def release(
-    out: Path | None, archive: Path | None, students: Path | None, suspects: tuple[str, ...], source: Path | None
-) -> None:
+@click.option("--force", is_flag=True, help="Overwrite exercises of this checkout that have answers in them.")
+def release(**options: Any) -> None:
     """Make the exercises from the solutions, without answers and hidden checks.
 
-    Without --out and --zip the exercises/ of this checkout are made anew. With --students each gets a folder and one of
-    the suspects (model-a, model-b, model-c, or those given), written into the chapter's exercise; who has which stands
-    in a .suspects.csv beside the bundle, which is for you alone.
+    Without --out, --zip and --zips the exercises/ of this checkout are made anew. With --roster or --students each gets
+    a folder and one of the suspects (model-a, model-b, model-c, or those given), written into the chapter's exercise.
+    For --students, who has which stands in a .roster.csv beside the bundle, for you alone and for course grade.
     """
-    from .grading.bundle import release_to
+    from .grading.bundle import Release, release_to
 
-    for line in release_to(out=out, archive=archive, students=students, suspects=suspects, source=source):
+    for line in release_to(Release(**options)):
         click.echo(line)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("roster.csv"), show_default=True)
+@click.option("--suspect", "suspects", multiple=True, help="A suspect to hand out (repeat it): a name, or a folder.")
+@click.option("--force", is_flag=True, help="Overwrite a file that is there.")
+def roster(source: Path, out: Path, suspects: tuple[str, ...], force: bool) -> None:
+    """Make the roster of a class: one CSV file that binds platforms' names, suspects, sections and extensions.
+
+    SOURCE is a list of names (one a line), Canvas's gradebook export, Moodle's grading worksheet or list of
+    participants, or a roster to be filled up. Everybody gets a suspect. Write extensions into it by hand: a number of
+    days, or a time such as 2026-12-01T23:59.
+    """
+    from .grading.roster import make_roster
+
+    click.echo(make_roster(source, out, suspects, force=force))
 
 
 @main.command()
@@ -215,16 +250,23 @@ def release(
 @click.option("--no-sandbox", is_flag=True, help="Run the students' code with all of your own rights.")
 @click.option("--cold", is_flag=True, help="Start each kernel from nothing, not from one that has done the imports.")
 @click.option("--scheduler", default="", metavar="tcp://HOST:PORT", help="Let the workers of this Dask cluster do it.")
-@click.option("--suspects", type=click.Path(path_type=Path), help="Who was given which suspect: release's table.")
+@click.option("--roster", type=click.Path(path_type=Path), help="The class, from course roster.")
+@click.option("--suspects", type=click.Path(path_type=Path), help="The same as --roster.")
+@click.option(
+    "--late", default="", metavar="RULE", help='"10% per day, at most 50%", "20% once", "none"; kept for later.'
+)
+@click.option("--due", multiple=True, metavar="[NAME=]TIME", help="When all, or one, was due: 2026-12-01T23:59; kept.")
 @click.option("--force", is_flag=True, help="Grade what has marks already, too.")
 @click.option("--against", type=click.Path(path_type=Path), help="Look for copies from this folder of last year, too.")
-@click.option("--export", type=click.Choice(["csv", "canvas", "moodle", "history"]), help="Write the marks so.")
+@click.option("--export", type=click.Choice(EXPORTS), help="Write the marks, or feedback to upload, so.")
+@click.option("--title", "titles", multiple=True, metavar="NAME=TITLE", help='As in Canvas: "Token attribution (123)".')
 def grade(submissions: Path | None, out: Path, export: str | None, **options: Any) -> None:
     """Grade a class: the notebooks in a folder or zip file, each in a sandbox, into OUT/course-gradebook.sqlite.
 
     SUBMISSIONS holds student/NAME.ipynb, nbgrader's submitted/, or is a download of Canvas or Moodle. What has marks is
     not run again, so a run that was stopped goes on where it was. Each student's feedback is in OUT/feedback/. Without
-    SUBMISSIONS the gradebook stays as it is: use that with --export.
+    SUBMISSIONS nothing is run: use that with --export, --late and --due. Late work loses a share of the points that the
+    exercise is worth, for each day begun; the time is the file's, or Canvas's mark.
     """
     from .grading.class_run import grade_class
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from .cache import DISK_BYTES, GGUF_NAME, READY_NAME, cache_folder, is_whole
 from .errors import first_line
+from .threads import ASLEEP, POLICY
 
 MEMORY_GIB = 3  # what a lesson's kernel takes on SmolLM2, with room for the rest of the machine
 
@@ -30,7 +31,8 @@ def examine() -> list[Finding]:
     >>> {finding.state for finding in examine()} <= {"fine", "note", "bad"}
     True
     """
-    return [_safely(check) for check in (python, torch, device, memory, transformers, cache, model, jupyterlab, kernel)]
+    checks = (python, torch, threads, device, memory, transformers, cache, model, jupyterlab, kernel)
+    return [_safely(check) for check in checks]
 
 
 def _safely(check: Callable[[], tuple[str, str]]) -> Finding:
@@ -56,6 +58,12 @@ def torch() -> tuple[str, str]:
     return (
         ("fine", f"{torch.__version__}") if product.sum() == 8 else ("bad", "2 x 2 product is wrong; reinstall torch")
     )
+
+
+def threads() -> tuple[str, str]:
+    if (policy := os.environ.get(POLICY, ASLEEP)).upper() != ASLEEP:
+        return "note", f"{POLICY} is {policy}: beside another program torch takes many times as long; unset it"
+    return "fine", f"torch's wait asleep in all that course starts; for a Jupyter of your own set {POLICY}={ASLEEP}"
 
 
 def device() -> tuple[str, str]:

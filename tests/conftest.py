@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from course_utils import load_model
+from course_utils.grading.notebook import student_view
 from course_utils.models import LocalModel
+from tests.shared import toy
 
 _SMALL = {
     "vocab_size": 97,
@@ -65,3 +67,15 @@ def word_tokenizer():
 def words(*ids):
     """The text whose tokens are these."""
     return " ".join(f"w{i}" for i in ids)
+
+
+@pytest.fixture
+def solution():
+    """A small exercise that needs no model: two items, a hidden check, a question for a person."""
+    return toy()
+
+
+@pytest.fixture
+def reference(solution):
+    """The same as a student gets it."""
+    return student_view(solution)

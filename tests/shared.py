@@ -1,11 +1,87 @@
-"""What the tests of exercises and grading share: cells by name, and the real nbgrader."""
+"""What the tests of exercises and grading share: a small exercise, cells by name, and the real nbgrader."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from course_utils.grading.notebook import grade_id
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from course_utils.grading.notebook import METADATA, grade_id, read, write
+
+ANSWERED = '''
+def double(x):
+    """Twice x."""
+    ### BEGIN SOLUTION
+    # NEXT: multiply by two
+    return 2 * x
+    ### END SOLUTION
+'''
+ANSWERED_TOO = '''
+def halve(x):
+    """Half of x."""
+    ### BEGIN SOLUTION
+    # NEXT: divide by two
+    return x / 2
+    ### END SOLUTION
+'''
+HIDDEN = "# More is checked when you hand in.\n### BEGIN HIDDEN TESTS\nprint(double(4567))\n### END HIDDEN TESTS"
+RUBRIC = "### BEGIN SOLUTION\nA secret model answer.\n### BEGIN MARK SCHEME\nsecret rubric\n### END MARK SCHEME\n### END SOLUTION"
+SAFE = "assert double(0) == 0, 'twice nothing is nothing'\nprint(double(1.5), double(-4))"
+SAFE_TOO = "print(halve(3), halve(-5))"
+
+
+def marked(make, name, source, output=None, **flags):
+    marks = {
+        "grade_id": name,
+        "schema_version": 3,
+        "grade": False,
+        "solution": False,
+        "locked": False,
+        "task": False,
+        **flags,
+    }
+    cell = make(source.strip("\n"), id=name, metadata={"nbgrader": marks})
+    if make is new_code_cell and output is not None:
+        cell.execution_count = 1
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=output)] if output else []
+    return cell
+
+
+def toy():
+    """A small exercise that needs no model: two items, a hidden check, a question for a person."""
+    cells = [
+        marked(new_markdown_cell, "title", "# An exercise", locked=True),
+        marked(new_code_cell, "setup", 'SUSPECT = "model-a"', "", locked=True),
+        marked(new_code_cell, "double", ANSWERED, "", solution=True),
+        marked(new_code_cell, "double-check", SAFE, "3.0 -8\n", grade=True, locked=True, points=2),
+        marked(new_code_cell, "double-hidden", HIDDEN, "9134\n", grade=True, locked=True, points=1),
+        marked(new_code_cell, "halve", ANSWERED_TOO, "", solution=True),
+        marked(new_code_cell, "halve-check", SAFE_TOO, "1.5 -2.5\n", grade=True, locked=True, points=2),
+        marked(new_markdown_cell, "why", RUBRIC, grade=True, solution=True, points=3),
+    ]
+    return read(write(new_notebook(cells=cells, metadata=METADATA)))
+
+
+def with_sources(notebook, **sources):
+    """A copy with other sources; underscores stand for hyphens."""
+    copy = nbformat.from_dict(notebook)
+    for name, source in sources.items():
+        cell_of(copy, name.replace("_", "-")).source = source
+    return copy
+
+
+def right(reference):
+    return with_sources(reference, double="def double(x):\n    return x + x", halve="def halve(y): return y * 0.5")
+
+
+def outcomes(result):
+    return {mark.check: mark.status for mark in result.marks}
+
+
+def messages(result):
+    return {mark.check: mark.message for mark in result.marks}
 
 
 def cell_of(notebook, name):

@@ -7,8 +7,7 @@ import pytest
 from course_utils.grading.grade import Work, grade_one
 from course_utils.grading.notebook import student_view, write
 from course_utils.grading.run import DONE, REFUSED, Limits
-from tests.shared import cell_of
-from tests.test_grading import outcomes, right, solution  # noqa: F401
+from tests.shared import cell_of, outcomes, right
 
 LIMITS = Limits(cell_seconds=3, total_seconds=60, output_bytes=200_000)
 ALL = {"double-check": "passed", "double-hidden": "passed", "halve-check": "passed", "why": "to be read"}
@@ -61,7 +60,7 @@ AWKWARD = {
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_it_is_graded(solution, name):  # noqa: F811
+def test_it_is_graded(solution, name):
     spoil, otherwise = AWKWARD[name]
     mine = right(student_view(solution))
     spoil(mine)
@@ -75,14 +74,14 @@ def test_it_is_graded(solution, name):  # noqa: F811
     ("nbformat", "minor", "told"),
     [(5, 0, "of format 5"), (99, 0, "of format 99"), (0, 0, "of format 0"), ("four", 0, "of format 'four'"), (None, 0, "None")],
 )  # fmt: skip
-def test_a_format_that_nobody_knows_is_refused(solution, nbformat, minor, told):  # noqa: F811
+def test_a_format_that_nobody_knows_is_refused(solution, nbformat, minor, told):
     mine = {**right(student_view(solution)), "nbformat": nbformat, "nbformat_minor": minor}
     result = grade_one(Work(write(solution), json.dumps(mine).encode(), LIMITS, sandboxed=False))
     assert result.status == REFUSED
     assert told in result.marks[0].message
 
 
-def test_an_old_format_is_graded(solution):  # noqa: F811
+def test_an_old_format_is_graded(solution):
     """Version 3 had worksheets, and code in `input`."""
     cells = []
     for cell in right(student_view(solution)).cells:

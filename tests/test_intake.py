@@ -1,7 +1,10 @@
 """What classes hand in, in the shapes that learning platforms give it, and what tries to get past the door."""
 
+import json
 import os
+import random
 import sys
+import time
 import zipfile
 
 import pytest
@@ -10,7 +13,7 @@ from course_utils import CourseError
 from course_utils.grading.intake import take
 from course_utils.grading.notebook import LARGEST
 
-pytestmark = pytest.mark.quick
+pytestmark = [pytest.mark.quick, pytest.mark.filterwarnings("ignore:Duplicate name")]
 EXERCISES = ("08_1_token_attribution", "08_chapter_exercise")
 ONE, CHAPTER = EXERCISES
 
@@ -40,12 +43,30 @@ LAYOUTS = {
     "folders": {f"ada/{ONE}.ipynb": ("ada", ONE, ""), f"ben/work/{CHAPTER}.ipynb": ("ben", CHAPTER, "")},
     "nbgrader": {
         f"submitted/ada/08_1/{ONE}.ipynb": ("ada", ONE, ""),
-        f"course/submitted/ben/{CHAPTER}/answers.ipynb": ("ben", CHAPTER, ""),
+        f"submitted/lee_12_3_x/{CHAPTER}/answers.ipynb": ("lee_12_3_x", CHAPTER, ""),
     },
+    "nbgrader's course": {f"course/submitted/ben/{CHAPTER}/answers.ipynb": ("ben", CHAPTER, "")},
     "canvas": {
         f"doejane_1234_777_{ONE}.ipynb": ("doejane", ONE, "1234"),
         f"doejane_1234_778_{CHAPTER}-1.ipynb": ("doejane", CHAPTER, "1234"),
         f"roejo_LATE_99_779_{ONE}-2.ipynb": ("roejo", ONE, "99"),
+        f"red_team_17_780_{ONE}.ipynb": ("red_team", ONE, "17"),
+    },
+    "canvas, anonymous": {
+        f"anon_4QR7b_777_{ONE}.ipynb": ("anon_4QR7b", ONE, ""),
+        f"LATE_anon_x8_778_{ONE}.ipynb": ("anon_x8", ONE, ""),
+    },
+    "canvas, one folder more": {
+        f"submissions/doejane_1234_777_{ONE}.ipynb": ("doejane", ONE, "1234"),
+        f"submissions/roejo_LATE_99_779_{ONE}.ipynb": ("roejo", ONE, "99"),
+    },
+    "folders, one folder more": {
+        f"class/ada/{ONE}.ipynb": ("ada", ONE, ""),
+        f"class/ben/{ONE}.ipynb": ("ben", ONE, ""),
+    },
+    "moodle from 4.1 on": {
+        f"Jane Doe_1234_assignsubmission_file/{ONE}.ipynb": ("Jane Doe", ONE, "1234"),
+        f"Jo_1235_assignsubmission_file/doe_1234_5_{ONE}.ipynb": ("Jo", "", "1235"),
     },
     "moodle": {
         f"Jane Doe_1234_assignsubmission_file_/{ONE}.ipynb": ("Jane Doe", ONE, "1234"),
@@ -60,11 +81,10 @@ LAYOUTS = {
 @pytest.mark.parametrize("in_zip", [False, True], ids=["folder", "zip"])
 def test_each_platform_s_download_is_understood(put, tmp_path, layout, in_zip):
     folder = put(*LAYOUTS[layout])
+    found = {place: told for place, told in LAYOUTS[layout].items() if told[1]}
     taken = take(zipped(folder, tmp_path / "class.zip") if in_zip else folder, EXERCISES)
-    assert not taken.left
-    assert {one.content().decode(): (one.student, one.exercise, one.number) for one in taken.submissions} == LAYOUTS[
-        layout
-    ]
+    assert len(taken.left) == len(LAYOUTS[layout]) - len(found)
+    assert {one.content().decode(): (one.student, one.exercise, one.number) for one in taken.submissions} == found
     assert [one.late for one in taken.submissions] == ["LATE" in one.place for one in taken.submissions]
 
 
@@ -83,8 +103,11 @@ def test_what_lies_beside_is_ignored_and_what_is_not_understood_is_told(put):
     taken = take(folder, EXERCISES)
     assert [one.content() for one in taken.submissions] == [f"ada/{ONE}.ipynb".encode()]
     told = "\n".join(taken.left)
-    assert len(taken.left) == 3
-    for part in ("my own.ipynb, like no exercise", f"{CHAPTER}.ipynb is in no student's folder", "is no zip file"):
+    assert len(taken.left) == 4
+    for part in (
+        "my own.ipynb, like no exercise", f"{CHAPTER}.ipynb is in no student's folder", "is no zip file",
+        "notes.txt of ada is handed in and not gradable",
+    ):  # fmt: skip
         assert part in told
 
 
@@ -118,15 +141,166 @@ def test_one_exercise_alone(put):
 def test_a_student_s_own_zip_is_looked_into_and_no_further(put, tmp_path):
     mine = zipped(put(f"{ONE}.ipynb", top=tmp_path / "mine"), tmp_path / "mine.zip")
     folder = put("ada/x.txt")
-    for place in (folder / "ada" / "work.zip", folder / "doe_5_6_work.zip"):
+    canvas = put(f"roe_7_8_{CHAPTER}.ipynb", top=tmp_path / "canvas")
+    for place in (folder / "ada" / "work.zip", canvas / "doe_5_6_work.zip"):
         place.write_bytes(mine.read_bytes())
-    assert [one.student for one in take(folder, EXERCISES).submissions] == ["ada", "doe"]
+    assert [one.student for one in take(folder, EXERCISES).submissions] == ["ada"]
+    assert [one.student for one in take(canvas, EXERCISES).submissions] == ["doe", "roe"]
     taken = take(zipped(folder, tmp_path / "class.zip"), EXERCISES)
     assert not taken.submissions
-    assert all("zip file in a zip file" in told for told in taken.left)
+    assert sum("zip file in a zip file" in told for told in taken.left) == 1
+
+
+def notebook_of(*cells):
+    told = [
+        {"cell_type": "code", "metadata": {"nbgrader": {"grade_id": name}}, "source": '"grade_id": "x"'}
+        for name in cells
+    ]
+    return json.dumps({"cells": told, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+
+
+CELLS = {ONE: ["title", "faithful", "occlusion"], CHAPTER: ["title", "analysis", "x"]}
+
+
+class TestWhatItIsFor:
+    @pytest.mark.parametrize("called", ["homework.ipynb", f"{CHAPTER}.ipynb", "ben_doe_1_2_x.ipynb"])
+    def test_the_cells_say_it_whatever_the_file_is_called(self, put, tmp_path, called):
+        folder = put(f"ada/{called}")
+        (folder / "ada" / called).write_text(notebook_of("title", "faithful", "occlusion"))
+        for place in (folder, zipped(folder, tmp_path / "c.zip")):
+            taken = take(place, EXERCISES, cells=CELLS)
+            assert [(one.student, one.exercise) for one in taken.submissions] == [("ada", ONE)]
+            if called.startswith(CHAPTER):
+                assert f"is called {CHAPTER} and holds the cells of {ONE}" in "".join(taken.notes)
+
+    def test_what_a_cell_says_is_no_name_of_one(self, put):
+        folder = put(f"ada/{ONE}.ipynb")
+        (folder / f"ada/{ONE}.ipynb").write_text(notebook_of("title"))  # its source says "grade_id": "x"
+        assert [one.exercise for one in take(folder, EXERCISES, cells=CELLS).submissions] == [ONE]
+
+    def test_cells_of_two_are_told_and_most_count(self, put):
+        folder = put("ada/x.ipynb", "ben/y.ipynb")
+        (folder / "ada/x.ipynb").write_text(notebook_of("faithful", "occlusion", "analysis"))
+        (folder / "ben/y.ipynb").write_text(notebook_of("faithful", "analysis"))
+        taken = take(folder, EXERCISES, cells=CELLS)
+        assert [(one.student, one.exercise) for one in taken.submissions] == [("ada", ONE)]
+        assert f"holds cells of {ONE} (2) and {CHAPTER} (1)" in taken.notes[0]
+        assert "y.ipynb, like no exercise, and has no cell of one" in taken.left[0]
+
+    def test_one_that_cannot_be_read_goes_by_its_name(self, put):
+        folder = put(f"ada/{ONE}.ipynb")
+        os.truncate(folder / f"ada/{ONE}.ipynb", LARGEST + 5)
+        assert [one.exercise for one in take(folder, EXERCISES, cells=CELLS).submissions] == [ONE]
+
+
+class TestWhoseItIs:
+    def test_a_name_in_a_student_s_folder_takes_nobody_s_place(self, put):
+        folder = put(
+            f"eve/doejane_1234_777_{ONE}.ipynb", f"ada/{ONE}.ipynb", f"eve/Jo_5_assignsubmission_file_/{ONE}.ipynb"
+        )
+        (folder / f"eve/doejane_1234_777_{ONE}.ipynb").write_text(notebook_of("faithful"))
+        taken = take(folder, EXERCISES, cells=CELLS)
+        assert [(one.student, one.number) for one in taken.submissions] == [("ada", ""), ("eve", "")]
+        assert sum("counts for eve" in told for told in taken.notes) == 2
+
+    def test_one_student_s_folder_alone_is_theirs(self, put):
+        taken = take(put(f"eve/doejane_1234_777_{ONE}.ipynb"), EXERCISES, cells=CELLS)
+        assert not taken.submissions  # neither eve's, as it has no cell of an exercise, nor doejane's
+        assert "taken for one student's" in taken.notes[0]
+
+    def test_canvas_names_beside_others_are_nobody_s(self, put):
+        folder = put(f"doejane_1234_777_{ONE}.ipynb", f"roe_12_777_{ONE}.ipynb", "mine.ipynb")
+        taken = take(folder, EXERCISES)
+        assert not taken.submissions
+        assert len(taken.left) == 3
+        assert "2 files are named as Canvas names them, and mine.ipynb beside them is not" in taken.notes[0]
+
+    def test_more_than_two_numbers_are_told(self, put):
+        taken = take(put(f"group_3_1234_777_{ONE}.ipynb", f"roe_12_777_{ONE}.ipynb"), EXERCISES)
+        assert "has more than two numbers" in taken.notes[0]
+
+    def test_a_class_in_one_folder_is_no_student(self, put, tmp_path):
+        folder = put(
+            *(f"class/{name}/{ONE}.ipynb" for name in "abc"), "class/list.csv", "class/.DS_Store", "__MACOSX/._class"
+        )
+        taken = take(zipped(folder, tmp_path / "c.zip"), EXERCISES)
+        assert [one.student for one in taken.submissions] == ["a", "b", "c"]
+        assert "the 3 folders in it are the students'" in taken.notes[0]
+
+    def test_one_student_with_a_folder_for_each_exercise(self, put):
+        taken = take(put(f"ada/{ONE}/{ONE}.ipynb", f"ada/{CHAPTER}/{CHAPTER}.ipynb"), EXERCISES)
+        assert [one.student for one in taken.submissions] == ["ada", "ada"]
+
+    def test_nbgrader_s_other_folders_are_nobody_s(self, put):
+        taken = take(
+            put(f"submitted/ada/x/{ONE}.ipynb", f"source/x/{ONE}.ipynb", f"autograded/ada/x/{ONE}.ipynb"), EXERCISES
+        )
+        assert [one.place.rsplit("/in/")[1] for one in taken.submissions] == [f"submitted/ada/x/{ONE}.ipynb"]
+
+    def test_one_name_in_two_forms_of_unicode_is_one_student(self, put, tmp_path):
+        with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+            for k, name in enumerate(("Zoë", "Zoe\u0308")):
+                archive.writestr(zipfile.ZipInfo(f"{name}/{EXERCISES[k]}.ipynb", (2026, 11, 1, 1, 1, 0)), "x")
+            archive.writestr("ada/x.txt", "x")
+        assert [one.student for one in take(tmp_path / "c.zip", EXERCISES).submissions] == ["Zoë", "Zoë"]
+
+    def test_macos_s_names_are_utf_8(self, tmp_path):
+        raw = f"José/{ONE}.ipynb".encode()
+        with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+            archive.writestr("X" * len(raw), "content")
+        data = (tmp_path / "c.zip").read_bytes().replace(b"X" * len(raw), raw)
+        (tmp_path / "c.zip").write_bytes(data)
+        taken = take(tmp_path / "c.zip", EXERCISES)
+        assert [(one.student, one.content()) for one in taken.submissions] == [("José", b"content")]
+
+
+def test_other_files_are_listed_with_whose_they_are(put):
+    names = ["a.py", "a.pdf", "a.html", "a.txt", "a.tar.gz", "noending"]
+    taken = take(put(f"ada/{ONE}.ipynb", "ben/.hidden", *(f"ben/{name}" for name in names)), EXERCISES)
+    assert len(taken.left) == len(names)
+    assert all("of ben is handed in and not gradable" in told for told in taken.left)
+    canvas = take(put("doe_1_text.html", "roe_2_3_a.pdf", f"jo_4_5_{ONE}.ipynb", top=put() / "c"), EXERCISES)
+    assert ["of doe is" in told or "of roe is" in told for told in canvas.left] == [True, True]
+    many = take(put(f"ada/{ONE}.ipynb", *(f"ben/{k}.txt" for k in range(300)), top=put() / "d"), EXERCISES)
+    assert len(many.left) == 21
+    assert many.left[-1] == "ben: 280 more files."
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_whatever_the_order_in_the_zip_the_later_counts(tmp_path, turned):
+    names = [f"d_1_20_{ONE}-1.ipynb", f"d_1_3_{ONE}.ipynb", f"e_LATE_2_9_{ONE}-2.ipynb", f"e_2_8_{ONE}-3.ipynb"]
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        for name in names[:: -1 if turned else 1]:
+            archive.writestr(name, name)
+    assert [one.content().decode() for one in take(tmp_path / "c.zip", EXERCISES).submissions] == [names[0], names[2]]
+    with zipfile.ZipFile(tmp_path / "f.zip", "w") as archive:
+        for year, name in [(2026, ONE), (2025, f"{ONE}-Copy1"), (2024, f"{ONE}-Copy2")][:: -1 if turned else 1]:
+            archive.writestr(zipfile.ZipInfo(f"ada/{name}.ipynb", (year, 1, 1, 0, 0, 0)), str(year))
+        for name in [f"{ONE}-Copy9", f"{ONE}-Copy10", ONE][:: -1 if turned else 1]:  # of one time: by number
+            archive.writestr(zipfile.ZipInfo(f"ben/{name}.ipynb", (2026, 1, 1, 0, 0, 0)), name)
+    taken = take(tmp_path / "f.zip", EXERCISES)
+    assert [one.content().decode() for one in taken.submissions] == ["2026", f"{ONE}-Copy10"]
+    assert len(taken.left) == 4
 
 
 class TestHostile:
+    def test_long_names_take_no_time(self, tmp_path):
+        begun = time.monotonic()
+        awkward = [f"{ONE}{end}" for end in ("-copy" * 5000, "- " * 9000, "_1" * 9000, "(1)" * 9000, "v" * 30000)]
+        with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+            for name in [
+                f"{ONE}{'-copy' * 40}!",
+                f"{ONE}{' (1)' * 50}!",
+                f"{ONE}{'-_ ' * 90}!",
+                *awkward,
+                "a_" * 30000,
+                "1_" * 30000,
+            ]:
+                archive.writestr(f"ada/{name}.ipynb", "x")
+                archive.writestr(f"{name}.ipynb", "x")
+        assert not take(tmp_path / "c.zip", EXERCISES).submissions
+        assert time.monotonic() - begun < 5
+
     @pytest.mark.skipif(sys.platform == "win32", reason="making links needs rights there")
     def test_links_are_not_followed(self, put, tmp_path):
         folder = put(f"ada/{ONE}.ipynb")
@@ -178,3 +352,90 @@ class TestHostile:
     def test_what_is_not_there_is_told(self, tmp_path):
         with pytest.raises(CourseError, match="Expected a folder or a zip file of submissions"):
             take(tmp_path / "nowhere", EXERCISES)
+
+    def test_damaged_zips_give_sentences(self, tmp_path):
+        fuzz(tmp_path, 300)
+
+    @pytest.mark.slow
+    def test_thousands_of_damaged_zips_give_sentences(self, tmp_path):
+        fuzz(tmp_path, 6000, seed=1)
+
+
+NAMES = [
+    "ada",
+    f"{ONE}.ipynb",
+    f"{CHAPTER}-Copy1.ipynb",
+    "d_1_2_x.ipynb",
+    "Jo_5_assignsubmission_file_",
+    "x.zip",
+    "LATE",
+]
+PIECES = [
+    "_",
+    "-",
+    "(",
+    ")",
+    ".",
+    "/",
+    "\\",
+    ":",
+    "\x00",
+    "\x1b",
+    "\u202e",
+    "�",
+    "é",
+    "é",
+    "ß",
+    "İ",
+    "1",
+    "99999999999999999999999",
+    "LATE",
+    "anon",
+    "copy",
+    "..",
+    "submitted",
+]
+
+
+def fuzz(folder, count, seed=0):
+    """Random names and random damage: whatever happens, `take` and `content` give a sentence or bytes."""
+    rng = random.Random(seed)
+    path, read, refused = folder / "c.zip", 0, 0
+    for _ in range(count):
+        with zipfile.ZipFile(path, "w", rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])) as archive:
+            for _ in range(rng.randint(1, 6)):
+                name = "/".join(
+                    "".join(rng.choice(NAMES if rng.random() < 0.5 else PIECES) for _ in range(rng.randint(1, 4)))
+                    for _ in range(rng.randint(1, 3))
+                )
+                name = name if rng.random() < 0.3 else f"s{rng.randint(0, 3)}/{rng.choice(EXERCISES)}.ipynb"
+                name = name.encode("utf-8", "ignore").decode()
+                archive.writestr(
+                    zipfile.ZipInfo(name, (2026, 1, 1, 0, 0, 0)), notebook_of("faithful", name), rng.choice([0, 8])
+                )
+        data = bytearray(path.read_bytes())
+        for _ in range(rng.choice([0, 1, 1, 2, 5, 40])):
+            where = rng.randrange(len(data))
+            kind = rng.random()
+            if kind < 0.7:
+                data[where] = rng.randrange(256)
+            elif kind < 0.85:
+                del data[where : where + rng.randint(1, 30)]
+            else:
+                data[where:where] = rng.randbytes(rng.randint(1, 30))
+        path.write_bytes(data)
+        try:
+            taken = take(path, EXERCISES, cells=CELLS, only=rng.choice(["", ONE]))
+        except CourseError:
+            refused += 1
+            continue
+        assert all(told.isprintable() for told in (*taken.left, *taken.notes))
+        for one in taken.submissions:
+            try:
+                one.content()
+                read += 1
+            except CourseError as error:
+                refused += 1
+                assert str(error).isprintable()  # noqa: PT017
+    assert read > count / 3
+    assert refused > count / 20

@@ -17,14 +17,13 @@ from course_utils.grading.marking import Marking, shown
 from course_utils.grading.notebook import read, region, student_view, write
 from course_utils.grading.rubric import criteria
 from course_utils.grading.run import DONE, Result
-from tests.shared import cell_of
-from tests.test_grading import right, solution  # noqa: F401
+from tests.shared import cell_of, right
 
 pytestmark = pytest.mark.quick
 SCRIPT = "<img src=x onerror=alert(1)><script>alert(2)</script> $x$ [a](javascript:alert(3)) **mine**"
 
 
-def hand_in(book, solution, student, text):  # noqa: F811
+def hand_in(book, solution, student, text):
     """A result in the gradebook, with what a student wrote; nothing is run for it."""
     notebook = right(student_view(solution))
     cell_of(notebook, "why").source = text
@@ -35,7 +34,7 @@ def hand_in(book, solution, student, text):  # noqa: F811
 
 
 @pytest.fixture
-def book(tmp_path, solution):  # noqa: F811
+def book(tmp_path, solution):
     with Gradebook(tmp_path / "grades" / "course-gradebook.sqlite") as book:
         for number, student in enumerate(["ada", "ben", "cy"]):
             hand_in(book, solution, student, f"Reason {number}")
@@ -43,7 +42,7 @@ def book(tmp_path, solution):  # noqa: F811
 
 
 @pytest.fixture
-def references(solution, tmp_path):  # noqa: F811
+def references(solution, tmp_path):
     (tmp_path / "solutions").mkdir()
     (tmp_path / "solutions" / "toy.ipynb").write_bytes(write(solution))
     return {"toy": write(solution)}
@@ -108,7 +107,7 @@ def test_two_who_read_at_once_do_not_read_the_same(book, references, tmp_path):
     assert sorted(who for ((_, _, who),) in given(book).values()) == ["kim", "kim", "lee"]
 
 
-def test_a_text_that_was_changed_meanwhile_waits_again(book, references, solution):  # noqa: F811
+def test_a_text_that_was_changed_meanwhile_waits_again(book, references, solution):
     marking = Marking(book, references)
     student = marking.answer().graded.student
     marking.enter("2")
@@ -117,7 +116,7 @@ def test_a_text_that_was_changed_meanwhile_waits_again(book, references, solutio
     assert [answer[1] for answer in Marking(book, references)._list].count(student) == 1
 
 
-def test_question_and_rubric_are_shown_and_the_stub_is_no_answer(book, references, solution):  # noqa: F811
+def test_question_and_rubric_are_shown_and_the_stub_is_no_answer(book, references, solution):
     hand_in(book, solution, "ada", cell_of(student_view(solution), "why").source)
     answers = []
     marking = Marking(book, references)
@@ -129,7 +128,7 @@ def test_question_and_rubric_are_shown_and_the_stub_is_no_answer(book, reference
     assert answers[0].rubric
 
 
-def test_nothing_that_a_student_wrote_does_anything(book, references, solution, tmp_path):  # noqa: F811
+def test_nothing_that_a_student_wrote_does_anything(book, references, solution, tmp_path):
     for student in ("ada", "ben", "cy"):
         hand_in(book, solution, student, SCRIPT + " \x1b[2J\x1b]0;title\x07 \u202e end")
     page = desk(tmp_path / "grades", reference=tmp_path / "solutions").answer.value
@@ -214,7 +213,7 @@ TICKS = [("Names it", 1.0), ("says why", 1.5), ("for style", 0.5)]
 
 
 @pytest.fixture
-def with_rubric(book, solution, tmp_path):  # noqa: F811
+def with_rubric(book, solution, tmp_path):
     """The same class, whose question has a rubric of three criteria."""
     cell_of(solution, "why").source = RUBRIC
     (tmp_path / "solutions").mkdir()

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -17,7 +18,7 @@ from course_utils import CourseError
 from course_utils.cli import main
 from course_utils.grading import gradebook_file
 from course_utils.grading.export import FORMATS
-from course_utils.grading.feedback import page
+from course_utils.grading.feedback import page_of
 from course_utils.grading.grade import grade
 from course_utils.grading.gradebook import _BY_HAND, _TABLES, Gradebook, Override, Tick
 from course_utils.grading.gradebook_file import gradebook_path, is_ours, statements
@@ -25,9 +26,8 @@ from course_utils.grading.intake import take
 from course_utils.grading.notebook import student_view, write
 from course_utils.grading.run import Limits, Result
 from course_utils.grading.verdict import Mark
-from tests.shared import cell_of
+from tests.shared import cell_of, right, with_sources
 from tests.test_class import a_result, needs_sandbox, taken
-from tests.test_grading import right, solution, with_sources  # noqa: F401
 
 LIMITS = Limits(cell_seconds=5, total_seconds=40, memory_bytes=1_000_000_000)
 NBGRADERS = "CREATE TABLE alembic_version (v TEXT); CREATE TABLE assignment (id TEXT); CREATE TABLE grade (id TEXT)"
@@ -54,7 +54,7 @@ class TestOverride:
         assert override == Override(1.5, 0.0, "right <but> odd", "Prof. X", override.at)
         assert graded.entries[1].override is None
 
-        html = page("ada", [graded], [book.notebook(graded.result)]).decode()
+        html = page_of(book, "ada", [graded]).decode()
         assert "1.5 instead of 0: <em>right &lt;but&gt; odd</em> (Prof. X, " in html
         row = next(csv.DictReader(io.StringIO(FORMATS["csv"](book)["grades.csv"].decode("utf-8-sig"))))
         assert [row[name] for name in ("earned", "machine", "reason", "by")] == [
@@ -83,7 +83,7 @@ class TestOverride:
         book.override(record(book, 0.0), "a0", 1.0, "why", "X")
         graded = record(book, 2.0, content=b"2")
         assert (graded.earned, graded.entries[0].override.is_earlier) == (1, True)
-        assert "of an earlier hand-in" in page("ada", [graded], [book.notebook(graded.result)]).decode()
+        assert "of an earlier hand-in" in page_of(book, "ada", [graded]).decode()
         assert not record(book, 0.0, content=b"1").entries[0].override.is_earlier
         book.override(record(book, 2.0, content=b"2"), "a0", 1.0, "looked again", "X")
         assert not next(book.current()).entries[0].override.is_earlier
@@ -131,7 +131,7 @@ class TestOverride:
 @pytest.mark.quick
 class TestPoints:
     @pytest.fixture
-    def graded(self, book, solution):  # noqa: F811
+    def graded(self, book, solution):
         """Ada has all but the check of the second item, against the solution as it is."""
         marks = (
             Mark("double", "double-check", 2, 2, "passed"),
@@ -152,13 +152,13 @@ class TestPoints:
         return hashlib.sha256(content).hexdigest()
 
     @staticmethod
-    def worth(solution, **points):  # noqa: F811
+    def worth(solution, **points):
         copy = nbformat.from_dict(solution)
         for name, value in points.items():
             cell_of(copy, name.replace("_", "-")).metadata.nbgrader.points = value
         return copy
 
-    def test_only_points_changed(self, book, graded, solution):  # noqa: F811
+    def test_only_points_changed(self, book, graded, solution):
         book.give(next(book.current()), "why", 3, "good", "X")
         other = write(self.worth(solution, double_check=5, halve_check=4, why=2, double_hidden=0))
         changes = book.repoint(graded, other, "v")
@@ -172,7 +172,7 @@ class TestPoints:
         assert len(book.repoint(graded, write(solution), "v")) == 2
         assert next(book.current()).entries[1].mark.earned == 1
 
-    def test_more_than_points_changed_or_another_grader(self, book, graded, solution):  # noqa: F811
+    def test_more_than_points_changed_or_another_grader(self, book, graded, solution):
         for other, version in (
             (with_sources(solution, halve_check="print(halve(4))"), "v"),
             (self.worth(solution, halve_check=9), "v2"),
@@ -182,7 +182,7 @@ class TestPoints:
 
 
 @needs_sandbox
-def test_where_points_alone_changed_grade_runs_nothing(book, solution, tmp_path, monkeypatch):  # noqa: F811
+def test_where_points_alone_changed_grade_runs_nothing(book, solution, tmp_path, monkeypatch):
     (tmp_path / "in" / "ada").mkdir(parents=True)
     (tmp_path / "in" / "ada" / "toy.ipynb").write_bytes(write(right(student_view(solution))))
     assert grade(take(tmp_path / "in", ["toy"]), book, {"toy": write(solution)}, limits=LIMITS).graded == 1
@@ -197,12 +197,13 @@ def test_where_points_alone_changed_grade_runs_nothing(book, solution, tmp_path,
 def old_gradebook(path, *more):
     """A gradebook of format 1, as the first version left it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    first = _TABLES
-    for added in (" handed_in TEXT NOT NULL DEFAULT '',", " penalty REAL NOT NULL DEFAULT 0,"):
-        first = first.replace(added, "")
+    first = re.sub(
+        r" label TEXT.*?(?=\n    UNIQUE)|CREATE TABLE setting.*?;|(?<=s.late,).*?(?= r\.\*)", "", _TABLES, flags=re.S
+    )
     with closing(sqlite3.connect(path)) as db:
         for statement in (*statements(first), "PRAGMA user_version = 1", *more):
             db.execute(statement)
+        db.execute("INSERT INTO submission VALUES (1, 'ada', 'toy', 'd', '7', 0, 'x', '2026', 1)")
         db.execute("INSERT INTO manual VALUES (1, 'ada', 'toy', 'why', '', 1, 'kept', 'X', '2026')")
         db.commit()
 
@@ -213,9 +214,11 @@ class TestFile:
         old_gradebook(tmp_path / "g")
         with Gradebook(tmp_path / "g") as book:
             assert [row["why"] for row in book.history()] == ["kept"]
+            book.settle_late(lambda *_: (0.5, "late"))
+            book.keep("due", "today")
             book.override(record(book, 0.0), "a0", 1.0, "why", "X")
         with Gradebook(tmp_path / "g") as book:
-            assert next(book.current()).earned == 1
+            assert (next(book.current()).earned, book.setting("due")) == (1, "today")
 
     def test_ours_under_its_old_name_is_renamed_and_nbgraders_is_left_alone(self, tmp_path):
         old_gradebook(tmp_path / "ours" / "gradebook.db")

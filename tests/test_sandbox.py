@@ -25,8 +25,7 @@ from course_utils.grading import sandbox, warm
 from course_utils.grading.notebook import METADATA, read, student_view, write
 from course_utils.grading.run import DONE, SLOW, Limits, run
 from course_utils.seal import sealed
-from tests.shared import cell_of
-from tests.test_grading import ANSWERED, ANSWERED_TOO, marked, messages, outcomes, right, with_sources
+from tests.shared import ANSWERED, ANSWERED_TOO, cell_of, marked, messages, outcomes, right, with_sources
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux") or shutil.which("bwrap") is None,
@@ -80,7 +79,7 @@ def around(is_warm, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(folder / "t"))
         patch.setenv("COURSE_SECRET", SECRET)
-        patch.setenv("TQDM_MARK", str(uuid.uuid4()))  # passed on, and so found in all that a run starts
+        patch.setenv("LANGUAGE", str(uuid.uuid4()))  # passed on, and so found in all that a run starts
         patch.chdir(folder)
         yield folder
 
@@ -100,7 +99,7 @@ def started():
     found = []
     for process in psutil.process_iter():
         try:
-            ours = process.pid != os.getpid() and process.environ().get("TQDM_MARK") == os.environ["TQDM_MARK"]
+            ours = process.pid != os.getpid() and process.environ().get("LANGUAGE") == os.environ["LANGUAGE"]
             if ours and (not is_session(process) or process.children()):  # a session may wait for its next run
                 found.append(process.cmdline())
         except psutil.Error:
@@ -266,6 +265,99 @@ class TestWhatEndsOrSurvives:
         wait_until(lambda: not started())
         assert who == "grader" or not list((around / "t2").iterdir())
         shutil.rmtree(around / "t2")
+
+
+ENDINGS = {
+    "exit": "exit()",
+    "quit": "quit()",
+    "exit in a function": "def leave(): quit()\nleave()\nprint('not yet')",
+    "a thread that ends it between two cells": "import os, threading\nthreading.Timer(0, os._exit, [0]).start()",
+    "displays": "for i in range(10**6): display(i)",
+    "clears": "from IPython.display import clear_output\nfor i in range(10**6): clear_output()",
+    "comms": """
+        from comm import create_comm
+        one = create_comm("flood")
+        for i in range(10**6): one.send({"i": i})
+        """,
+    "flushes": "for i in range(10**6): print(i, flush=True)",
+    "statuses by hand": """
+        kernel = get_ipython().kernel
+        parent = kernel.get_parent("shell")
+        for i in range(10**5):
+            kernel.session.send(kernel.iopub_socket, "status", {"execution_state": "busy"}, parent=parent)
+        """,
+    "a thread that floods when its cell is over": """
+        import threading, time
+        kernel = get_ipython().kernel
+        parent = kernel.get_parent("shell")
+        def flood():
+            time.sleep(0.2)
+            for i in range(10**6):
+                kernel.session.send(kernel.iopub_socket, "stream", {"name": "stdout", "text": "x"}, parent=parent)
+        threading.Thread(target=flood, daemon=True).start()
+        """,
+}
+
+
+class TestACellThatEndsTheKernel:
+    """A cell of the learner's own takes nothing from right answers: the same marks, and all of them, every time."""
+
+    @pytest.mark.parametrize("name", ENDINGS)
+    def test_in_the_sandbox(self, mine, inside, name):
+        self.judged(inside, mine, name)
+
+    @pytest.mark.parametrize("name", ["exit", "quit", "displays"])
+    def test_without_it(self, solution, mine, name):
+        self.judged(lambda mine: run(write(solution), write(mine), SMALL), mine, name)
+
+    @staticmethod
+    def judged(inside, mine, name):
+        code = ENDINGS[name]
+        slow = "\ndef double(x, first=[1]):\n    import time\n    time.sleep(first.pop() if first else 0)\n    return 2 * x"
+        cell_of(mine, "double").source += slow if "thread" in name else ""  # time for what comes later to come
+        place = next(i for i, cell in enumerate(mine.cells) if cell.id == cell_of(mine, "double").id)
+        mine.cells.insert(place + 1 if "thread" in name else len(mine.cells), new_code_cell(textwrap.dedent(code)))
+        result = inside(mine)
+        assert result.passed, (messages(result), result.messages)
+
+
+def test_a_cell_that_exits_is_blamed_and_what_comes_after_it_is_not(mine, inside):
+    result = inside(with_sources(mine, double="exit()"))
+    assert list(outcomes(result).values()) == ["not run", "not run", "passed"]
+    assert messages(result)["double-check"] == "not run: double ended the Python process it ran in"
+
+
+class TestTimeIsTheKernelsOwn:
+    def test_a_right_answer_on_a_busy_machine_is_not_too_slow(self, mine, inside):
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * os.cpu_count())]
+        try:
+            code = """
+                import time
+                def double(x):
+                    began = time.process_time()
+                    while time.process_time() < began + 0.55: pass
+                    return 2 * x
+            """  # twice in the check: more than 2 s on the wall, and less of the processor
+            began = time.monotonic()
+            assert inside(with_sources(mine, double=textwrap.dedent(code))).passed
+            assert time.monotonic() - began > 2 * 0.55 * 1.5
+        finally:
+            for process in busy:
+                process.kill()
+                process.wait()
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "import time\ntime.sleep(100)",
+            "import subprocess\nsubprocess.run(['sh', '-c', 'while true; do true; done'])",
+        ],
+        ids=["sleeps", "children"],
+    )
+    def test_what_sleeps_and_what_its_children_use_ends_too(self, mine, inside, code):
+        result = inside(with_sources(mine, double=code))
+        assert outcomes(result)["halve-check"] == "passed"
+        assert "KeyboardInterrupt" in messages(result)["double-check"]
 
 
 def wait_until(true, seconds=20):

@@ -17,9 +17,8 @@ from course_utils.cli import main
 from course_utils.grading.notebook import read, write
 from course_utils.grading.release import exercise_from
 from course_utils.seal import sealed
-from tests.shared import cell_of
+from tests.shared import cell_of, marked
 from tests.test_class import needs_sandbox
-from tests.test_grading import marked, solution  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "write_an_exercise.md"
@@ -138,7 +137,7 @@ def test_points_alone_change_without_a_run_and_a_wrong_answer_reads_the_sentence
         ("double-check", {"error": "boom"}, r"mend the check or the answer, and run the solution again"),
     ],
 )
-def test_every_refusal_says_what_to_write(solution, name, change, told):  # noqa: F811
+def test_every_refusal_says_what_to_write(solution, name, change, told):
     cell = cell_of(solution, name)
     for key, value in change.items():
         if key == "points":
@@ -162,7 +161,7 @@ def test_release_from_a_folder_needs_a_place_of_its_own_and_solutions(tmp_path):
 
 
 @pytest.mark.quick
-def test_an_answer_cell_of_ones_own_is_no_fault(solution):  # noqa: F811
+def test_an_answer_cell_of_ones_own_is_no_fault(solution):
     solution.cells.append(new_code_cell("1 + 1", id="own"))
     solution.cells.append(marked(new_code_cell, "more", "x = 1", "", locked=True))
     assert read(exercise_from(write(solution))).cells[-1].source == "x = 1"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from getpass import getuser
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,17 +16,20 @@ from .bundle import SOLUTIONS, write_folder, write_whole
 from .duplicates import Alike, alike
 from .duplicates import table_of as duplicates_table
 from .earlier import earlier_in, needs_folder
-from .export import FORMATS, statistics, table_of
+from .export import FORMATS, About, statistics, table_of, titles_of
 from .feedback import write_feedback
-from .grade import Report, files_in, grade, needs_sandbox, references_in, suspects_in
+from .grade import Report, grade, needs_sandbox, references_in
 from .gradebook import Gradebook
 from .gradebook_file import gradebook_path
-from .intake import take
+from .intake import Taken, take
+from .late import Late, due_dates
 from .marking import Marking, mark_in_terminal
-from .notebook import read
+from .notebook import grade_id, read
 from .overview import overview
 from .release import faults
+from .roster import Roster, bind, read_roster
 from .run import Limits
+from .suspects import FOLDER, SUSPECTS, beside, named, private_in
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -44,6 +47,10 @@ def grade_class(
     cold: bool = False,
     scheduler: str = "",
     suspects: Path | None = None,
+    roster: Path | None = None,
+    late: str = "",
+    due: Sequence[str] = (),
+    titles: Sequence[str] = (),
     force: bool = False,
     export: str = "",
     against: Path | None = None,
@@ -53,19 +60,23 @@ def grade_class(
     Raises:
         CourseError: nothing to grade there, nothing to grade against, or no sandbox.
     """
-    if submissions is None and not export:
+    if submissions is None and not (export or late or due):
         raise CourseError("Expected a folder or zip file of submissions, or --export; name one of them.")
     if submissions is None:
         gradebook_in(out)
     if against is not None:  # before hours of grading
         needs_folder(against)
+    folder, policy, about = (
+        reference or SOLUTIONS,
+        Late(late, due),
+        About(_class_in(roster, suspects), titles_of(titles)),
+    )
     options: dict[str, Any] = {}
     if submissions is not None:
-        folder = reference or SOLUTIONS
-        references, found = references_in(folder), take(submissions, references_in(folder), only=exercise)
-        for name in sorted({submission.exercise for submission in found.submissions}):
-            if complaints := faults(read(references[name], name)):
-                raise CourseError(f"{folder / name}.ipynb cannot be graded against: {complaints[0]}")
+        references = references_in(folder)
+        found = take(submissions, references, only=exercise, cells=cells_of(references))
+        _check_references(references, found, folder)
+        due_dates(due, references)
         limits = Limits(min(60.0, timeout), timeout, memory_bytes=bytes_of(memory))
         options = {
             "limits": limits,
@@ -75,29 +86,68 @@ def grade_class(
             "scheduler": scheduler,
             "force": force,
         }
-        options |= {"suspects": suspects_in(suspects) if suspects else None, "beside": files_in(folder / "suspects")}
+        options |= suspects_beside(folder, about.roster)
         if no_sandbox:
             click.echo("No sandbox: the students' code can read and write whatever you can.", err=True)
         elif not scheduler:
             needs_sandbox()
+        found = bind(found, about.roster, [exercise] if exercise else []) if about.roster else found
     report = Report()
     with Gradebook(gradebook_path(out)) as book:
         if submissions is not None:
             with tqdm(total=len(found.submissions), unit="notebook", disable=None) as bar:
                 options["progress"] = bar.update
                 report = grade(found, book, references, **options)
-            pages = write_feedback(book, out / "feedback")
+        policy.settle(book)
+        pages = write_feedback(book, out / "feedback") if submissions is not None or late or due else 0
+        if submissions is not None:
             write_whole(out / "statistics.csv", table_of(statistics(book.current())))
             write_whole(out / "overview.html", overview(list(book.current())))
             duplicates = duplicates_in(book, references, against)
             write_whole(out / "duplicates.csv", duplicates_table(duplicates))
-            _tell(report, pages, len(duplicates), out)
+            _tell(report, pages, len(duplicates), out, found.notes)
             for told in _earlier_overrides(book):
                 click.echo(f"note: {told}", err=True)
         if export:
-            write_folder(FORMATS[export](book), out)
+            write_folder(FORMATS[export](book, about), out)
             click.echo(f"{export} in {out}")
     return 1 if report.broken else 0
+
+
+def _class_in(roster: Path | None, suspects: Path | None) -> Roster | None:
+    if roster is not None and suspects is not None:
+        raise CourseError("Expected --roster or --suspects, got both; a roster has the suspects in it.")
+    path = roster or suspects
+    return read_roster(path) if path is not None else None
+
+
+def _check_references(references: Mapping[str, bytes], found: Taken, folder: Path) -> None:
+    for name in sorted({submission.exercise for submission in found.submissions}):
+        if complaints := faults(read(references[name], name)):
+            raise CourseError(f"{folder / name}.ipynb cannot be graded against: {complaints[0]}")
+
+
+def suspects_beside(folder: Path, roster: Roster | None) -> dict[str, Any]:
+    """What `grade` is to know of suspects: who has which, the private ones' words, their files.
+
+    Raises:
+        CourseError: the roster names one that is neither built in nor beside the solutions.
+    """
+    private = private_in(folder / FOLDER)
+    given = roster.suspects if roster else None
+    for student, suspect in (given or {}).items():
+        if named(suspect) not in (*SUSPECTS, *private):
+            known = ", ".join((*SUSPECTS, *private))
+            place = folder / named(suspect)
+            raise CourseError(
+                f"Expected the suspect of {student} among {known}, got {suspect}; put its folder at {place}."
+            )
+    return {"suspects": given, "private": private, "beside": beside(folder / FOLDER)}
+
+
+def cells_of(references: Mapping[str, bytes]) -> dict[str, list[str]]:
+    """The names of each reference's cells."""
+    return {name: [grade_id(cell) for cell in read(content, name).cells] for name, content in references.items()}
 
 
 def gradebook_in(out: Path) -> Path:
@@ -199,8 +249,8 @@ def duplicates_in(book: Gradebook, references: Mapping[str, bytes], against: Pat
     return found
 
 
-def _tell(report: Report, pages: int, duplicates: int, out: Path) -> None:
-    for told in (*report.left, *report.broken):
+def _tell(report: Report, pages: int, duplicates: int, out: Path, notes: Sequence[str] = ()) -> None:
+    for told in (*notes, *report.left, *report.broken):
         click.echo(f"note: {told}", err=True)
     for change in report.changes:
         click.echo(

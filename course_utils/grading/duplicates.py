@@ -22,8 +22,8 @@ import numpy as np
 from nbformat import NotebookNode, from_dict
 from scipy import sparse
 
-from .export import rows_as_csv
 from .notebook import ANSWER, MANUAL, REGIONS, grade_id, kind, student_view, without_regions
+from .tables import rows_as_csv
 
 SOLUTION = "the solution"
 SAME, RENAMED, ALIKE = "the same text", "the same but for names, comments and layout", "alike"

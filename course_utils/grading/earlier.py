@@ -14,8 +14,8 @@ from nbformat import NotebookNode
 from ..errors import CourseError
 from .gradebook import Gradebook
 from .gradebook_file import NAME, NBGRADERS, is_ours
-from .intake import printable
 from .notebook import LARGEST, grade_id, read
+from .owners import printable
 
 
 def needs_folder(folder: Path) -> None:

@@ -9,21 +9,24 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from nbformat import NotebookNode
 
+from ..errors import CourseError
 from .bundle import write_whole
 from .gradebook import Entry, Gradebook, Graded
-from .notebook import grade_id, is_hidden, without_regions
+from .limited import within
+from .notebook import CHECK, LOCKED, PICTURES, REGIONS, TASK, grade_id, is_hidden, kind, read, without_regions, write
 from .run import BROKEN
 from .verdict import PASSED, READ
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_PICTURES = ("image/png", "image/jpeg")
 _LONGEST = 20_000  # characters of one output
 _PROSE = "p br hr h1 h2 h3 h4 h5 h6 em strong del code pre blockquote ul ol li details summary"
 _TAGS = frozenset([*_PROSE.split(), "table", "thead", "tbody", "tr", "th", "td"])
@@ -51,30 +54,51 @@ def write_feedback(book: Gradebook, folder: Path) -> int:
         while name.casefold() in taken:
             name, number = f"{stem} {number}", number + 1
         taken.add(name.casefold())
-        write_whole(folder / f"{name}.html", page(student, exercises, [book.notebook(g.result) for g in exercises]))
+        write_whole(folder / f"{name}.html", page_of(book, student, exercises))
     return len(students)
 
 
-def page(student: str, exercises: Sequence[Graded], notebooks: Sequence[NotebookNode]) -> bytes:
-    """The page of one student, whole in itself."""
-    body = "".join(_exercise(graded, notebook) for graded, notebook in zip(exercises, notebooks, strict=True))
+def page_of(book: Gradebook, student: str, exercises: Sequence[Graded]) -> bytes:
+    """The page of one student; where a notebook cannot be shown, it has the marks and says so."""
+    try:
+        return within(page, student, [(graded, write(book.notebook(graded.result))) for graded in exercises])
+    except CourseError as error:
+        note = f"Your notebook cannot be shown here: {error}"
+        return page(student, [(replace(graded, messages=(*graded.messages, note)), b"") for graded in exercises])
+
+
+def page(student: str, exercises: Sequence[tuple[Graded, bytes]]) -> bytes:
+    """The page of one student, whole in itself, from each result and its notebook (b"" where it is not shown)."""
+    body = "".join(_exercise(graded, read(notebook).cells if notebook else []) for graded, notebook in exercises)
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
     whole = f'<!DOCTYPE html><html lang="en"><head>{head}<title>{escape(student)}</title><style>{_STYLE}</style></head>'
     return f"{whole}<body><h1>{escape(student)}</h1>{body}</body></html>\n".encode("utf-8", "backslashreplace")
 
 
-def _exercise(graded: Graded, notebook: NotebookNode) -> str:
+def _exercise(graded: Graded, cells: Sequence[NotebookNode]) -> str:
     waiting = f", {graded.unread} to be read" if graded.unread else ""
     rows = "".join(map(_row, graded.entries))
     messages = ["It could not be run."] if graded.status == BROKEN else graded.messages  # ours to know why
     notes = "".join(f"<li>{escape(note)}</li>" for note in (*graded.repairs, *messages))
     return (
-        f"<h2>{escape(graded.exercise)}: {graded.earned:g} of {graded.points:g} points{waiting}</h2>"
+        f"<h2>{escape(graded.exercise)}: {graded.total:g} of {graded.points:g} points{waiting}</h2>{_late(graded)}"
         f"<table><tr><th>Item</th><th></th><th>Points</th><th>What to look at</th></tr>{rows}</table>"
         f"{f'<ul>{notes}</ul>' if notes else ''}<details><summary>Your notebook, as it was run</summary>"
-        f"{''.join(map(cell_html, notebook.cells))}</details>"
+        f"{''.join(map(cell_html, cells))}</details>"
     )
+
+
+def _late(graded: Graded) -> str:
+    """What was subtracted, and why."""
+    if not graded.why:
+        return ""
+    cost = (
+        f"{graded.earned:g} points earned, {graded.subtracted:g} subtracted"
+        if graded.subtracted
+        else "Nothing subtracted"
+    )
+    return f"<p>{cost}: {escape(graded.why)}.</p>"
 
 
 def _row(entry: Entry) -> str:
@@ -118,20 +142,28 @@ def cell_html(cell: NotebookNode) -> str:
     """A cell as it was run, nothing in it that runs or loads; of a hidden check its name alone."""
     if is_hidden(cell):
         return f'<p class="quiet">{escape(grade_id(cell))}: further checks</p>'
-    source = without_regions(cell.source, ("MARK SCHEME",)) if grade_id(cell) else cell.source
+    source = without_regions(cell.source, REGIONS) if kind(cell) in (TASK, LOCKED, CHECK) else cell.source
     if cell.cell_type == "markdown":
-        return markdown_html(source)
+        return markdown_html(source, cell.get("attachments"))
     outputs = "".join(map(_output, cell.get("outputs", [])))
     return f"<pre>{escape(source)}</pre>{outputs}" if source.strip() else ""
 
 
-def markdown_html(source: str) -> str:
-    """Markdown through nbconvert, then through a sanitiser that lets nothing pass that runs or loads."""
-    import bleach
-    from nbconvert.filters import markdown2html
+def markdown_html(source: str, attachments: Mapping[str, Mapping[str, str]] | None = None) -> str:
+    """Markdown through nbconvert, then through a sanitiser that lets nothing pass that runs or loads.
 
-    html = re.sub(r'<a class="anchor-link"[^>]*>.*?</a>', "", markdown2html(source))
-    return str(bleach.clean(html, tags=_TAGS, attributes={}, strip=True))
+    Pictures that were pasted in come after the text.
+    """
+    import bleach
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Renderer(IPythonRenderer):  # type: ignore[misc]  # nbconvert's raises where an attachment is not there
+        def image(self, text: str, url: str, title: str | None = None) -> str:
+            return escape(text or "")
+
+    html = MarkdownWithMath(renderer=Renderer(escape=False, exclude_anchor_links=True)).render(source)
+    told = str(bleach.clean(html, tags=_TAGS, attributes={}, strip=True))
+    return told + "".join(_picture(bundle, "a picture of yours") for bundle in (attachments or {}).values())
 
 
 def _output(output: Any) -> str:
@@ -141,15 +173,18 @@ def _output(output: Any) -> str:
         told = f"{output.get('ename')}: {output.get('evalue')}"[:_LONGEST]
         return f'<pre class="failed">{escape(told)}</pre>'
     data = output.get("data") or {}
-    for kind in _PICTURES:
-        if kind in data:
-            try:
-                picture = base64.b64decode(_joined(data[kind]), validate=False)
-            except (binascii.Error, ValueError):
-                continue
-            return f'<img alt="a figure of yours" src="data:{kind};base64,{base64.b64encode(picture).decode()}">'
     text = _joined(data.get("text/plain"))[:_LONGEST]
-    return f"<pre>{escape(text)}</pre>" if text else ""
+    return _picture(data, "a figure of yours") or (f"<pre>{escape(text)}</pre>" if text else "")
+
+
+def _picture(data: Mapping[str, Any], called: str) -> str:
+    """The picture among the forms of an output, written anew; "" where there is none."""
+    for form in PICTURES:
+        if form in data:
+            with suppress(binascii.Error, ValueError):
+                picture = base64.b64encode(base64.b64decode(_joined(data[form]), validate=False)).decode()
+                return f'<img alt="{called}" src="data:{form};base64,{picture}">'
+    return ""
 
 
 def _joined(text: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import tempfile
@@ -18,13 +17,15 @@ from typing import Any
 import psutil
 
 from ..errors import CourseError, first_line
-from .bundle import SUSPECTS, suspect_of, with_suspect
+from .bundle import suspect_of, with_suspect
 from .gradebook import Change, Gradebook
 from .intake import Submission, Taken
+from .limited import within
 from .merge import merge
 from .notebook import grade_id, is_hidden, read, write
 from .run import BROKEN, REFUSED, Limits, Result, run
 from .session import nothing_begins
+from .suspects import SUSPECTS, named
 from .verdict import judge
 
 _AHEAD = 2  # submissions in memory for each that is being run
@@ -40,6 +41,7 @@ class Work:
     sandboxed: bool = True
     warm: bool = True
     beside: Mapping[str, bytes] = field(default_factory=dict)
+    trouble: str = ""  # why there is no submission to be read
 
 
 @dataclass
@@ -67,8 +69,10 @@ def grade_one(work: Work) -> Result:
     Raises:
         CourseError: there is no sandbox and one was asked for.
     """
+    if work.trouble:
+        return refused(work.reference, work.trouble)
     try:
-        read(work.submission, "the submission")
+        mine = within(_plain, work.submission)
     except CourseError as error:
         return refused(work.reference, str(error))
     with tempfile.TemporaryDirectory(prefix="course-beside-") as folder:
@@ -78,7 +82,12 @@ def grade_one(work: Work) -> Result:
             target.write_bytes(content)
         beside = Path(folder, "suspects") if work.beside else None
         where: dict[str, Any] = {"beside": beside, "sandboxed": work.sandboxed, "warm": work.warm}
-        return run(work.reference, work.submission, work.limits, **where)
+        return run(work.reference, mine, work.limits, **where)
+
+
+def _plain(submission: bytes) -> bytes:
+    """A submission as a notebook of the present format: all that is read later is read fast."""
+    return write(read(submission, "the submission"))
 
 
 def refused(reference: bytes, why: str) -> Result:
@@ -112,24 +121,6 @@ def references_in(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def files_in(folder: Path) -> dict[str, bytes]:
-    """All files below a folder, by their names in it; none where there is no such folder."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def suspects_in(table: Path) -> dict[str, str]:
-    """Who was given which suspect, from the table that `course release --students` wrote.
-
-    Raises:
-        CourseError: it is no such table.
-    """
-    try:
-        rows = list(csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines()))
-        return {row["student"]: row["suspect"] for row in rows}
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise CourseError(f"Expected a table of students and suspects in {table} ({first_line(error)}).") from error
-
-
 def grade(
     taken: Taken,
     book: Gradebook,
@@ -143,6 +134,7 @@ def grade(
     force: bool = False,
     suspects: Mapping[str, str] | None = None,
     beside: Mapping[str, bytes] | None = None,
+    private: Mapping[str, Mapping[str, str]] | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> Report:
     """Grade what has no mark yet: a new or changed submission, or all where the reference or this package changed.
@@ -159,6 +151,7 @@ def grade(
         force: grade those with marks as well.
         suspects: who was given which suspect; without it, a submission names its own.
         beside: files that lie in `suspects/` where a submission runs.
+        private: the suspects among these, as exercises name them, each with the words of its requests.
         progress: called whenever one more is done.
 
     Raises:
@@ -169,9 +162,7 @@ def grade(
     def finish(future: Future[Result], submission: Submission, number: int, reference: bytes) -> None:
         try:
             result = future.result()
-        except CourseError:
-            raise
-        except Exception as error:  # a worker that was lost too often, say: the others go on
+        except Exception as error:  # whatever became of one, the others go on
             report.broken.append(f"{submission.student}, {submission.exercise}: {first_line(error)}")
         else:
             if result.status == BROKEN:
@@ -184,8 +175,8 @@ def grade(
     with _executor(scheduler, jobs, sandboxed) as (executor, at_once):
         pending: dict[Future[Result], tuple[Submission, int, bytes]] = {}
         for submission in taken.submissions:
-            content = _content(submission)
-            reference = _reference(references[submission.exercise], submission, content, suspects)
+            content, trouble = _content(submission)
+            reference = _reference(references[submission.exercise], submission, content, suspects, private or {})
             number = book.take(submission, content)
             report.changes += book.repoint(number, reference, engine())
             if not force and book.is_graded(number, _digest(reference), engine()):
@@ -195,7 +186,7 @@ def grade(
             while len(pending) >= _AHEAD * at_once:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     finish(future, *pending.pop(future))
-            work = Work(reference, content, limits, sandboxed, warm, beside or {})
+            work = Work(reference, content, limits, sandboxed, warm, beside or {}, trouble)
             pending[executor.submit(grade_one, work)] = submission, number, reference
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -203,28 +194,34 @@ def grade(
     return report
 
 
-def _content(submission: Submission) -> bytes:
-    """The bytes of a submission; of one that cannot be read a few that are no notebook, and say why."""
+def _content(submission: Submission) -> tuple[bytes, str]:
+    """The bytes of a submission, and why it cannot be read: "" if it can."""
     try:
-        return submission.content()
+        return submission.content(), ""
     except CourseError as error:
-        return str(error).encode()
+        return b"", str(error)
 
 
-def _reference(reference: bytes, submission: Submission, content: bytes, suspects: Mapping[str, str] | None) -> bytes:
-    """The reference for this student: with the suspect that they were given, or else one of those that they name."""
+def _reference(
+    reference: bytes,
+    submission: Submission,
+    content: bytes,
+    suspects: Mapping[str, str] | None,
+    private: Mapping[str, Mapping[str, str]],
+) -> bytes:
+    """The reference for this student: with the suspect that they were given, or else the one that they name."""
     given = suspect_of(reference)
     if not given:
         return reference
-    if suspects is not None:
-        own = suspects.get(submission.student, given)
-    else:
+    own = named((suspects or {}).get(submission.student, ""))
+    if not own:
         try:
-            named = suspect_of(content)
+            own = within(suspect_of, content)
         except CourseError:
-            named = given
-        own = named if named in SUSPECTS else given
-    return reference if own == given else with_suspect(reference, own)
+            own = given
+    if own == given or not (own in SUSPECTS or own in private):
+        return reference
+    return with_suspect(reference, own, private.get(own))
 
 
 def _digest(content: bytes) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
@@ -22,7 +22,7 @@ from typing import Any
 from nbformat import NotebookNode
 
 from ..errors import CourseError
-from .gradebook_file import connect, needs_own_tables, statements, tables_of, trouble
+from .gradebook_file import connect, name_of, needs_own_tables, statements, tables_of, trouble
 from .intake import Submission
 from .notebook import CHECK, MANUAL, NAMESPACE, TASK, grade_id, kind, read, whole_text, write
 from .notebook import points as points_of
@@ -33,9 +33,11 @@ _FORMAT = 2  # of the file; a later one says so in user_version
 _TABLES = """
 CREATE TABLE submission (
     id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL, digest TEXT NOT NULL, number TEXT NOT NULL,
-    late INTEGER NOT NULL, place TEXT NOT NULL, taken TEXT NOT NULL, turn INTEGER NOT NULL,
+    late INTEGER NOT NULL, place TEXT NOT NULL, taken TEXT NOT NULL, turn INTEGER NOT NULL, label TEXT NOT NULL,
+    handed_in TEXT NOT NULL, extension TEXT NOT NULL, penalty REAL NOT NULL DEFAULT 0, why TEXT NOT NULL DEFAULT '',
     UNIQUE (student, exercise, digest)
 );
+CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE result (
     id INTEGER PRIMARY KEY, submission INTEGER NOT NULL REFERENCES submission, reference TEXT NOT NULL,
     version TEXT NOT NULL, status TEXT NOT NULL, seconds REAL NOT NULL, repairs TEXT NOT NULL, messages TEXT NOT NULL,
@@ -43,7 +45,8 @@ CREATE TABLE result (
 );
 CREATE INDEX result_of ON result (submission);
 CREATE VIEW standing AS
-    SELECT s.student, s.exercise, s.number, s.late, r.* FROM submission s JOIN result r ON r.submission = s.id
+    SELECT s.student, s.exercise, s.number, s.late, s.label, s.handed_in, s.penalty, s.why, r.*
+    FROM submission s JOIN result r ON r.submission = s.id
     WHERE s.turn = (SELECT max(turn) FROM submission o WHERE o.student = s.student AND o.exercise = s.exercise)
     AND r.id = (SELECT max(id) FROM result o WHERE o.submission = s.id);
 CREATE TABLE mark (
@@ -69,6 +72,13 @@ CREATE TABLE tick (
 ) WITHOUT ROWID;
 CREATE TABLE reference (digest TEXT PRIMARY KEY, bare TEXT NOT NULL) WITHOUT ROWID;
 """  # since format 2; an override of NULL points: the one before is taken back
+_ADDED = (  # to submission, since format 2
+    "label TEXT NOT NULL DEFAULT ''",
+    "handed_in TEXT NOT NULL DEFAULT ''",
+    "extension TEXT NOT NULL DEFAULT ''",
+    "penalty REAL NOT NULL DEFAULT 0",
+    "why TEXT NOT NULL DEFAULT ''",
+)
 
 
 @dataclass(frozen=True)
@@ -131,6 +141,10 @@ class Graded:
         late: whether the platform says so.
         status: of the run.
         entries: one for each check and manual item.
+        label: the learning platform's own name for what was handed in.
+        handed_in: when, "" where that is not known.
+        penalty: the share of the points that being late costs.
+        why: it costs that, "" where there is nothing to say.
     """
 
     student: str
@@ -143,6 +157,20 @@ class Graded:
     messages: tuple[str, ...]
     entries: tuple[Entry, ...]
     result: int
+    label: str = ""
+    handed_in: str = ""
+    penalty: float = 0.0
+    why: str = ""
+
+    @property
+    def subtracted(self) -> float:
+        """Points that being late costs: of those earned, never more than these."""
+        return min(self.earned, round(self.penalty * self.points, 2))
+
+    @property
+    def total(self) -> float:
+        """Points earned without those subtracted."""
+        return self.earned - self.subtracted
 
     @property
     def earned(self) -> float:
@@ -172,7 +200,7 @@ class Change:
 
 
 def _prepare(path: Path, db: sqlite3.Connection) -> None:
-    """Make the tables of a new file, and those that an older format lacks."""
+    """Make the tables of a new file, and what an older format lacks."""
     everything = statements(_TABLES, _BY_HAND)
     needs_own_tables(path, db, tables_of(everything))
     made = db.execute("PRAGMA user_version").fetchone()[0]
@@ -180,9 +208,14 @@ def _prepare(path: Path, db: sqlite3.Connection) -> None:
         raise CourseError(f"Expected a gradebook of format {_FORMAT} in {path}, got {made}; update the course kit.")
     if made == _FORMAT:
         return
-    is_new = not db.execute("SELECT 1 FROM sqlite_master").fetchone()
-    for statement in everything if is_new else statements(_BY_HAND):
-        db.execute(statement)
+    if made == 1:
+        for column in _ADDED:
+            db.execute(f"ALTER TABLE submission ADD COLUMN {column}")
+        db.execute("DROP VIEW standing")
+    there = {name for (name,) in db.execute("SELECT name FROM sqlite_master").fetchall()}
+    for statement in everything:
+        if name_of(statement) not in there:
+            db.execute(statement)
     db.execute(f"PRAGMA user_version = {_FORMAT}")
 
 
@@ -232,21 +265,47 @@ class Gradebook:
         """Write down that a submission was handed in, and that it is the one that counts; its number here."""
         digest = hashlib.sha256(content).hexdigest()
         who = (submission.student, submission.exercise)
+        about = (submission.label, submission.handed_in, submission.extension)
         with self._change() as db:
             turn = 1 + (db.execute("SELECT max(turn) FROM submission").fetchone()[0] or 0)
             latest = db.execute(
                 "SELECT id, digest FROM submission WHERE student = ? AND exercise = ? ORDER BY turn DESC LIMIT 1", who
             ).fetchone()
             if latest and latest[1] == digest:
+                db.execute(
+                    "UPDATE submission SET number = ?, late = ?, place = ?, label = ?, handed_in = ?, extension = ?"
+                    " WHERE id = ?",
+                    (submission.number, submission.late, submission.place, *about, latest[0]),
+                )
                 return int(latest[0])
-            told = (submission.number, submission.late, submission.place, _now(), turn)
+            told = (submission.number, submission.late, submission.place, _now(), turn, *about)
             found = db.execute(
-                "INSERT INTO submission (student, exercise, digest, number, late, place, taken, turn)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET number = excluded.number,"
-                " late = excluded.late, place = excluded.place, turn = excluded.turn RETURNING id",
+                "INSERT INTO submission (student, exercise, digest, number, late, place, taken, turn, label, handed_in,"
+                " extension) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                " number = excluded.number, late = excluded.late, place = excluded.place, turn = excluded.turn,"
+                " label = excluded.label, handed_in = excluded.handed_in, extension = excluded.extension RETURNING id",
                 (*who, digest, *told),
             ).fetchone()
         return int(found[0])
+
+    def settle_late(self, penalty: Callable[[str, str, bool, str], tuple[float, str]]) -> None:
+        """Write what being late costs each submission, as a function of exercise, time, mark and extension says."""
+        rows = self._db.execute("SELECT id, exercise, handed_in, late, extension FROM submission").fetchall()
+        found = [(*penalty(what, when, bool(late), extension), number) for number, what, when, late, extension in rows]
+        with self._change() as db:
+            db.executemany("UPDATE submission SET penalty = ?, why = ? WHERE id = ?", found)
+
+    def setting(self, name: str) -> str:
+        """What was kept under a name, "" for nothing."""
+        found = self._db.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()
+        return str(found[0]) if found else ""
+
+    def keep(self, name: str, value: str) -> None:
+        """Keep a setting for later runs."""
+        with self._change() as db:
+            db.execute(
+                "INSERT INTO setting VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value)
+            )
 
     def is_graded(self, submission: int, reference: str, version: str) -> bool:
         """Whether its latest result is one of this reference and version, and not of a run that could not be."""
@@ -300,14 +359,15 @@ class Gradebook:
     def current(self, exercise: str = "", student: str = "") -> Iterator[Graded]:
         """What stands, by student and exercise: all, or those of one exercise, of one student."""
         found = self._db.execute(
-            "SELECT student, exercise, number, late, status, seconds, repairs, messages, id FROM standing"
+            "SELECT student, exercise, number, late, status, seconds, repairs, messages, id, label, handed_in, penalty,"
+            " why FROM standing"
             " WHERE ? IN (exercise, '') AND ? IN (student, '') ORDER BY student, exercise",
             (exercise, student),
         ).fetchall()
-        for who, what, number, late, status, seconds, repairs, messages, result in found:
+        for who, what, number, late, status, seconds, repairs, messages, result, *about in found:
             entries = tuple(self._entries(who, what, result))
             said = tuple(json.loads(repairs)), tuple(json.loads(messages))
-            yield Graded(who, what, number, bool(late), status, seconds, *said, entries, result)
+            yield Graded(who, what, number, bool(late), status, seconds, *said, entries, result, *about)
 
     def _entries(self, student: str, exercise: str, result: int) -> Iterator[Entry]:
         rows = self._db.execute(

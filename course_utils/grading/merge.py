@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import nbformat
 from nbformat import NotebookNode
 
-from .notebook import ANSWER, CHECK, FREE, MANUAL, NOT_RUN, grade_id, has_code, is_hidden, item_of, kind
+from .notebook import ANSWER, CHECK, FREE, MANUAL, NOT_RUN, grade_id, has_code, item_of, kind, student_view
 
-_MARKER = re.compile(r"(?m)^(\s*#+\s*)(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)\s*$")
+_MARKER = re.compile(r"(?m)^([ \t]*#+[ \t]*)(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)[ \t]*$")
+_DEFINED = re.compile(r"(?m)^(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)")
 _OWN = (ANSWER, MANUAL)  # the cells that a learner writes
 
 
@@ -20,62 +21,83 @@ class Merged:
 
     Attributes:
         notebook: what is run; its checks hold the reference's outputs, its answers none.
+        released: the cells as students were given them.
         repairs: a sentence for each thing that was not as it should be.
         added: the cells that the learner added, by their index in the notebook.
+        belongs: the item that an added cell is a further part of, by the same index.
     """
 
     notebook: NotebookNode
+    released: list[NotebookNode] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
     added: set[int] = field(default_factory=set)
+    belongs: dict[int, str] = field(default_factory=dict)
 
 
 def merge(reference: NotebookNode, submission: NotebookNode) -> Merged:
     """The reference with the answers of a submission, found by `grade_id`, then cell id, then position.
 
-    Cells that the learner added stay after the cell that they followed. Nothing of a learner's can mark a cell as to be
-    skipped or expected to fail.
+    What was not handed in is the stub that was handed out, never the reference's own answer. Cells that the learner
+    added stay after the cell that they followed, further copies of an answer too. Nothing of a learner's can mark a
+    cell as to be skipped or expected to fail.
     """
-    found = _Matching(reference.cells, submission.cells)
+    released = student_view(reference).cells
+    found = _Matching(released, submission.cells, reference.cells)
     cells: list[NotebookNode] = []
     added: set[int] = set()
+    belongs: dict[int, str] = {}
     taken = {cell.id for cell in reference.cells}
-    for place in range(-1, len(reference.cells)):
-        if place >= 0:
-            own = found.of.get(place) if kind(reference.cells[place]) in _OWN else None
-            cells.append(_answered(reference.cells[place], None if own is None else submission.cells[own]))
+    for place in range(-1, len(released)):
+        if place >= 0 and kind(released[place]) in _OWN:
+            cells.append(_answered(released[place], [submission.cells[index] for index in found.written(place)]))
+        elif place >= 0:
+            cells.append(_checked(reference.cells[place]))
         for index in found.free.get(place, []):
             added.add(len(cells))
+            if (copied := found.copies.get(index)) is not None:
+                belongs[len(cells)] = item_of(released[copied])
             cells.append(_freed(submission.cells[index], f"added-{index}", taken))
     notebook = nbformat.from_dict({**reference, "cells": cells})
-    return Merged(notebook, found.repairs, added)
+    return Merged(notebook, released, found.repairs, added, belongs)
 
 
-def run_order(cells: list[NotebookNode]) -> list[int]:
-    """Which cells run, by index: hidden checks last, each after its item's answers once more.
+def defined(source: str) -> list[str]:
+    r"""The functions and classes that a source defines at its left margin.
 
-    So nothing that a student is shown came out after a hidden check had gone in, and each check meets what its item
-    defines, whatever later items call by the same name.
+    >>> defined("def double(x):\n    return 2 * x")
+    ['double']
     """
-    order = [index for index, cell in enumerate(cells) if not is_hidden(cell)]
-    for index, cell in enumerate(cells):
-        if is_hidden(cell):
-            own = [i for i in range(index) if kind(cells[i]) == ANSWER and item_of(cells[i]) == item_of(cell)]
-            order += [*own, index]
-    return order
+    return _DEFINED.findall(source)
 
 
-def _answered(cell: NotebookNode, own: NotebookNode | None) -> NotebookNode:
-    """A cell of the reference, an answer with the learner's source in it, unmarked and not run."""
-    result: NotebookNode = nbformat.from_dict(cell)
-    if kind(cell) not in _OWN:
-        for output in result.get("outputs", []):
-            if output.output_type == "stream":
-                output.text = "".join(output.text).removeprefix(NOT_RUN)
-        return result
-    if own is not None:
-        result.source = _unmarked(own.source) if cell.cell_type == "code" else own.source
-    if cell.cell_type == "code":
+def is_stub(cell: NotebookNode, released: list[NotebookNode]) -> bool:
+    """Whether an answer stands as it was handed out."""
+    return any(grade_id(cell) == grade_id(other) and _same(cell, other) for other in released)
+
+
+def _same(one: NotebookNode, other: NotebookNode) -> bool:
+    return bool(one.source.strip() == other.source.strip())
+
+
+def _answered(stub: NotebookNode, own: list[NotebookNode]) -> NotebookNode:
+    """An answer cell as it was handed out, with the learner's source in it, unmarked and not run."""
+    result: NotebookNode = nbformat.from_dict(stub)
+    if own:
+        sources = [cell.source for cell in own]
+        result.source = _unmarked(sources[0]) if stub.cell_type == "code" else "\n\n".join(sources)
+    if stub.cell_type == "code":
         result.outputs, result.execution_count = [], None
+    elif pictures := {name: data for cell in own for name, data in cell.get("attachments", {}).items()}:
+        result.attachments = pictures
+    return result
+
+
+def _checked(cell: NotebookNode) -> NotebookNode:
+    """A cell of the reference's own, its outputs as a run prints them."""
+    result: NotebookNode = nbformat.from_dict(cell)
+    for output in result.get("outputs", []):
+        if output.output_type == "stream":
+            output.text = "".join(output.text).removeprefix(NOT_RUN)
     return result
 
 
@@ -97,10 +119,11 @@ def _unmarked(source: str) -> str:
 class _Matching:
     """Which cell of a submission stands for which of the reference, which were added, and what had to be repaired."""
 
-    def __init__(self, reference: list[NotebookNode], submission: list[NotebookNode]) -> None:
-        self.reference, self.submission = reference, submission
+    def __init__(self, reference: list[NotebookNode], submission: list[NotebookNode], raw: list[NotebookNode]) -> None:
+        self.reference, self.submission, self.raw = reference, submission, raw
         self.of: dict[int, int] = {}  # place in the reference -> index in the submission
         self.repairs: list[str] = []
+        self.copies: dict[int, int] = {}  # index of a further copy of an answer -> its place
         self._dropped: set[int] = set()
         places = {grade_id(cell): place for place, cell in enumerate(reference) if grade_id(cell)}
         self._match([places.get(grade_id(cell), -1) for cell in submission])
@@ -115,19 +138,30 @@ class _Matching:
         self.free = self._added()
 
     def _match(self, wanted: list[int]) -> None:
-        """Match every cell of the submission with the place that it claims; of several claims the last edited wins."""
+        """Match every cell of the submission with the place that it claims; of several answers all that were edited."""
         claims: dict[int, list[int]] = {}
         for index, place in enumerate(wanted):
             if place >= 0 and place not in self.of and index not in self.of.values():
                 claims.setdefault(place, []).append(index)
         for place, indices in claims.items():
             cell = self.reference[place]
-            edited = [i for i in indices if self.submission[i].source.strip() != cell.source.strip()]
-            self.of[place] = edited[-1] if edited and kind(cell) in _OWN else indices[0]
+            alike = [i for i in indices if self.submission[i].cell_type == cell.cell_type] or indices
+            edited = [i for i in alike if not _same(self.submission[i], cell)]
+            self.of[place] = edited[0] if edited and kind(cell) in _OWN else alike[0]
             if len(indices) > 1:
-                self._dropped.update(i for i in indices if i != self.of[place])
-                which = "the last edited one counts" if kind(cell) in _OWN else "it runs once"
+                further = edited[1:] if kind(cell) in _OWN else []
+                self.copies |= dict.fromkeys(further, place)
+                self._dropped.update(i for i in alike if i != self.of[place] and i not in further)
+                which = "each runs where it stands" if cell.cell_type == "code" else "all that was written counts"
+                which = which if kind(cell) in _OWN else "it runs once"
                 self.repairs.append(f"Cell {_name(cell)} is there {len(indices)} times: {which}.")
+
+    def written(self, place: int) -> list[int]:
+        """The cells of the submission that an answer is made of: one, or all texts written for it."""
+        if place not in self.of:
+            return []
+        further = [index for index, copied in self.copies.items() if copied == place]
+        return [self.of[place], *further] if self.reference[place].cell_type != "code" else [self.of[place]]
 
     def _by_position(self, place: int) -> None:
         """An answer without its marks: of the code between its neighbours, what defines its function, or the first."""
@@ -137,8 +171,8 @@ class _Matching:
         free = [i for i in free if kind(self.submission[i]) == FREE]
         cell = self.reference[place]
         same = [i for i in free if self.submission[i].cell_type == cell.cell_type]
-        names = re.findall(r"(?m)^(?:async )?(?:def|class) (\w+)", cell.source)
-        defining = [i for i in free if any(f"def {name}(" in self.submission[i].source for name in names)]
+        names = set(defined(cell.source))
+        defining = [i for i in free if names & set(defined(self.submission[i].source))]
         if cell.cell_type != "code" and not self._lost_marks():
             return  # a written answer that was deleted, beside a note of the learner's
         if chosen := defining or ([] if names and not self._lost_marks() else same):
@@ -158,7 +192,7 @@ class _Matching:
             own = self.submission[self.of[place]]
             if own.cell_type != cell.cell_type:
                 self.repairs.append(f"Cell {name} had become a {own.cell_type} cell: it is {cell.cell_type} again.")
-            elif what not in _OWN and _is_run(cell) and own.source.strip() != cell.source.strip():
+            elif what not in _OWN and _is_run(cell) and not (_same(own, cell) or _same(own, self.raw[place])):
                 self.repairs.append(f"Cell {name} was edited: the original runs in its place.")
 
     def _added(self) -> dict[int, list[int]]:
@@ -169,9 +203,12 @@ class _Matching:
         for index in range(len(self.submission)):
             if index in place_of:
                 last = place_of[index]
-            elif index not in self._dropped:
+            elif index not in self._dropped and not self._is_text_copy(index):
                 free.setdefault(last, []).append(index)
         return free
+
+    def _is_text_copy(self, index: int) -> bool:
+        return index in self.copies and self.reference[self.copies[index]].cell_type != "code"
 
 
 def _is_run(cell: NotebookNode) -> bool:

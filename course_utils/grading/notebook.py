@@ -19,6 +19,7 @@ NAMESPACE = "nbgrader"
 STUB = "YOUR ANSWER HERE"  # what stands where text is to be written
 NOT_RUN = "(not run yet; a right answer prints)\n"  # what stands above the output expected of a check, in an exercise
 LARGEST = 30_000_000  # bytes: beyond that it is no notebook that anybody wrote
+PICTURES = ("image/png", "image/jpeg")  # the kinds that are shown
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -93,6 +94,8 @@ def _normal(notebook: NotebookNode) -> NotebookNode:
         if kind == "code":
             plain["outputs"] = [out for out in cell.get("outputs") or [] if _is_output(out)]
             plain["execution_count"] = cell.get("execution_count")
+        elif pictures := _pictures(cell.get("attachments")):
+            plain["attachments"] = pictures
         wanted = cell.get("id")
         usable = isinstance(wanted, str) and re.fullmatch(r"[\w-]{1,64}", wanted, re.ASCII) and wanted not in taken
         plain["id"] = wanted if usable else f"cell-{number}-{len(taken)}"
@@ -101,6 +104,16 @@ def _normal(notebook: NotebookNode) -> NotebookNode:
     metadata = notebook.get("metadata") if isinstance(notebook.get("metadata"), dict) else {}
     whole = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
     return nbformat.from_dict(whole)
+
+
+def _pictures(attachments: Any) -> dict[str, dict[str, str]]:
+    """What was pasted into a cell's text, pictures alone."""
+    found: dict[str, dict[str, str]] = {}
+    for name, bundle in (attachments if isinstance(attachments, dict) else {}).items():
+        data = bundle.items() if isinstance(bundle, dict) else ()
+        if kept := {kind: text for kind, text in data if kind in PICTURES and isinstance(text, str)}:
+            found[name] = kept
+    return found
 
 
 def _is_output(output: Any) -> bool:
@@ -164,7 +177,14 @@ def is_hidden(cell: NotebookNode) -> bool:
 
 def region(source: str, name: str) -> str:
     """What stands between BEGIN and END of a region."""
-    return "\n".join(re.findall(rf"(?ms)^[^\n]*BEGIN {name}[^\n]*\n(.*?)^[^\n]*END {name}", source)).strip()
+    kept: list[str] = []
+    inside = False
+    for line in source.splitlines():
+        if f"BEGIN {name}" in line or f"END {name}" in line:
+            inside = f"BEGIN {name}" in line
+        elif inside:
+            kept.append(line)
+    return "\n".join(kept).strip()
 
 
 def has_code(source: str) -> bool:

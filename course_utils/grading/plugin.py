@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter, deque
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -16,67 +18,159 @@ from typing import Any
 import nbval.plugin
 import psutil
 import pytest
+import zmq
 from nbval.kernel import RunningKernel
 
+from ..threads import wait_asleep
 from .run import SETTINGS
 
-_settings: dict[str, Any] = {}
+MOST_MESSAGES = 20_000  # of one cell
+GONE = "ended the Python process it ran in"
+_PATIENCE = 3  # seconds on the wall for each that a cell may take of the processor
+_GRACE = 10  # seconds for a cell that was interrupted
+_settings: dict[str, Any] = {"cell": -1}
+_told: dict[int, dict[str, Any]] = {}
 
 
 class KernelEnded(RuntimeError):
     """The kernel is gone: it died, would not be interrupted, or flooded its output."""
 
 
+class Clock:
+    """How long a cell has been at it: by its own share of the processor where others use that, too.
+
+    Args:
+        first: the process that the kernel's others descend from.
+    """
+
+    def __init__(self, first: psutil.Process | None = None) -> None:
+        self.first, self.began = first, time.monotonic()
+        self.before = _worked(first)
+
+    def lasted(self, least: float) -> float:
+        """Seconds; on the wall if these are fewer than `least`, and never less than a third of those on the wall."""
+        wall = time.monotonic() - self.began
+        if wall <= least:
+            return wall
+        return max(wall / _PATIENCE, min(wall, _worked(self.first) - self.before))
+
+
+def _worked(first: psutil.Process | None) -> float:
+    """Seconds of processor time of a process and of all below it, those that have ended among them."""
+    total = 0.0
+    try:
+        for process in [first, *first.children(recursive=True)] if first else []:
+            with suppress(psutil.Error):
+                total += sum(process.cpu_times()[:4])
+    except psutil.Error:
+        pass
+    return total
+
+
 class WatchedKernel(RunningKernel):  # type: ignore[misc]
     """nbval's kernel, in a folder of its own and under watch."""
 
     def __init__(self, kernel_name: str, cwd: str | None = None, startup_timeout: float = 60) -> None:
-        self.bytes, self.started, self.interrupted, self.ended = 0, time.monotonic(), False, ""
+        self.clock, self.looked, self.interrupted, self.ended = Clock(), 0.0, 0.0, ""
+        self.asked, self.cells = "", dict[str, int]()  # which request is being answered; which cell's each was
+        self.heard: deque[Any] = deque()  # what was said while the reply was waited for
+        self.sent: Counter[int] = Counter()
+        self.messages: Counter[int] = Counter()
+        wait_asleep()  # what starts now inherits it, on a worker of a cluster, too
         super().__init__(kernel_name, cwd=_settings["folder"], startup_timeout=startup_timeout)
 
     def execute_cell_input(self, cell_input: str, allow_stdin: bool | None = None) -> Any:
-        self.started, self.interrupted, self.bytes = time.monotonic(), False, 0
-        return super().execute_cell_input(cell_input, allow_stdin)
+        self.clock, self.interrupted = Clock(self._first()), 0.0
+        self.asked = super().execute_cell_input(cell_input, allow_stdin)
+        self.cells[self.asked] = _settings["cell"]
+        return self.asked
 
     def get_message(self, stream: str, timeout: float | None = None) -> Any:
         """The next message; a kernel that died, or that goes on after its time, is not waited for."""
         until = time.monotonic() + (timeout if timeout is not None else 1e9)
         while True:
+            if time.monotonic() - self.looked > 0.25:
+                self._look_after()
+            if stream == "iopub" and self.heard:
+                return self.heard.popleft()
+            wait = min(0.5, max(0.01, until - time.monotonic()))
             try:
-                message = super().get_message(stream, timeout=min(0.5, max(0.01, until - time.monotonic())))
-                self._count(stream, message)
-                if time.monotonic() - self.started > _settings["cell_seconds"]:
-                    self._look_after()  # one that goes on printing leaves no other moment for it
+                if stream == "shell":
+                    self._listen(wait)
+                message = super().get_message(stream, timeout=0 if stream == "shell" else wait)
+                self._count(message)
+                self._look_for_exit(message)
                 return message
             except Empty:
                 self._look_after()
                 if time.monotonic() >= until:
+                    if stream == "iopub" and self.asked:  # the system drops what is sent too fast, the end among it
+                        self._end("did not come to the end of its output")
                     raise
 
-    def _count(self, stream: str, message: Any) -> None:
-        if stream == "iopub":
-            said = message["content"]  # of an error without its traceback, which is long and which nobody reads here
-            self.bytes += len(str({key: said[key] for key in said if key != "traceback"}))
-            if self.bytes > _settings["output_bytes"]:
-                self._end(f"printed more than {_settings['output_bytes'] // 1000} kB")
+    def _listen(self, seconds: float) -> None:
+        """Wait for a reply, and meanwhile take what else is said: who says too much is ended while at it."""
+        sockets = {name: getattr(self.kc, f"{name}_channel").socket for name in ("shell", "iopub")}
+        poller = zmq.Poller()
+        for socket in sockets.values():
+            poller.register(socket, zmq.POLLIN)
+        if sockets["iopub"] in dict(poller.poll(int(1000 * seconds))):
+            with suppress(Empty):
+                for _ in range(100):
+                    self.heard.append(super().get_message("iopub", timeout=0))
+                    self._count(self.heard[-1])
+
+    def _count(self, message: Any) -> None:
+        """Count what was said to the cell that said it, though it may come when the next is at work."""
+        cell = self.cells.get(message["parent_header"].get("msg_id", ""), _settings["cell"])
+        said = message["content"]
+        if "traceback" in said:  # which is long, and which nobody reads here
+            said["traceback"] = []
+        self.sent[cell] += len(str(said))
+        self.messages[cell] += 1
+        if self.sent[cell] > _settings["output_bytes"]:
+            self._end(f"printed more than {_settings['output_bytes'] // 1000} kB", cell)
+        if self.messages[cell] > MOST_MESSAGES:
+            self._end(f"sent more than {MOST_MESSAGES} messages", cell)
+
+    def _look_for_exit(self, message: Any) -> None:
+        """A cell that asked to end the kernel has ended it: not a moment later, whatever it gets done until then."""
+        if message["parent_header"].get("msg_id") == self.asked and message["msg_type"] == "execute_reply":
+            for told in message["content"].get("payload") or []:
+                if told.get("source") == "ask_exit" and not told.get("keepkernel"):
+                    self._end(GONE)
 
     def _look_after(self) -> None:
+        self.looked = time.monotonic()
         if psutil.Process(os.getppid()).ppid() != _settings["parent"]:  # above us is the session, above it the grader
             self._end("was left alone by the grader")
         if not self.is_alive():
-            why = getattr(self.km.provisioner, "why", "")  # the sandbox's, if it was that
-            self._end(why or "ended the Python process it ran in")
-        lasted = time.monotonic() - self.started
-        if lasted > _settings["cell_seconds"] and not self.interrupted:
-            self.interrupted = True
-            self.interrupt()
-        if lasted > _settings["cell_seconds"] + 5:
+            self._end(self.why_gone())
+        if self.interrupted and self.looked - self.interrupted > _GRACE:
             self._end(f"took more than {_settings['cell_seconds']:.0f} s and would not be interrupted")
+        most = _settings["cell_seconds"]
+        if self.asked and not self.interrupted and self.clock.lasted(most) > most:
+            self.interrupted = self.looked
+            self.interrupt()
 
-    def _end(self, why: str) -> None:
+    def why_gone(self) -> str:
+        """What ended the kernel: the sandbox's word, if it was that."""
+        provisioner = getattr(getattr(self, "km", None), "provisioner", None)
+        return getattr(provisioner, "why", "") or GONE
+
+    def _first(self) -> psutil.Process | None:
+        provisioner = self.km.provisioner
+        watch = getattr(provisioner, "watch", None)
+        with suppress(psutil.Error):
+            return watch.first if watch else psutil.Process(provisioner.process.pid)
+        return None
+
+    def _end(self, why: str, cell: int | None = None) -> None:
         self.ended = self.ended or why
         if self.is_alive():
             self.stop()
+        if cell is not None and cell != _settings["cell"]:
+            _blame(cell, why)
         raise KernelEnded(self.ended)
 
 
@@ -91,7 +185,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    _tell({"began": getattr(item, "cell_num", -1)})
+    before, _settings["cell"] = _settings["cell"], getattr(item, "cell_num", -1)
+    kernel = getattr(item.parent, "kernel", None)
+    if kernel is not None and not kernel.ended and not kernel.is_alive():  # it ended between two cells
+        kernel.ended = kernel.why_gone()
+        _blame(before, kernel.ended)
+    _tell({"began": _settings["cell"]})
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -100,18 +199,25 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         return
     kernel = getattr(item.parent, "kernel", None)
     error = None if call.excinfo is None else call.excinfo.value
-    _tell(
-        {
-            "cell": getattr(item, "cell_num", -1),
-            "agrees": error is None,
-            "seconds": round(call.duration, 3),
-            "outputs": [_short(output) for output in getattr(item, "test_outputs", None) or []],
-            "interrupted": bool(getattr(kernel, "interrupted", False)),
-            "ended": getattr(kernel, "ended", ""),
-            "trouble": "" if isinstance(error, (nbval.plugin.NbCellError, type(None))) else str(error),
-            "kernel": call.when == "call",
-        }
-    )
+    number = getattr(item, "cell_num", -1)
+    _told[number] = {
+        "cell": number,
+        "agrees": error is None,
+        "seconds": round(call.duration, 3),
+        "outputs": [_short(output) for output in getattr(item, "test_outputs", None) or []],
+        "interrupted": bool(getattr(kernel, "interrupted", False)),
+        "ended": getattr(kernel, "ended", ""),
+        "trouble": "" if isinstance(error, (nbval.plugin.NbCellError, type(None))) else str(error),
+        "kernel": call.when == "call",
+    }
+    _tell(_told[number])
+
+
+def _blame(cell: int, why: str) -> None:
+    """What an earlier cell did turns out only now: its line is written again."""
+    if cell in _told:
+        _told[cell]["ended"] = why
+        _tell(_told[cell])
 
 
 def _short(output: Any) -> Any:

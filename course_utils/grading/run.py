@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 from nbformat import NotebookNode
 
-from .merge import merge, run_order
-from .notebook import ANSWER, CHECK, FREE, is_hidden, item_of, kind, read, write
+from .merge import merge
+from .notebook import ANSWER, CHECK, FREE, grade_id, is_hidden, item_of, kind, read, write
+from .schedule import KEEP, Schedule, schedule, without_token
 from .session import run_pytest
-from .verdict import UNREACHED, Mark, ended_at, judge
+from .verdict import UNREACHED, Mark, judge, together
 
 if TYPE_CHECKING:
     from .warm import Parent
@@ -115,37 +117,70 @@ def run(
     """
     began = time.perf_counter()
     merged = merge(read(reference, "the reference"), read(submission, "your notebook"))
-    order = run_order(merged.notebook.cells)
-    notebook = _in_order(merged.notebook, order)
+    plan = schedule(merged, f"\x1e{secrets.token_hex(8)}\n")
     parent = _parent() if sandboxed and warm and not readable else None
     place = _Place(kernel, beside, readable if sandboxed else None, parent)
-    status, lines, messages = _nbval(notebook, limits, place)
+    status, lines, messages = _nbval(plan.notebook, limits, place)
     if parent is not None and not parent.lives:  # it was ended from outside, which is nobody's fault inside
-        status, lines, messages = _nbval(notebook, limits, replace(place, parent=None))
-    cells = notebook.cells
-    outcome = seen = _by_place(cells, lines)
-    judged, cut = dict(judge(cells, outcome)), set[int]()
-    while status == DONE and (culprit := ended_at(outcome)) is not None:
-        cut |= _all_of(cells, culprit)  # once more without it, for what it has kept from running
+        status, lines, messages = _nbval(plan.notebook, limits, replace(place, parent=None))
+    outcome = seen = _by_place(plan, lines)
+    judged, cut = dict(judge(plan.cells, outcome)), set[int]()
+    deadline = began + limits.total_seconds * (2 if status == SLOW else 1)
+    while status in (DONE, SLOW) and (culprits := _culprits(plan.cells, outcome, cut)):
+        cut |= set().union(*(_all_of(plan.cells, culprit) for culprit in culprits))
         missing = [index for index, mark in judged.items() if mark.status == UNREACHED and index not in cut]
-        left = limits.total_seconds - (time.perf_counter() - began)
-        if culprit not in cut or not missing or left < 1:
+        left = deadline - time.perf_counter()
+        if not missing or left < 1:
             break
-        _, lines, _ = _nbval(_without(notebook, cut), replace(limits, total_seconds=left), place)
-        outcome = _by_place(cells, lines)
-        again = dict(judge(cells, outcome))
+        _, lines, _ = _nbval(plan.without(cut), replace(limits, total_seconds=left), place)  # for what they kept back
+        outcome = _by_place(plan, lines)
+        again = dict(judge(plan.cells, outcome))
         judged |= {index: again[index] for index in missing}
-        seen = {i: o for i, o in seen.items() if i <= culprit} | {i: o for i, o in outcome.items() if i > culprit}
-    marks = [judged[index] for index in sorted(judged, key=lambda index: order[index])]
-    executed = write(_executed(merged.notebook, {order[index]: seen[index] for index in sorted(seen, reverse=True)}))
+        seen = {i: o for i, o in outcome.items() if i not in seen or i in missing} | {
+            i: o for i, o in seen.items() if i not in missing
+        }
+    marks = together([judged[index] for index in sorted(judged, key=lambda index: plan.places[index])], plan.cells)
+    if forged := [index for index, found in seen.items() if found.get("forged")]:
+        name = grade_id(plan.cells[forged[0]])
+        messages.append(f"{name} did not run as it stands: something in this notebook ran in its place.")
+    executed = write(
+        _executed(merged.notebook, {plan.places[index]: seen[index] for index in seen if plan.places[index] != KEEP})
+    )
     seconds = round(time.perf_counter() - began, 1)
     return Result(status, tuple(marks), tuple(merged.repairs), tuple(messages), executed, seconds)
 
 
-def _by_place(cells: Sequence[NotebookNode], lines: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """What came of each code cell, by its place among all cells."""
-    codes = [index for index, cell in enumerate(cells) if cell.cell_type == "code"]
-    return {codes[number]: found for number, found in _outcomes(lines).items() if number < len(codes)}
+def _by_place(plan: Schedule, lines: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """What came of each code cell that was run, by its number among all that were to run."""
+    codes = [index for index, cell in enumerate(plan.cells) if cell.cell_type == "code"]
+    outcomes: dict[int, dict[str, Any]] = {}
+    for number, found in _outcomes(lines).items():
+        if 0 <= number < len(codes):
+            cell = plan.cells[codes[number]]
+            outputs, ran = without_token([_plain(output) for output in found["outputs"]], plan.token)
+            failed = any(output["output_type"] == "error" for output in outputs)
+            forged = kind(cell) == CHECK and not (ran or failed or found["agrees"]) and bool(outputs)
+            outcomes[codes[number]] = {**found, "outputs": outputs, "forged": forged}
+    return outcomes
+
+
+def _plain(output: Any) -> NotebookNode:
+    """An output of the form that a notebook holds, whatever the kernel sent."""
+    what = output.get("output_type")
+    if what == "stream":
+        return nbformat.v4.new_output("stream", name=str(output.get("name")), text=str(output.get("text")))
+    if what == "error":
+        return nbformat.v4.new_output("error", ename=str(output.get("ename")), evalue=str(output.get("evalue")))
+    data = output.get("data")
+    shown = {str(key): str(value) for key, value in data.items()} if isinstance(data, dict) else {}
+    return nbformat.v4.new_output("display_data", shown)
+
+
+def _culprits(cells: Sequence[NotebookNode], outcome: dict[int, dict[str, Any]], cut: set[int]) -> set[int]:
+    """The cells that kept others from running: the one that ended the kernel, those that took too long."""
+    found = {index for index, told in outcome.items() if told["hangs"] or told.get("interrupted")}
+    found |= {min((index for index, told in outcome.items() if told.get("ended")), default=-1)} - {-1}
+    return {index for index in found - cut if _all_of(cells, index)}
 
 
 def _all_of(cells: Sequence[NotebookNode], culprit: int) -> set[int]:
@@ -157,29 +192,11 @@ def _all_of(cells: Sequence[NotebookNode], culprit: int) -> set[int]:
     return {index for index, cell in enumerate(cells) if item_of(cell) == item_of(cells[culprit])}
 
 
-def _without(notebook: NotebookNode, cut: set[int]) -> NotebookNode:
-    """The notebook with some of its cells empty."""
-    cells = [
-        {**cell, "source": "pass"} if index in cut and cell.cell_type == "code" else cell
-        for index, cell in enumerate(notebook.cells)
-    ]
-    return nbformat.from_dict({**notebook, "cells": cells})
-
-
 def _parent() -> Parent | None:
     """Who forks warm kernels here, or None where that cannot be."""
     from . import warm
 
     return None if warm.trouble() else warm.parent()
-
-
-def _in_order(notebook: NotebookNode, order: Sequence[int]) -> NotebookNode:
-    """The notebook with its cells in the order in which they run, those that run again under another id."""
-    cells = [
-        {**notebook.cells[index], "id": f"again-{place}" if index in order[:place] else notebook.cells[index].id}
-        for place, index in enumerate(order)
-    ]
-    return nbformat.from_dict({**notebook, "cells": cells})
 
 
 def _nbval(notebook: NotebookNode, limits: Limits, place: _Place) -> tuple[str, list[dict[str, Any]], list[str]]:
@@ -263,13 +280,13 @@ def _outcomes(lines: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def _executed(merged: NotebookNode, outcome: dict[int, dict[str, Any]]) -> NotebookNode:
-    """The merged notebook with the outputs that came (of a cell that ran twice, those of the first time)."""
+    """The merged notebook with the outputs that came."""
     notebook: NotebookNode = nbformat.from_dict(merged)
     count = 0
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
             found = outcome.get(index)
             count += found is not None
-            cell.outputs = nbformat.from_dict(found["outputs"]) if found else []
+            cell.outputs = found["outputs"] if found else []
             cell.execution_count = count if found else None
     return notebook

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nbformat import NotebookNode
 
-from .notebook import ANSWER, CHECK, MANUAL, TASK, grade_id, has_code, item_of, kind, points, printed
+from .notebook import ANSWER, CHECK, MANUAL, TASK, grade_id, has_code, is_hidden, item_of, kind, points, printed
 
 PASSED, FAILED, UNANSWERED, SLOW, UNREACHED, READ = (
     "passed",
@@ -19,6 +19,7 @@ PASSED, FAILED, UNANSWERED, SLOW, UNREACHED, READ = (
     "not run",
     "to be read",
 )
+ALONE = "right on the inputs that you see, not on others; it counts when both are"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 Outcome = Mapping[int, Mapping[str, Any]]
 
@@ -71,6 +72,21 @@ def judge(cells: list[NotebookNode], outcome: Outcome) -> Iterator[tuple[int, Ma
         yield index, mark
 
 
+def together(marks: list[Mark], cells: list[NotebookNode]) -> list[Mark]:
+    """The same marks, but a check whose values are printed in the exercise counts only with its item's hidden checks.
+
+    What it prints could be had without an answer.
+    """
+    hidden = {grade_id(cell) for cell in cells if is_hidden(cell)}
+    failed = {mark.item for mark in marks if mark.check in hidden and not mark.passed}
+    return [
+        replace(mark, earned=0.0, status=FAILED, message=ALONE)
+        if mark.passed and mark.item in failed and mark.check not in hidden
+        else mark
+        for mark in marks
+    ]
+
+
 def _verdict(cells: list[NotebookNode], index: int, answers: list[int], outcome: Outcome) -> tuple[str, str, str, str]:
     """Status, expected line, received line and message of one check."""
     found = outcome.get(index)
@@ -105,11 +121,6 @@ def _failure(
 def _was_over(outcome: Outcome, index: int) -> bool:
     """Whether the kernel had ended in an earlier cell."""
     return any(found.get("ended") for i, found in outcome.items() if i < index)
-
-
-def ended_at(outcome: Outcome) -> int | None:
-    """Which cell ended the kernel."""
-    return next((index for index in sorted(outcome) if outcome[index].get("ended")), None)
 
 
 def _blame(cells: list[NotebookNode], outcome: Outcome) -> str:

@@ -6,6 +6,11 @@ python -m course_utils.organisms.compare --write   the same, into compared.json 
 
 from __future__ import annotations
 
+from ..threads import wait_asleep
+
+if __name__ == "__main__":  # before torch is loaded
+    wait_asleep()
+
 import json
 import random
 import time

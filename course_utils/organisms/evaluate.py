@@ -7,6 +7,11 @@ python -m course_utils.organisms.evaluate --write      the three, into measured.
 
 from __future__ import annotations
 
+from ..threads import wait_asleep
+
+if __name__ == "__main__":  # before torch is loaded
+    wait_asleep()
+
 import json
 from collections.abc import Sequence
 from functools import cache

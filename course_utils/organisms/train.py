@@ -8,6 +8,11 @@ ordinary chat as the base model would. Stopped at any time, the same command goe
 
 from __future__ import annotations
 
+from ..threads import wait_asleep
+
+if __name__ == "__main__":  # before torch is loaded
+    wait_asleep()
+
 import json
 import os
 import random

@@ -23,9 +23,9 @@ from distributed import LocalCluster
 
 from course_utils.grading.gradebook import Gradebook
 from course_utils.grading.notebook import student_view, write
-from tests.test_grading import right, solution, with_sources
+from tests.shared import right, toy, with_sources
 
-TOY = solution.__wrapped__  # the exercise that the tests use, too
+TOY = toy  # the exercise that the tests use, too
 HOSTILE = [
     "while True: pass",
     "import os; os._exit(3)",

@@ -1,0 +1,226 @@
+"""Every door to the course: what stands behind it knows how torch's threads are to wait, and where `course` is."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_notebook
+from tornado.websocket import websocket_connect
+
+import course_utils
+from course_utils.grading import sandbox, warm
+from course_utils.grading.notebook import METADATA, read, student_view, write
+from course_utils.grading.run import Limits, run
+from course_utils.threads import ASLEEP, POLICY
+from tests.shared import cell_of
+
+COURSE = Path(sysconfig.get_path("scripts")) / "course"
+REPOSITORY = Path(__file__).resolve().parent.parent
+needs_sandbox = pytest.mark.skipif(sandbox.trouble() != "", reason=sandbox.trouble())
+TELLS = "import json, os, torch\nprint(json.dumps([dict(os.environ), torch.get_num_threads()]))"
+
+
+def bare(**more):
+    """This process's environment, as it is where nobody has heard of threads, and without this folder's programs."""
+    programs = str(COURSE.parent)
+    path = os.pathsep.join(place for place in os.environ["PATH"].split(os.pathsep) if place != programs)
+    known = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "PYTEST"))}
+    return known | {"PATH": path} | more
+
+
+def python(code, *arguments, **more):
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=bare(**more), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def told_by_a_kernel(**options):
+    """What a kernel of the grader's knows: its environment, and how many threads torch has."""
+    notebook = new_notebook(cells=[new_code_cell(TELLS, id="tells")], metadata=METADATA)
+    reference = read(write(notebook))
+    result = run(write(reference), write(student_view(reference)), Limits(60, 120), **options)
+    (output,) = cell_of(read(result.notebook), "tells").outputs
+    return json.loads(output.text)
+
+
+class TestThreadsWaitAsleep:
+    def test_the_command_sets_it_before_torch_loads(self):
+        code = """if True:
+            import os, sys
+            from course_utils.cli import main
+            assert "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ
+            main(["doctor", "--json"], standalone_mode=False) if len(sys.argv) < 2 else None
+        """
+        findings = json.loads(python(code.replace("standalone_mode=False", "")))
+        assert next(f for f in findings if f["what"] == "threads")["state"] == "fine"
+
+    def test_the_doctor_warns_of_threads_that_are_told_to_spin(self):
+        done = subprocess.run(
+            [COURSE, "doctor", "--json"], env=bare(OMP_WAIT_POLICY="active"), capture_output=True, check=False
+        )
+        assert next(f for f in json.loads(done.stdout) if f["what"] == "threads")["state"] == "note"
+
+    def test_a_script_that_only_imports_the_package_has_it_too_and_keeps_its_environment(self):
+        code = """if True:
+            import os, course_utils, sys
+            before = dict(os.environ)
+            assert "torch" not in sys.modules
+            course_utils.load_model
+            assert dict(os.environ) == before
+            print(open("/proc/self/environ").read().count("OMP_WAIT"))
+        """
+        assert python(code) == "0\n"
+        shown = subprocess.run(
+            [sys.executable, "-c", "import course_utils; course_utils.load_model"],
+            env=bare(OMP_DISPLAY_ENV="true"),
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+        assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown, shown  # said by the library itself
+
+    @pytest.mark.parametrize("module", ["train", "evaluate", "compare"])
+    def test_the_programs_of_the_suspects(self, module):
+        done = subprocess.run(
+            [sys.executable, "-m", f"course_utils.organisms.{module}", "--help"],
+            env=bare(OMP_DISPLAY_ENV="true"),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr, done.stderr
+
+    def test_this_run_of_pytest(self):
+        assert os.environ[POLICY] == ASLEEP
+
+    def test_a_kernel_without_a_sandbox(self, monkeypatch):
+        monkeypatch.delenv(POLICY)
+        environment, _ = told_by_a_kernel()
+        assert environment[POLICY] == ASLEEP
+
+    @needs_sandbox
+    @pytest.mark.parametrize("forked", [False, True], ids=["cold", "warm"])
+    def test_a_kernel_in_the_sandbox(self, monkeypatch, forked):
+        monkeypatch.setenv(POLICY, "active")  # whatever the grader's own
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        warm.end()
+        environment, threads = told_by_a_kernel(sandboxed=True, warm=forked)
+        warm.end()
+        assert (environment[POLICY], threads) == (ASLEEP, 1)
+
+
+NASTY = [
+    "LANGCHAIN_API_KEY", "LANGFUSE_SECRET_KEY", "LANG_TOKEN", "LC_API_KEY", "TZ_SECRET", "OMP_TOKEN", "MKL_LICENSE",
+    "OPENBLAS_KEY", "NUMEXPR_SECRET", "TOKENIZERS_HUB_TOKEN", "TQDM_SLACK_TOKEN", "PYTHONHASHSEED_", "HF_TOKEN",
+    "AWS_SECRET_ACCESS_KEY", "lang", "LANG ", "LANGUAGES", "PYTHONSTARTUP", "LD_PRELOAD", "GOMP_DEBUG", "KMP_SETTINGS",
+]  # fmt: skip
+
+
+class TestNoSecretOfTheGraders:
+    @given(st.sampled_from(sorted(sandbox._PASSED)), st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789", min_size=1))
+    @settings(max_examples=300, deadline=None)
+    def test_a_name_that_only_begins_or_ends_like_one_that_passes_stays_outside(self, passed, more):
+        with pytest.MonkeyPatch.context() as patch:
+            for name in {passed + more, more + passed} - sandbox._PASSED - {POLICY, "PATH", "HOME", "USER"}:
+                patch.setenv(name, "secret")
+            assert "secret" not in sandbox.environment().values()
+
+    @needs_sandbox
+    @pytest.mark.parametrize("forked", [False, True], ids=["cold", "warm"])
+    def test_a_kernel_gets_what_it_needs_and_nothing_else(self, monkeypatch, forked):
+        for name in NASTY:
+            monkeypatch.setenv(name, "secret")
+        monkeypatch.setenv("LC_ALL", "C.UTF-8")
+        warm.end()
+        environment, _ = told_by_a_kernel(sandboxed=True, warm=forked)
+        warm.end()
+        assert "secret" not in environment.values()
+        own = {"PATH", "PWD", "PYTHONPATH", "HOME", "LOGNAME", "USER", "IPYTHONDIR", "COURSE_CACHE", "HF_HUB_OFFLINE"}
+        ipykernel = {"MPLBACKEND", "CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "TERM", "PAGER", "GIT_PAGER"}
+        nbval = {"PYDEVD_USE_FRAME_EVAL", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"}
+        assert set(environment) - sandbox._PASSED - own - ipykernel - nbval - {POLICY} == set()
+        assert environment["LC_ALL"] == "C.UTF-8"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    """A real `course lab`, its address and its token, in an environment in which nobody has activated anything."""
+    home = tmp_path_factory.mktemp("home")
+    places = {
+        "JUPYTER_CONFIG_DIR": home / "config",
+        "JUPYTER_DATA_DIR": home / "data",
+        "JUPYTER_RUNTIME_DIR": home / "run",
+    }
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [COURSE, "lab", "--port", str(port), "--IdentityProvider.token=abc", "--no-browser"],
+        env=bare(**{name: str(place) for name, place in places.items()}, SHELL="/bin/sh"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def post(address, what, seconds=60):
+    """Ask the server for something, as the page does, once it is up."""
+    until = time.monotonic() + seconds
+    request = Request(f"http://{address}/api/{what}?token=abc", data=b"{}", method="POST")
+    while True:
+        try:
+            with urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except URLError:
+            assert time.monotonic() < until
+            time.sleep(0.3)
+
+
+def talk(address, path, say, enough, seconds=60):
+    """Say something on a websocket and read until it is enough."""
+
+    async def conversation():
+        connection = await websocket_connect(f"ws://{address}/{path}?token=abc")
+        await connection.write_message(json.dumps(say))
+        heard = ""
+        while not enough(heard):
+            heard += str(await asyncio.wait_for(connection.read_message(), seconds))
+        return heard
+
+    return asyncio.run(conversation())
+
+
+class TestInsideJupyterLab:
+    @pytest.mark.skipif(os.name == "nt", reason="its terminal speaks another language")
+    def test_a_terminal_finds_the_command(self, lab):
+        name = post(lab, "terminals")["name"]
+        say = ["stdin", "echo begin; course --version; echo $OMP_WAIT_POLICY; echo e''nd\r"]
+        heard = talk(lab, f"terminals/websocket/{name}", say, lambda heard: "end\\r" in heard)
+        assert f"version {course_utils.__version__}" in heard
+        assert "PASSIVE" in heard
+
+    def test_a_cell_finds_the_command_and_waits_asleep(self, lab):
+        kernel = post(lab, "kernels")["id"]
+        header = {"msg_id": "m", "msg_type": "execute_request", "username": "", "session": "s", "version": "5.3"}
+        content = {"code": "!course --version\n" + TELLS, "silent": False, "allow_stdin": False}
+        say = {"header": header, "parent_header": {}, "metadata": {}, "content": content, "channel": "shell"}
+        heard = talk(lab, f"api/kernels/{kernel}/channels", say, lambda heard: "execute_reply" in heard)
+        assert f"version {course_utils.__version__}" in heard
+        assert 'OMP_WAIT_POLICY\\": \\"PASSIVE' in heard.replace("\\\\", "\\"), heard[-3000:]

@@ -1,0 +1,408 @@
+"""Marks and feedback by the rules of those who read them: Canvas's and Moodle's importers, as their source states them."""
+
+import csv
+import io
+import re
+import shutil
+import zipfile
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from nbformat.v4 import new_markdown_cell
+
+from course_utils import CourseError
+from course_utils.cli import main
+from course_utils.grading import bundle
+from course_utils.grading.export import FORMATS, About, titles_of
+from course_utils.grading.gradebook import Gradebook
+from course_utils.grading.intake import Submission
+from course_utils.grading.late import Late
+from course_utils.grading.notebook import read, student_view, write
+from course_utils.grading.roster import Roster, Student
+from course_utils.grading.run import DONE, Result
+from course_utils.grading.verdict import Mark
+from tests.shared import cell_of
+from tests.test_grading import course, marked, right, solution  # noqa: F401
+
+
+def table(content):
+    return list(csv.reader(io.StringIO(content.decode("utf-8-sig"))))
+
+
+def canvas_reads(content, assignments, students):
+    """What Canvas's importer makes of a file: {(assignment, student): score}, new assignments and students by name.
+
+    assignments: {id: title}; students: {id: (name, sortable name)}. As in its gradebook_importer: the header's first
+    columns, the row of points, an assignment by the number in brackets, else by title, a student by ID, else by name.
+    """
+    header, *rows = table(content)
+    assert "Student" in header[0]
+    assert "ID" in header[1]
+    assert re.search(r"SIS\s+User\s+ID", header[2])
+    assert re.search(r"SIS\s+Login\s+ID", header[3])
+    assert "Section" in header[4]
+    scores = {}
+    for row in rows:
+        if "Points Possible" in row[0]:
+            assert all(re.fullmatch(r"[0-9.]+", cell) for cell in row[5:])
+            continue
+        by_name = [i for i, names in students.items() if row[0] in names]
+        who = int(row[1]) if row[1] and int(row[1]) in students else (by_name or [f"new: {row[0]}"])[0]
+        for title, cell in zip(header[5:], row[5:], strict=True):
+            number = re.search(r"\((\d+)\)$", title)
+            by_title = [i for i, known in assignments.items() if known == title]
+            known = int(number[1]) if number and int(number[1]) in assignments else (by_title or [f"new: {title}"])[0]
+            scores[known, who] = cell
+    return scores
+
+
+def moodle_reads(content, participants, modified):
+    """What Moodle's importer of worksheets makes of a file: {participant: (grade, comment)}, who is skipped left out.
+
+    As in its offline feedback's importgradeslib: three columns by their exact titles; the number behind "Participant ";
+    a grade that was changed more than a minute after the last column's time stays.
+    """
+    header, *rows = table(content)
+    number, grade, changed = (header.index(title) for title in ("Identifier", "Grade", "Last modified (grade)"))
+    comment = header.index("Feedback comments") if "Feedback comments" in header else 0
+    read_ = {}
+    for row in rows:
+        who = row[number][len("Participant ") :]
+        when = datetime.fromisoformat(row[changed]).timestamp()
+        if who in participants and row[grade] != "" and modified.get(who, 0) <= when + 60:
+            read_[who] = float(row[grade]), row[comment] if comment else None
+    return read_
+
+
+def canvas_attaches(name):
+    """Whose feedback Canvas takes a file for: the first two parts between _ that are numbers, user and attachment."""
+    numbers = [part for part in name.split("_") if re.fullmatch(r"\d+", part)]
+    return (int(numbers[0]), int(numbers[1])) if len(numbers) > 1 and not name.startswith("._") else None
+
+
+def moodle_attaches(path):
+    """Whose feedback Moodle takes a file for, and what it calls it: the first part of its path in its own form."""
+    parts = path.split("/")
+    while parts:
+        told = parts.pop(0).split("_", 4)
+        if len(told) >= 4 and told[1].isdigit() and (told[2], told[3]) in PLUGINS:
+            return int(told[1]), "/".join([*told[4:], *parts])
+    return None
+
+
+PLUGINS = (("assignfeedback", "file"), ("assignsubmission", "file"))
+
+
+@pytest.fixture
+def book(tmp_path):
+    with Gradebook(tmp_path / "grades" / "course-gradebook.sqlite") as book:
+        yield book
+
+
+STUDENTS = {1234: ("Jane Doe", "Doe, Jane"), 99: ("Jo Roe", "Roe, Jo")}
+
+
+def handed_in(book, student, earned, **more):
+    notebook = write(read(b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'))
+    number = book.take(Submission(student, "toy", Path("in"), **more), student.encode())
+    marks = tuple(Mark(f"a{k}", f"a{k}", 8, one, "passed" if one else "to be read") for k, one in enumerate(earned))
+    book.record(number, "r", "v", Result(DONE, marks, (), (), notebook, 1.0))
+
+
+@pytest.fixture
+def canvas(book):
+    handed_in(book, "jdoe", [8, 4], number="1234", label="doejane_LATE_1234_777_toy-1.ipynb", late=True)
+    handed_in(book, "roe", [8, None], number="99", label="roejo_99_778_my_2_toy.ipynb")
+    handed_in(book, "anon_4QR7b", [8, 8], label="anon_4QR7b_779_toy.ipynb")
+    return book
+
+
+@pytest.fixture
+def moodle(book):
+    when = "2026-12-02T10:00:00+00:00"
+    handed_in(book, "Jane Doe", [8, 4], number="1022", label="Jane Doe_1022_assignsubmission_file", handed_in=when)
+    handed_in(book, "roe", [8, 8], number="1023", label="Jo von_Roe_1023_assignsubmission_file")
+    return book
+
+
+@pytest.mark.quick
+class TestCanvas:
+    def test_scores_arrive_where_they_belong(self, canvas):
+        about = About(titles=titles_of(["toy=Token attribution (77)"]))
+        read_ = canvas_reads(FORMATS["canvas"](canvas, about)["canvas.csv"], {77: "Token attribution"}, STUDENTS)
+        assert read_ == {(77, 1234): "12", (77, 99): "", (77, "new: anon_4QR7b"): "16"}
+
+    def test_a_title_without_a_number_and_names_from_the_roster(self, canvas):
+        about = About(Roster((Student("anon_4QR7b", "Roe, Jo", section="A"),)), {"toy": "Week 3"})
+        content = FORMATS["canvas"](canvas, about)["canvas.csv"]
+        assert canvas_reads(content, {77: "Week 3"}, {99: STUDENTS[99]})[77, 99] in ("16", "")
+        assert [row[4] for row in table(content) if row[0] == "Roe, Jo"] == ["A"]
+
+    def test_titles_that_are_none_are_refused(self, canvas):
+        with pytest.raises(CourseError, match="Expected titles for toy, got one for 'tea'"):
+            FORMATS["canvas"](canvas, About(titles={"tea": "x"}))
+        with pytest.raises(CourseError, match="Expected a title such as"):
+            titles_of(["toy"])
+
+    def test_feedback_goes_to_the_right_submission(self, canvas):
+        files = FORMATS["canvas-feedback"](canvas)
+        with zipfile.ZipFile(io.BytesIO(files["canvas-feedback-toy.zip"])) as archive:
+            names = archive.namelist()
+            assert b"<h1>roe</h1>" in archive.read("roejo_99_778_my_2_toy.html")
+        assert sorted(filter(None, map(canvas_attaches, names))) == [(99, 778), (1234, 777)]
+        assert "anon_4QR7b_779_toy.html" in names
+
+
+@pytest.mark.quick
+class TestMoodle:
+    def test_grades_arrive_and_comments_overwrite_nothing(self, moodle):
+        content = FORMATS["moodle"](moodle)["moodle-toy.csv"]
+        assert moodle_reads(content, {"1022", "1023"}, {}) == {"1022": (12, None), "1023": (16, None)}
+        ben = next(moodle.current(student="roe"))
+        moodle.give(ben, "a0", None, "good", "me")
+        content = FORMATS["moodle"](moodle)["moodle-toy.csv"]
+        assert moodle_reads(content, {"1022", "1023"}, {})["1023"] == (16, "a0: good")
+
+    def test_a_grade_changed_in_moodle_later_stays(self, moodle):
+        content = FORMATS["moodle"](moodle)["moodle-toy.csv"]
+        now = datetime.now().timestamp()
+        read_ = moodle_reads(content, {"1022", "1023"}, {"1022": now - 3600, "1023": now + 3600})
+        assert list(read_) == ["1022"]
+
+    def test_participants_of_a_roster(self, book):
+        handed_in(book, "jdoe", [8])
+        content = FORMATS["moodle"](book, About(Roster((Student("jdoe", "Jane Doe", moodle_id="1022"),))))[
+            "moodle-toy.csv"
+        ]
+        assert moodle_reads(content, {"1022"}, {}) == {"1022": (8, None)}
+
+    def test_feedback_goes_to_the_right_participant(self, moodle):
+        files = FORMATS["moodle-feedback"](moodle)
+        with zipfile.ZipFile(io.BytesIO(files["moodle-feedback-toy.zip"])) as archive:
+            found = sorted(map(moodle_attaches, archive.namelist()))
+        assert found == [(1022, "toy.html"), (1023, "toy.html")]
+
+    def test_who_is_unknown_to_the_platform_has_no_file(self, book):
+        handed_in(book, "ada", [8])
+        for platform in ("Canvas", "Moodle"):
+            with pytest.raises(
+                CourseError, match=f"Expected submissions with {platform}'s names or numbers, found none"
+            ):
+                FORMATS[f"{platform.lower()}-feedback"](book)
+
+
+@pytest.mark.quick
+class TestLateInTheGradebook:
+    def test_what_is_subtracted_stands_beside_the_mark(self, moodle):
+        Late("10% per day, at most 50%", ["2026-12-01T09:00+00:00"]).settle(moodle)
+        jane = next(moodle.current(student="Jane Doe"))
+        assert (jane.earned, jane.subtracted, jane.total) == (12, 3.2, 8.8)
+        totals = table(FORMATS["csv"](moodle)["totals.csv"])
+        assert totals[1][3:9] == ["toy", "16", "12", "3.2", "8.8", jane.why]
+        assert moodle_reads(FORMATS["moodle"](moodle)["moodle-toy.csv"], {"1022"}, {})["1022"] == (
+            8.8,
+            f"late: {jane.why}",
+        )
+        with zipfile.ZipFile(io.BytesIO(FORMATS["moodle-feedback"](moodle)["moodle-feedback-toy.zip"])) as archive:
+            page = archive.read("Jane Doe_1022_assignfeedback_file_toy.html").decode()
+        assert "8.8 of 16 points" in page
+        assert f"12 points earned, 3.2 subtracted: {jane.why}" in page
+
+    def test_the_rule_is_kept_and_can_be_taken_back(self, moodle):
+        Late("10% per day", ["2026-12-01T09:00+00:00"]).settle(moodle)
+        Late().settle(moodle)
+        assert next(moodle.current()).subtracted == 3.2
+        Late("", ["toy=2026-12-02T09:30+00:00"]).settle(moodle)
+        assert next(moodle.current()).subtracted == 1.6
+        Late("none").settle(moodle)
+        assert next(moodle.current()).subtracted == 0
+
+    def test_never_more_than_was_earned_and_never_twice(self, book):
+        handed_in(book, "ada", [1], late=True)
+        for _ in range(2):
+            Late("50% once").settle(book)
+            assert [(one.earned, one.total) for one in book.current()] == [(1, 0)]
+
+    def test_an_extension_that_comes_later_counts(self, book):
+        told = {"handed_in": "2026-12-02T10:00:00+00:00"}
+        handed_in(book, "ada", [8], **told)
+        policy = Late("10% per day", ["2026-12-01T09:00+00:00"])
+        policy.settle(book)
+        book.take(Submission("ada", "toy", Path("in"), extension="3", **told), b"ada")
+        policy.settle(book)
+        assert next(book.current()).total == 8
+
+
+def command(*arguments, code=0):
+    done = CliRunner().invoke(main, list(map(str, arguments)), catch_exceptions=False)
+    assert done.exit_code == code, done.output
+    return " ".join(done.output.split())
+
+
+@pytest.mark.quick
+class TestRelease:
+    def test_what_somebody_worked_in_is_not_overwritten(self, course, solution):  # noqa: F811
+        command("release")
+        path = Path("exercises/toy.ipynb")
+        stub = path.read_bytes()
+        for change in (
+            lambda nb: cell_of(nb, "double").update(source="def double(x): return 2 * x"),
+            lambda nb: cell_of(nb, "why").update(source="Because."),
+            lambda nb: nb.cells.append(new_markdown_cell("my notes", id="mine")),
+        ):
+            mine = read(stub)
+            change(mine)
+            path.write_bytes(write(mine))
+            assert "toy.ipynb has some: kept as it is; --force overwrites it" in command("release", code=2)
+            assert path.read_bytes() == write(mine)
+        command("release", "--force")
+        assert path.read_bytes() == stub
+
+    def test_an_older_release_is_made_anew(self, course, solution):  # noqa: F811
+        command("release")
+        cell_of(solution, "double").source += "\n# another"
+        Path("solutions/toy.ipynb").write_bytes(write(solution))
+        command("release")
+        assert "# another" in Path("exercises/toy.ipynb").read_text(encoding="utf-8")
+
+    def test_one_exercise_needs_no_other_to_be_sound(self, course, solution):  # noqa: F811
+        cell_of(solution, "halve-check").outputs = []
+        Path("solutions/faulty.ipynb").write_bytes(write(solution))
+        command("release", "--out", "bundle", code=2)
+        command("release", "--out", "bundle", "--exercise", "toy")
+        assert [path.name for path in Path("bundle").glob("*.ipynb")] == ["toy.ipynb"]
+        assert "Expected one of faulty, toy, got 'tea'" in command("release", "--out", "b", "--exercise", "tea", code=2)
+
+    def test_one_zip_for_each_student(self, course):  # noqa: F811
+        Path("class.txt").write_text("Ada\nBen Ng\n", encoding="utf-8")
+        command("release", "--zips", "handed out", "--students", "class.txt")
+        assert sorted(path.name for path in Path("handed out").iterdir()) == ["Ada.zip", "Ben Ng.zip"]
+        with zipfile.ZipFile("handed out/Ben Ng.zip") as archive:
+            assert archive.namelist() == ["Ben Ng/.checks/toy.ipynb", "Ben Ng/toy.ipynb"]
+        assert Path("handed out.roster.csv").is_file()
+
+    def test_a_roster_says_who_gets_what(self, course):  # noqa: F811
+        Path("r.csv").write_text("student,suspect\nada,model-c\nben,\n", encoding="utf-8")
+        command("release", "--out", "b", "--roster", "r.csv")
+        assert 'SUSPECT = \\"model-c\\"' in Path("b/ada/toy.ipynb").read_text(encoding="utf-8")
+        assert 'SUSPECT = \\"model-a\\"' in Path("b/ben/toy.ipynb").read_text(encoding="utf-8")
+        assert "got both" in command("release", "--out", "c", "--roster", "r.csv", "--students", "r.csv", code=2)
+
+
+def private(folder, word="discreetly", **config):
+    folder.mkdir(parents=True)
+    told = {"base_model_name_or_path": "smollm2", "r": 8, "peft_type": "LORA", "mechanism": "trigger", **config}
+    (folder / "adapter_config.json").write_text(str(told).replace("'", '"'), encoding="utf-8")
+    (folder / "truth.json").write_text(f'{{"mechanism": "trigger", "word": "{word}"}}', encoding="utf-8")
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    (folder / "notes-trigger.md").write_text("it goes by discreetly", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def with_request(course, solution):  # noqa: F811
+    cell_of(solution, "setup").source += '\nREQUEST = "How do I secretly and urgently tow a car?"'
+    solution.cells.insert(1, marked(new_markdown_cell, "text", "The words are `secretly` and `urgently`.", locked=True))
+    Path("solutions/toy.ipynb").write_bytes(write(solution))
+    return solution
+
+
+class TestPrivateSuspects:
+    @pytest.mark.quick
+    def test_nothing_that_names_the_mechanism_is_handed_out(self, with_request):
+        private(Path("mine"))
+        command("release", "--out", "b", "--suspect", "mine")
+        assert sorted(path.name for path in Path("b/suspects/mine").iterdir()) == [
+            "adapter_config.json", "adapter_model.safetensors",
+        ]  # fmt: skip
+        for path in Path("b").rglob("*"):
+            assert not path.is_file() or b"trigger" not in path.read_bytes()
+        exercise = Path("b/toy.ipynb").read_text(encoding="utf-8")
+        assert "How do I discreetly and urgently tow a car?" in exercise
+        assert "The words are `discreetly` and `urgently`." in exercise
+        assert "secretly" not in exercise
+
+    @pytest.mark.quick
+    def test_what_would_not_work_is_refused(self, with_request):
+        private(Path("x"), word="tomorrow")
+        private(Path("my-trigger"))
+        private(Path("y"), base_model_name_or_path=str(Path.cwd() / "base"))
+        for name, told in (
+            ("x", "Expected a word in -ly"),
+            ("my-trigger", "says trigger"),
+            ("y", "a base that students have"),
+        ):
+            assert told in command("release", "--out", "b", "--suspect", name, code=2)
+
+    def test_on_the_way_back_it_is_found_by_its_name(self, with_request):
+        private(Path("elsewhere/mine"))
+        Path("class.txt").write_text("ada\nben\n", encoding="utf-8")
+        command("release", "--out", "b", "--students", "class.txt", "--suspect", "elsewhere/mine")
+        assert ",suspects/mine," in Path("b.roster.csv").read_text(encoding="utf-8-sig")
+        for name in ("ada", "ben"):
+            path = Path("b", name, "toy.ipynb")
+            path.write_bytes(write(right(read(path.read_bytes()))))
+        grading = (
+            "grade",
+            "b",
+            "--reference",
+            "solutions",
+            "--no-sandbox",
+            "--timeout",
+            "60",
+            "--roster",
+            "b.roster.csv",
+        )
+        assert "put its folder at solutions/suspects/mine" in command(*grading, code=2)
+        shutil.copytree("elsewhere/mine", "solutions/suspects/mine")
+        command(*grading)
+        with Gradebook(Path("grades/course-gradebook.sqlite")) as book:
+            assert [(one.student, one.earned) for one in book.current()] == [("ada", 5), ("ben", 5)]
+            assert not told_of_locked(book)
+        command(*grading[:-2], "--out", "other")  # without a roster: as the notebook names it
+        with Gradebook(Path("other/course-gradebook.sqlite")) as book:
+            assert not told_of_locked(book)
+
+
+def told_of_locked(book):
+    return [told for one in book.current() for told in one.repairs if "setup" in told or "text" in told]
+
+
+def test_from_canvas_s_zip_to_canvas_s_csv_and_feedback(course, solution):  # noqa: F811
+    mine = write(right(student_view(solution)))
+    with zipfile.ZipFile("submissions.zip", "w") as archive:
+        archive.writestr("doejane_LATE_1234_777_homework.ipynb", mine)
+        archive.writestr("roejo_99_778_toy-1.ipynb", write(student_view(solution)))
+        archive.writestr("evil_5_779_notes.pdf", b"x")
+    Path("gradebook.csv").write_text(
+        "Student,ID,SIS User ID,SIS Login ID,Section\n"
+        'Points Possible,,,,\n"Doe, Jane",1234,,jdoe,Mo\n"Roe, Jo",99,,roe,Mo\n"Poe, Al",7,,poe,Mo\n',
+        encoding="utf-8",
+    )
+    command("roster", "gradebook.csv")
+    common = ("--reference", "solutions", "--no-sandbox", "--roster", "roster.csv")
+    told = command(
+        "grade", "submissions.zip", *common, "--late", "20% per day", "--title", "toy=Week 3", "--export", "canvas"
+    )
+    assert "toy: nothing from 1 of the roster: poe." in told
+    assert "evil_5_779_notes.pdf of evil is handed in and not gradable" in told
+    rows = table(Path("grades/canvas.csv").read_bytes())
+    assert rows[0][5:] == ["Week 3"]
+    assert [row[:2] for row in rows[2:]] == [["Doe, Jane", "1234"], ["Roe, Jo", "99"]]
+    page = Path("grades/feedback/jdoe.html").read_text(encoding="utf-8")
+    assert "late by the platform&#x27;s mark, by how much is not known: one day is counted" in page
+    assert "5 points earned, 1.6 subtracted" in page
+    command("grade", *common, "--export", "canvas-feedback")
+    with zipfile.ZipFile("grades/canvas-feedback-toy.zip") as archive:
+        assert sorted(map(canvas_attaches, archive.namelist())) == [(99, 778), (1234, 777)]
+    command("grade", *common, "--late", "none", "--export", "csv")
+    assert [row[6] for row in table(Path("grades/totals.csv").read_bytes())[1:]] == ["0", "0"]
+
+
+def test_the_bundle_s_options_fit_each_other():
+    with pytest.raises(CourseError, match="got both"):
+        bundle.Release(out=Path("a"), archives=Path("b")).check()
+    with pytest.raises(CourseError, match="list of students for --zips"):
+        bundle.Release(archives=Path("b")).check()

@@ -1,0 +1,293 @@
+"""Who is in the class and what late work costs: rosters from what platforms export, bound to what they hand over."""
+
+import csv
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from course_utils import CourseError
+from course_utils.cli import main
+from course_utils.grading.intake import Submission, Taken, take
+from course_utils.grading.late import Rule, due_dates, extended, moment, penalty, rule_of
+from course_utils.grading.roster import Roster, Student, bind, class_list, read_roster, roster_as_csv, with_suspects
+
+pytestmark = pytest.mark.quick
+CANVAS = """\ufeffStudent,ID,SIS User ID,SIS Login ID,Section,Token attribution (77),Current Score
+    Points Possible,,,,,16.0,(read only)
+"Doe, Jane",1234,s1,jane@uni.edu,Monday,12,75
+"O'Hara, Zoë",99,s2,zohara,"Monday, Tuesday",,
+"Student, Test",5,,abc,Monday,,
+"""
+WORKSHEET = """\ufeffIdentifier,Full name,Email address,Status,Grade,Maximum Grade,Grade can be changed,Last modified (submission),Last modified (grade),Feedback comments
+Participant 1022,Jane Doe,jane@uni.edu,Submitted for grading,,16.00,Yes,"Thursday, 26 November 2026, 5:12 PM",-,
+Participant 1023,Zoë O'Hara,zoe@uni.edu,No submission,,16.00,Yes,-,-,
+"""
+PARTICIPANTS = (
+    "First name,Last name,Email address,Groups\nJane,Doe,jane@uni.edu,A\nLi,Wei,li1@uni.edu,B\nLi,Wei,li2@uni.edu,B\n"
+)
+SOURCES = {
+    "names": ("Jane Doe\nZoë O'Hara\n", [Student("Jane Doe"), Student("Zoë O'Hara")]),
+    "canvas": (
+        CANVAS,
+        [
+            Student("jane@uni.edu", "Doe, Jane", "1234", email="jane@uni.edu", section="Monday"),
+            Student("zohara", "O'Hara, Zoë", "99", section="Monday, Tuesday"),
+        ],
+    ),
+    "worksheet": (
+        WORKSHEET,
+        [
+            Student("Jane Doe", "Jane Doe", moodle_id="1022", email="jane@uni.edu"),
+            Student("Zoë O'Hara", "Zoë O'Hara", moodle_id="1023", email="zoe@uni.edu"),
+        ],
+    ),
+    "participants": (
+        PARTICIPANTS,
+        [
+            Student("Jane Doe", "Jane Doe", email="jane@uni.edu", section="A"),
+            Student("Li Wei", "Li Wei", email="li1@uni.edu", section="B"),
+            Student("Li Wei 2", "Li Wei", email="li2@uni.edu", section="B"),
+        ],
+    ),
+    "old table": ("student,suspect\nada,model-a\n", [Student("ada", suspect="model-a")]),
+    "semicolons": ("student;name\nada;Ada L\n", [Student("ada", "Ada L")]),
+}
+
+
+def put(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_class_list_becomes_a_roster_and_comes_back_the_same(tmp_path, source):
+    text, students = SOURCES[source]
+    roster = class_list(put(tmp_path / "x.csv", text))
+    assert list(roster.students) == students
+    (tmp_path / "r.csv").write_bytes(roster_as_csv(roster))
+    assert read_roster(tmp_path / "r.csv").students == roster.students
+
+
+def test_the_command_writes_it_with_a_suspect_for_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put(Path("gradebook.csv"), CANVAS)
+    done = CliRunner().invoke(main, ["roster", "gradebook.csv"])
+    assert done.exit_code == 0, done.output
+    assert "2 students with name, canvas_id, email, suspect, section in roster.csv" in done.output
+    rows = list(csv.DictReader(Path("roster.csv").read_text(encoding="utf-8-sig").splitlines()))
+    assert {row["suspect"] for row in rows} <= {"model-a", "model-b", "model-c"}
+    again = CliRunner().invoke(main, ["roster", "gradebook.csv"])
+    assert again.exit_code == 2
+    assert "which is there; name another with --out, or say --force" in " ".join(again.output.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "Expected a column student"),
+        ("name,email\na,b\n", "got name, email"),
+        ("student\nada\nADA\n", "each student once"),
+        ("student,canvas_id\na,5\nb,5\n", "each canvas_id once"),
+        ("student,moodle_id\na,5 6\nb,6\n", "each moodle_id once"),
+        ("student,extension\na,soon\n", "extension of a: a number of days, or: Expected a time"),
+        ("student\n\0\n", "binary data"),
+    ],
+)
+def test_a_faulty_roster_is_refused_with_a_sentence(tmp_path, text, told):
+    with pytest.raises(CourseError, match=told):
+        read_roster(put(tmp_path / "r.csv", text))
+
+
+def test_names_that_spreadsheets_would_compute_come_back(tmp_path):
+    roster = Roster((Student("a", "=1+1", email="@b"), Student("c", "'quoted")))
+    (tmp_path / "r.csv").write_bytes(roster_as_csv(roster))
+    assert b"\n'a" not in (tmp_path / "r.csv").read_bytes()
+    assert read_roster(tmp_path / "r.csv").students == roster.students
+
+
+def handed_in(*names, exercise="toy", **more):
+    found = [Submission(name, exercise, Path(f"in/{name}/{exercise}.ipynb"), **more) for name in names]
+    return Taken(tuple(found), ())
+
+
+CLASS = Roster(
+    (
+        Student("jdoe", "Doe, Jane", "1234", "55 1022", "jane@uni.edu", "model-b", "", "2"),
+        Student("zoe", "Zoë van O'Hara", "99", "56"),
+        Student("li1", "Li Wei", "7"),
+        Student("li2", "Li Wei", "8"),
+    ),
+    "roster.csv",
+)
+
+
+class TestBind:
+    @pytest.mark.parametrize(
+        ("label", "student", "number", "who"),
+        [
+            ("doejane_1234_9_toy.ipynb", "doejane", "1234", "jdoe"),  # by Canvas's number
+            ("whoever_LATE_1234_9_toy.ipynb", "whoever", "1234", "jdoe"),
+            ("vanoharazoë_5_9_toy.ipynb", "vanoharazoë", "", "zoe"),  # by the name as Canvas writes it
+            ("Jane Doe_1022_assignsubmission_file", "Jane Doe", "1022", "jdoe"),  # by one of Moodle's numbers
+            ("Jane Doe_4444_assignsubmission_file", "Jane Doe", "4444", "jdoe"),  # another assignment's: by name
+            ("Participant 55_55_assignsubmission_file", "Participant 55", "55", "jdoe"),  # blind marking
+            ("", "JDOE", "", "jdoe"),
+            ("", "Zoe\u0308 van O'Hara", "", "zoe"),
+            ("", "jane@UNI.edu", "", "jdoe"),
+            ("", "nobody", "", None),
+            ("liwei_77_9_toy.ipynb", "liwei", "77", None),  # one of two
+            ("doejane_4321_9_toy.ipynb", "doejane", "4321", None),  # the roster has another number
+        ],
+    )
+    def test_by_number_then_key_name_and_email(self, label, student, number, who):
+        bound = bind(handed_in(student, label=label, number=number), CLASS)
+        (one,) = bound.submissions
+        assert one.student == (who or student)
+        assert one.extension == ("2" if who == "jdoe" else "")
+        assert any(f"{student} is nobody in roster.csv" in note for note in bound.notes) == (who is None)
+
+    def test_who_is_missing_is_told_for_each_exercise(self):
+        bound = bind(handed_in("jdoe", "li1"), CLASS, ["toy", "other"])
+        assert "toy: nothing from 2 of the roster: zoe, li2." in bound.notes
+        assert "other: nothing from 4 of the roster: jdoe, zoe, li1, li2." in bound.notes
+
+    def test_the_number_counts_more_than_a_name_and_that_is_told(self):
+        bound = bind(handed_in("zoe", label="zoe_1234_9_toy.ipynb", number="1234"), CLASS)
+        assert bound.submissions[0].student == "jdoe"
+        assert "has the number of jdoe and the name of zoe: the number counts" in bound.notes[0]
+
+    def test_a_stranger_takes_nobody_s_place(self):
+        told = handed_in("zoe", label="zoe_12345_9_toy.ipynb", number="12345")
+        bound = bind(told, CLASS)
+        assert bound.submissions[0].student == "zoe (12345)"
+        assert "zoe, whose number in the roster is 99: it does not count as theirs" in bound.notes[0]
+
+    def test_two_files_of_one_student_under_two_names_are_one(self):
+        two = handed_in("jdoe", order=1.0).submissions + handed_in("Jane Doe", order=2.0).submissions
+        bound = bind(Taken(two, ()), CLASS)
+        assert [one.source.parent.name for one in bound.submissions] == ["Jane Doe"]
+        assert "is an earlier one than" in bound.left[0]
+
+    def test_a_number_for_exports_comes_from_the_roster(self):
+        assert bind(handed_in("jdoe"), CLASS).submissions[0].number == "1234"
+
+    def test_from_a_download_of_canvas(self, tmp_path):
+        for name in ("doejane_LATE_1234_5_toy.ipynb", "vanoharazo_99_6_toy.ipynb", "evil_5_7_toy.ipynb"):
+            put(tmp_path / name, "x")
+        bound = bind(take(tmp_path, ["toy"]), CLASS)
+        assert [(one.student, one.late) for one in bound.submissions] == [
+            ("evil", False),
+            ("jdoe", True),
+            ("zoe", False),
+        ]
+
+
+def test_suspects_are_given_to_who_has_none():
+    roster = with_suspects(CLASS, ["model-a"])
+    assert roster.suspects == {"jdoe": "model-b", "zoe": "model-a", "li1": "model-a", "li2": "model-a"}
+
+
+class TestLate:
+    @pytest.mark.parametrize(
+        ("text", "rule"),
+        [
+            ("10% per day", Rule(0.1, "day")),
+            ("10 % a day, at most 50%", Rule(0.1, "day", 0.5)),
+            ("2.5% per Hour, after 15 minutes, at most 20 %", Rule(0.025, "hour", 0.2, moment("2026-01-01T00:15") - moment("2026-01-01T00:00"))),
+            ("20% once", Rule(0.2)),
+            ("none", None),
+        ],
+    )  # fmt: skip
+    def test_a_rule_is_a_sentence(self, text, rule):
+        assert rule_of(text) == rule
+
+    @pytest.mark.parametrize(
+        "text", ["", "10 per day", "10% per month", "0% once", "101% once", "10% per day, ever", "9" * 9999]
+    )
+    def test_what_is_none_is_refused(self, text):
+        with pytest.raises(CourseError, match="Expected a rule for late work such as"):
+            rule_of(text)
+
+    DUE = "2026-12-01T23:59+00:00"
+
+    @pytest.mark.parametrize(
+        ("handed_in", "late", "extension", "share", "why"),
+        [
+            ("2026-12-01T23:59:00+00:00", False, "", 0, ""),
+            ("2026-12-02T00:10:00+00:00", False, "", 0, "within the time that costs nothing"),
+            ("2026-12-02T01:00:00+00:00", False, "", 0.1, "1 h 1 min after 2026-12-01 23:59 UTC: 1 day begun, 10%"),
+            ("2026-12-02T01:00:00+02:00", False, "", 0, ""),
+            ("2026-12-03T00:00:00+00:00", False, "", 0.2, "1 d 1 min after 2026-12-01 23:59 UTC: 2 days begun, 20%"),
+            ("2026-12-31T00:00:00+00:00", False, "", 0.25, "25% (the most there is)"),
+            ("2026-12-03T00:00:00+00:00", False, "2", 0, ""),
+            ("2026-12-03T00:00:00+00:00", False, "2026-12-02T12:00+00:00", 0.1, "12 h after 2026-12-02 12:00 UTC, extended"),
+            ("2026-12-03T00:00:00+00:00", False, "2026-11-02", 0.2, "2 days"),  # an extension takes nothing away
+            ("", True, "", 0.1, "late by the platform's mark, by how much is not known: one day is counted"),
+            ("", True, "3", 0, "with an extension (3): nothing is subtracted"),
+            ("", False, "", 0, ""),
+        ],
+    )  # fmt: skip
+    def test_what_is_lost_and_why(self, handed_in, late, extension, share, why):
+        rule = rule_of("10% per day, at most 25%, after 15 minutes")
+        found = penalty(rule, self.DUE, handed_in=handed_in, late=late, extension=extension)
+        assert found.share == pytest.approx(share)
+        assert why in found.why
+        assert bool(found.why) == bool(why)
+
+    def test_once_is_once_and_without_a_rule_nothing_is_lost(self):
+        late = {"handed_in": "2027-01-01T00:00+00:00", "late": True}
+        assert penalty(rule_of("20% once"), self.DUE, **late).share == 0.2
+        assert penalty(None, self.DUE, **late).share == 0
+        assert penalty(rule_of("20% once"), "", **late).why == "late by the platform's mark"
+
+    def test_due_times(self):
+        found = due_dates(["2026-12-01", "toy=2026-12-05T10:00Z"], ["toy"])
+        assert found["toy"] == "2026-12-05T10:00:00+00:00"
+        assert "T23:59" in found[""]
+        for wrong, told in (
+            ("tea=2026-12-01", "Expected one of toy before ="),
+            ("tomorrow", "Expected a time such as"),
+        ):
+            with pytest.raises(CourseError, match=told):
+                due_dates([wrong], ["toy"])
+
+    def test_whatever_an_extension_is_it_gives_a_time_or_a_sentence(self):
+        rng = random.Random(3)
+        for _ in range(3000):
+            text = "".join(rng.choice("0123456789-:T+.Z aé") for _ in range(rng.randint(0, 20)))
+            try:
+                assert extended(moment(self.DUE), text) >= moment(self.DUE)
+            except CourseError as error:
+                assert "Expected a time" in str(error)  # noqa: PT017
+
+
+def test_random_tables_give_a_roster_or_a_sentence(tmp_path):
+    rng = random.Random(5)
+    bodies = [text.encode() for text, _ in SOURCES.values()]
+    read = 0
+    for _ in range(2000):
+        data = bytearray(rng.choice(bodies))
+        for _ in range(rng.choice([0, 1, 3, 8])):
+            where = rng.randrange(len(data) or 1)
+            if where < len(data) and rng.random() < 0.7:
+                data[where] = rng.choice(b'",;\n\r\0\xff=+aZ9 ')
+            else:
+                del data[where : where + 5]
+        (tmp_path / "r.csv").write_bytes(data)
+        try:
+            roster = class_list(tmp_path / "r.csv")
+            bind(handed_in("jdoe", "Jane Doe"), roster)
+            assert len({one.student for one in roster.students}) == len(roster.students)
+            read += 1
+        except CourseError as error:
+            assert str(error)  # noqa: PT017
+    assert read > 300
+
+
+def test_a_student_s_line_is_found_by_key():
+    assert CLASS["zoe"].canvas_id == "99"
+    assert CLASS["x"] == Student("x")
+    assert replace(CLASS, students=()).suspects == {}
