@@ -205,6 +205,7 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
 @click.option("--roster", type=click.Path(path_type=Path), help="The class, with suspects, from course roster.")
 @click.option("--suspect", "suspects", multiple=True, help="A suspect to hand out (repeat it): a name, or a folder.")
 @click.option("--exercise", "exercises", multiple=True, help="Release this exercise alone (repeat it for more).")
+@click.option("--solutions", "source", type=click.Path(path_type=Path), help="Release those in this folder.")
 @click.option("--force", is_flag=True, help="Overwrite exercises of this checkout that have answers in them.")
 def release(**options: Any) -> None:
     """Make the exercises from the solutions, without answers and hidden checks.

@@ -432,7 +432,8 @@ def test_from_the_terminal_to_the_files(submitted, monkeypatch, tmp_path):
     assert "5 graded, 0 had their marks" in done.output
     assert "No sandbox: the students' code can" in done.stderr
     assert sorted(path.name for path in (tmp_path / "grades").iterdir()) == [
-        "course-gradebook.sqlite", "duplicates.csv", "feedback", "grades.csv", "overview.html", "statistics.csv", "totals.csv",
+        "course-gradebook.sqlite", "duplicates.csv", "feedback", "grades.csv", "overview.html", "statistics.csv",
+        "totals.csv",
     ]  # fmt: skip
     ben = (tmp_path / "grades" / "feedback" / "ben.html").read_text()
     assert "expected <code>1.5 -2.5</code><br>received <code>1 -3</code>" in ben

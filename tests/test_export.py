@@ -15,7 +15,6 @@ from nbformat.v4 import new_markdown_cell
 from course_utils import CourseError
 from course_utils.cli import main
 from course_utils.grading import bundle
-from course_utils.grading.class_run import GRADEBOOK
 from course_utils.grading.export import FORMATS, About, titles_of
 from course_utils.grading.gradebook import Gradebook
 from course_utils.grading.intake import Submission
@@ -97,7 +96,7 @@ PLUGINS = (("assignfeedback", "file"), ("assignsubmission", "file"))
 
 @pytest.fixture
 def book(tmp_path):
-    with Gradebook(tmp_path / "grades" / GRADEBOOK) as book:
+    with Gradebook(tmp_path / "grades" / "course-gradebook.sqlite") as book:
         yield book
 
 

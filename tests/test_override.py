@@ -18,9 +18,9 @@ from course_utils import CourseError
 from course_utils.cli import main
 from course_utils.grading import gradebook_file
 from course_utils.grading.export import FORMATS
-from course_utils.grading.feedback import page
+from course_utils.grading.feedback import page_of
 from course_utils.grading.grade import grade
-from course_utils.grading.gradebook import _SINCE_2, _TABLES, Gradebook, Override, Tick
+from course_utils.grading.gradebook import _BY_HAND, _TABLES, Gradebook, Override, Tick
 from course_utils.grading.gradebook_file import gradebook_path, is_ours, statements
 from course_utils.grading.intake import take
 from course_utils.grading.notebook import student_view, write
@@ -54,7 +54,7 @@ class TestOverride:
         assert override == Override(1.5, 0.0, "right <but> odd", "Prof. X", override.at)
         assert graded.entries[1].override is None
 
-        html = page("ada", [(graded, write(book.notebook(graded.result)))]).decode()
+        html = page_of(book, "ada", [graded]).decode()
         assert "1.5 instead of 0: <em>right &lt;but&gt; odd</em> (Prof. X, " in html
         row = next(csv.DictReader(io.StringIO(FORMATS["csv"](book)["grades.csv"].decode("utf-8-sig"))))
         assert [row[name] for name in ("earned", "machine", "reason", "by")] == [
@@ -83,7 +83,7 @@ class TestOverride:
         book.override(record(book, 0.0), "a0", 1.0, "why", "X")
         graded = record(book, 2.0, content=b"2")
         assert (graded.earned, graded.entries[0].override.is_earlier) == (1, True)
-        assert "of an earlier hand-in" in page("ada", [(graded, write(book.notebook(graded.result)))]).decode()
+        assert "of an earlier hand-in" in page_of(book, "ada", [graded]).decode()
         assert not record(book, 0.0, content=b"1").entries[0].override.is_earlier
         book.override(record(book, 2.0, content=b"2"), "a0", 1.0, "looked again", "X")
         assert not next(book.current()).entries[0].override.is_earlier
@@ -194,21 +194,16 @@ def test_where_points_alone_changed_grade_runs_nothing(book, solution, tmp_path,
     assert next(book.current()).earned == 10
 
 
-STANDING = """
-CREATE VIEW standing AS
-    SELECT s.student, s.exercise, s.number, s.late, r.* FROM submission s JOIN result r ON r.submission = s.id
-    WHERE s.turn = (SELECT max(turn) FROM submission o WHERE o.student = s.student AND o.exercise = s.exercise)
-    AND r.id = (SELECT max(id) FROM result o WHERE o.submission = s.id)
-"""
-
-
 def old_gradebook(path, *more):
     """A gradebook of format 1, as the first version left it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    first = re.sub(r", label TEXT NOT NULL,\n.*DEFAULT '',\n", ",\n", _TABLES) + STANDING
+    first = re.sub(
+        r" label TEXT.*?(?=\n    UNIQUE)|CREATE TABLE setting.*?;|(?<=s.late,).*?(?= r\.\*)", "", _TABLES, flags=re.S
+    )
     with closing(sqlite3.connect(path)) as db:
         for statement in (*statements(first), "PRAGMA user_version = 1", *more):
             db.execute(statement)
+        db.execute("INSERT INTO submission VALUES (1, 'ada', 'toy', 'd', '7', 0, 'x', '2026', 1)")
         db.execute("INSERT INTO manual VALUES (1, 'ada', 'toy', 'why', '', 1, 'kept', 'X', '2026')")
         db.commit()
 
@@ -219,9 +214,11 @@ class TestFile:
         old_gradebook(tmp_path / "g")
         with Gradebook(tmp_path / "g") as book:
             assert [row["why"] for row in book.history()] == ["kept"]
+            book.settle_late(lambda *_: (0.5, "late"))
+            book.keep("due", "today")
             book.override(record(book, 0.0), "a0", 1.0, "why", "X")
         with Gradebook(tmp_path / "g") as book:
-            assert next(book.current()).earned == 1
+            assert (next(book.current()).earned, book.setting("due")) == (1, "today")
 
     def test_ours_under_its_old_name_is_renamed_and_nbgraders_is_left_alone(self, tmp_path):
         old_gradebook(tmp_path / "ours" / "gradebook.db")
@@ -260,7 +257,7 @@ class TestFile:
             Gradebook(tmp_path / "ours")
 
     def test_the_schema_is_whole(self):
-        assert len(statements(_TABLES, _SINCE_2)) == _TABLES.count(";") + _SINCE_2.count(";")
+        assert len(statements(_TABLES, _BY_HAND)) == _TABLES.count(";") + _BY_HAND.count(";")
 
 
 EVERY = {

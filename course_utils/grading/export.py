@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .roster import Roster, Student
 
 
+_ITEMS = "student exercise item check points earned status comment late machine reason by"
+
+
 @dataclass(frozen=True)
 class About:
     """What an export is told besides the marks.
@@ -67,24 +70,10 @@ SUM_COLUMNS = "student, name, section, exercise, points, earned, subtracted, tot
 def as_csv(book: Gradebook, about: About = About()) -> dict[str, bytes]:
     """Two files: a line for each student, exercise and item; a line for each exercise, with what being late cost.
 
-    Where a person has overridden what the run gave, that stands beside it.
+    Where a person has overridden what the run gave, that stands beside what counts.
     """
-    items = [
-        "student",
-        "exercise",
-        "item",
-        "check",
-        "points",
-        "earned",
-        "status",
-        "comment",
-        "late",
-        "machine",
-        "reason",
-        "by",
-    ]
     sums = ["student", "name", "section", "exercise", "points", "earned", "subtracted", "total", "why", "handed in"]
-    rows: Rows = [items]
+    rows: Rows = [_ITEMS.split()]
     totals: Rows = [sums]
     for graded in book.current():
         for entry in graded.entries:

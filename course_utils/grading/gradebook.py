@@ -22,7 +22,7 @@ from typing import Any
 from nbformat import NotebookNode
 
 from ..errors import CourseError
-from .gradebook_file import connect, needs_own_tables, statements, tables_of, trouble
+from .gradebook_file import connect, name_of, needs_own_tables, statements, tables_of, trouble
 from .intake import Submission
 from .notebook import CHECK, MANUAL, NAMESPACE, TASK, grade_id, kind, read, whole_text, write
 from .notebook import points as points_of
@@ -37,12 +37,18 @@ CREATE TABLE submission (
     handed_in TEXT NOT NULL, extension TEXT NOT NULL, penalty REAL NOT NULL DEFAULT 0, why TEXT NOT NULL DEFAULT '',
     UNIQUE (student, exercise, digest)
 );
+CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE result (
     id INTEGER PRIMARY KEY, submission INTEGER NOT NULL REFERENCES submission, reference TEXT NOT NULL,
     version TEXT NOT NULL, status TEXT NOT NULL, seconds REAL NOT NULL, repairs TEXT NOT NULL, messages TEXT NOT NULL,
     notebook BLOB NOT NULL, finished TEXT NOT NULL
 );
 CREATE INDEX result_of ON result (submission);
+CREATE VIEW standing AS
+    SELECT s.student, s.exercise, s.number, s.late, s.label, s.handed_in, s.penalty, s.why, r.*
+    FROM submission s JOIN result r ON r.submission = s.id
+    WHERE s.turn = (SELECT max(turn) FROM submission o WHERE o.student = s.student AND o.exercise = s.exercise)
+    AND r.id = (SELECT max(id) FROM result o WHERE o.submission = s.id);
 CREATE TABLE mark (
     result INTEGER NOT NULL REFERENCES result, place INTEGER NOT NULL, hidden INTEGER NOT NULL, item TEXT NOT NULL,
     name TEXT NOT NULL, points REAL NOT NULL, earned REAL, status TEXT NOT NULL, expected TEXT NOT NULL,
@@ -54,13 +60,7 @@ CREATE TABLE manual (
 );
 CREATE INDEX manual_of ON manual (student, exercise, name);
 """
-_SINCE_2 = """
-CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE VIEW standing AS
-    SELECT s.student, s.exercise, s.number, s.late, s.label, s.handed_in, s.penalty, s.why, r.*
-    FROM submission s JOIN result r ON r.submission = s.id
-    WHERE s.turn = (SELECT max(turn) FROM submission o WHERE o.student = s.student AND o.exercise = s.exercise)
-    AND r.id = (SELECT max(id) FROM result o WHERE o.submission = s.id);
+_BY_HAND = """
 CREATE TABLE override (
     id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL,
     points REAL, reason TEXT NOT NULL, who TEXT NOT NULL, at TEXT NOT NULL
@@ -72,14 +72,13 @@ CREATE TABLE tick (
 ) WITHOUT ROWID;
 CREATE TABLE reference (digest TEXT PRIMARY KEY, bare TEXT NOT NULL) WITHOUT ROWID;
 """  # since format 2; an override of NULL points: the one before is taken back
-_ALTERED = """
-ALTER TABLE submission ADD COLUMN label TEXT NOT NULL DEFAULT '';
-ALTER TABLE submission ADD COLUMN handed_in TEXT NOT NULL DEFAULT '';
-ALTER TABLE submission ADD COLUMN extension TEXT NOT NULL DEFAULT '';
-ALTER TABLE submission ADD COLUMN penalty REAL NOT NULL DEFAULT 0;
-ALTER TABLE submission ADD COLUMN why TEXT NOT NULL DEFAULT '';
-DROP VIEW standing;
-"""  # what makes a format 1 into a 2, besides new tables and views
+_ADDED = (  # to submission, since format 2
+    "label TEXT NOT NULL DEFAULT ''",
+    "handed_in TEXT NOT NULL DEFAULT ''",
+    "extension TEXT NOT NULL DEFAULT ''",
+    "penalty REAL NOT NULL DEFAULT 0",
+    "why TEXT NOT NULL DEFAULT ''",
+)
 
 
 @dataclass(frozen=True)
@@ -201,17 +200,22 @@ class Change:
 
 
 def _prepare(path: Path, db: sqlite3.Connection) -> None:
-    """Make the tables of a new file, and those that an older format lacks."""
-    everything = statements(_TABLES, _SINCE_2)
+    """Make the tables of a new file, and what an older format lacks."""
+    everything = statements(_TABLES, _BY_HAND)
     needs_own_tables(path, db, tables_of(everything))
     made = db.execute("PRAGMA user_version").fetchone()[0]
     if made not in (0, 1, _FORMAT):
         raise CourseError(f"Expected a gradebook of format {_FORMAT} in {path}, got {made}; update the course kit.")
     if made == _FORMAT:
         return
-    is_new = not db.execute("SELECT 1 FROM sqlite_master").fetchone()
-    for statement in everything if is_new else statements(_ALTERED, _SINCE_2):
-        db.execute(statement)
+    if made == 1:
+        for column in _ADDED:
+            db.execute(f"ALTER TABLE submission ADD COLUMN {column}")
+        db.execute("DROP VIEW standing")
+    there = {name for (name,) in db.execute("SELECT name FROM sqlite_master").fetchall()}
+    for statement in everything:
+        if name_of(statement) not in there:
+            db.execute(statement)
     db.execute(f"PRAGMA user_version = {_FORMAT}")
 
 
@@ -589,9 +593,16 @@ def _points_of(reference: bytes) -> dict[str, float]:
 
 @lru_cache(maxsize=64)
 def _bare_digest(reference: bytes) -> str:
-    """The digest of a reference without what its cells are worth (and nbgrader's checksums, which tell that, too)."""
+    """The digest of a reference without what its cells are worth, and without when it was run.
+
+    nbgrader's checksums tell what cells are worth, too.
+    """
     notebook = read(reference)
     for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        cell.execution_count = cell.get("execution_count") is not None
+        for output in cell.get("outputs", []):
+            output.pop("execution_count", None)
         for key in ("points", "checksum") if isinstance(cell.metadata.get(NAMESPACE), dict) else ():
             cell.metadata[NAMESPACE].pop(key, None)
     return hashlib.sha256(write(notebook)).hexdigest()

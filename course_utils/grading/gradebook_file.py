@@ -84,10 +84,15 @@ def statements(*schemas: str) -> list[str]:
     return [statement for schema in schemas for statement in schema.strip().rstrip(";").split(";")]
 
 
+def name_of(statement: str) -> str:
+    """The name of the table, index or view that a statement makes."""
+    found = re.match(r"\s*CREATE (?:TABLE|INDEX|VIEW) (\w+)", statement)
+    return found[1] if found else ""
+
+
 def tables_of(schema: Iterable[str]) -> frozenset[str]:
     """The tables that statements make."""
-    found = (re.match(r"\s*CREATE TABLE (?:IF NOT EXISTS )?(\w+)", statement) for statement in schema)
-    return frozenset(match[1] for match in found if match)
+    return frozenset(name_of(statement) for statement in schema if statement.lstrip().startswith("CREATE TABLE"))
 
 
 def needs_own_tables(path: Path, db: sqlite3.Connection, own: frozenset[str]) -> None:
@@ -149,7 +154,7 @@ def _copy_ours(db: sqlite3.Connection, path: Path) -> None:
     unfinished.unlink(missing_ok=True)
     db.execute("VACUUM INTO ?", (str(unfinished),))
     with closing(sqlite3.connect(unfinished, isolation_level=None)) as copy:
-        for name in sorted(_tables_in(copy) - _FIRST - {"override", "tick", "reference"}):
+        for name in sorted(_tables_in(copy) - _FIRST):  # of format 1, or it would have its own name
             quoted = name.replace('"', '""')
             copy.execute(f'DROP TABLE "{quoted}"')
         copy.execute("VACUUM")

@@ -13,7 +13,7 @@ _BULLET = re.compile(r"^ {0,3}[-*+] +(?:\[[ xX]\] +)?(?P<rest>\S.*)$")
 _NUMBER = r"(?P<points>\d+(?:[.,]\d+)?)"
 _FIRST = re.compile(rf"^{_NUMBER} ?(?:points?|pts?|p)\b[ .:–-]*(?P<text>.*)$", re.IGNORECASE)  # 2 points: names it
 _AFTER = re.compile(rf"^(?P<text>[^()]{{1,200}}?) ?\({_NUMBER}(?: ?(?:points?|pts?|p))?\)[ .:–-]*")  # **Name** (1): …
-_TICKED = re.compile(r"\+(\d{1,2})(?:=(\d+(?:[.,]\d+)?))?")
+_TICKED = re.compile(r"\+(\d{1,2})(?:=(\d+(?:[.,]\d+)?))?(?!\S)")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _criterion(rest: str) -> Criterion | None:
 
 
 def ticked(line: str, known: Sequence[Criterion], worth: float) -> tuple[float, str, tuple[Tick, ...]] | None:
-    """Points, comment and ticks of a line such as `+1 +3=0.5 a comment`; None where it begins with no tick.
+    """Points, comment and ticks of a line such as `+1 +3=0.5 a comment`; None where it does not begin so.
 
     Points are those of the criteria that are ticked (`=0.5`: that much of it), at most what the item is worth; `+0`
     ticks none.
@@ -58,22 +58,25 @@ def ticked(line: str, known: Sequence[Criterion], worth: float) -> tuple[float, 
         CourseError: there is no such criterion, or it is worth less than that.
     """
     given: dict[int, float] = {}
-    words = line.split(" ")
-    while words and (found := _TICKED.fullmatch(words[0])):
-        words.pop(0)
+    rest = line.strip()
+    while found := _TICKED.match(rest):
+        rest = rest[found.end() :].lstrip()
         number = int(found[1])
         if number > len(known) or not known:
             raise CourseError(f"Expected a criterion from 1 to {len(known)}, got {number}; type points instead.")
         if number:
-            criterion = known[number - 1]
-            given[number] = criterion.points if found[2] is None else _number(found[2])
-            if given[number] > criterion.points:
-                raise CourseError(
-                    f"Expected 0 to {criterion.points:g} points for “{criterion.name}”, got {given[number]:g}."
-                )
-    if len(words) == len(line.split(" ")):
+            given[number] = _part(known[number - 1], found[2])
+    if rest == line.strip() or rest.startswith("+"):
         return None
-    return min(worth, sum(given.values())), " ".join(words).strip(), _ticks(known, given)
+    return min(worth, sum(given.values())), rest, _ticks(known, given)
+
+
+def _part(criterion: Criterion, part: str | None) -> float:
+    """What is given of a criterion: all of it, or the part that is named."""
+    given = criterion.points if part is None else _number(part)
+    if given > criterion.points:
+        raise CourseError(f"Expected 0 to {criterion.points:g} points for “{criterion.name}”, got {given:g}.")
+    return given
 
 
 def _ticks(known: Sequence[Criterion], given: Mapping[int, float]) -> tuple[Tick, ...]:
