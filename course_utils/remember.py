@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .models import LocalModel
 
 _SMALL = 5_000_000  # parameters; of a larger model no copy of the weights is kept, and what texts begin with is shared
-_MOST = 256  # passes remembered at once
+_MOST, _MOST_LOGITS = 256, 12  # passes remembered at once
+_WORTH = 4  # tokens that two texts must share
 _AROUND = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -30,10 +31,23 @@ def remember(lm: LocalModel) -> LocalModel:
     >>> remember(lm) is lm
     True
     """
-    base = lm.model.base_model
+    base, head = lm.model.base_model, lm.model.get_output_embeddings()
     if not isinstance(base.__dict__.get("forward"), _Passes):
-        base.forward = _Passes(base, base.forward)
+        base.forward = _Passes(base, head, base.forward)
+        if sum(p.numel() for p in base.parameters()) >= _SMALL:
+            head.forward = _Head(base.forward, head.forward)
     return lm
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One pass: its hidden states [batch, token, d_model], keys and values, and what it shares with an earlier one."""
+
+    key: tuple[tuple[int, ...], ...]  # the ids
+    hidden: Tensor
+    cache: Any
+    shared: int = 0  # so many tokens, from the first on, …
+    begun: tuple[tuple[int, ...], ...] = ()  # … with the first row of these ids
 
 
 @dataclass(eq=False)
@@ -41,10 +55,13 @@ class _Passes:
     """The passes of a model's body so far; called in place of its `forward`."""
 
     base: nn.Module
+    head: nn.Module
     plain: Any
-    known: dict[tuple[Any, ...], tuple[Tensor, Any]] = field(default_factory=dict)  # ids -> hidden states, keys/values
-    weights: list[tuple[Any, ...]] = field(default_factory=list)
-    copies: list[Tensor] = field(default_factory=list)
+    known: dict[tuple[tuple[int, ...], ...], _Pass] = field(default_factory=dict)
+    weights: list[tuple[int, ...]] = field(default_factory=list)
+    copies: list[Tensor] = field(default_factory=list)  # of the weights, where the model is small
+    logits: dict[tuple[tuple[int, ...], ...], Tensor] = field(default_factory=dict)  # of first rows, where it is large
+    given: tuple[Tensor, int, _Pass] | None = None  # what was given out last
 
     def __call__(self, input_ids: Any = None, **named: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -55,25 +72,26 @@ class _Passes:
         self._forget_other_weights()
         key = tuple(map(tuple, input_ids.tolist()))
         if key not in self.known:
-            if len(self.known) == _MOST:
-                self.known.pop(next(iter(self.known)))
-            self.known[key] = self._run(input_ids, key)
-        hidden, cache = self.known[key]
-        stored = None if use_cache is False else _copied(cache)
-        return BaseModelOutputWithPast(last_hidden_state=hidden.clone(), past_key_values=stored)
+            _put(self.known, key, self._run(input_ids, key), _MOST)
+        one = self.known[key]
+        hidden = one.hidden.clone()
+        self.given = (hidden, hidden._version, one)
+        stored = None if use_cache is False else _copied(one.cache)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=stored)
 
-    def _run(self, ids: Tensor, key: tuple[Any, ...]) -> tuple[Tensor, Any]:
-        """The hidden states [batch, token, d_model] and the keys and values of a pass that was not there before."""
-        shared, begun = 0, None
-        if not self.copies:
-            shared, begun = max(((_shared(key, rows), rows) for rows in self.known), key=lambda pair: pair[0], default=(0, None))
-        if shared < 4 or begun is None:
+    def _run(self, ids: Tensor, key: tuple[tuple[int, ...], ...]) -> _Pass:
+        """A pass that was not there before."""
+        shared, begun = max(((_shared(key, rows), rows) for rows in self.known), key=lambda pair: pair[0], default=(0, ()))
+        if self.copies or shared < _WORTH:
             out = self.plain(input_ids=ids, use_cache=True)
-            return out.last_hidden_state, out.past_key_values
-        hidden, cache = self.known[begun]
-        out = self.plain(input_ids=ids[:, shared:], past_key_values=_begun(cache, shared, len(ids)), use_cache=True)
-        before = hidden[:1, :shared].expand(len(ids), -1, -1)
-        return torch.cat([before, out.last_hidden_state], dim=1), out.past_key_values
+            return _Pass(key, out.last_hidden_state, out.past_key_values)
+        earlier = self.known[begun]
+        stored = _begun(earlier.cache, shared, len(ids))
+        if shared == ids.shape[1]:
+            return _Pass(key, earlier.hidden[:1, :shared], stored, shared, begun)
+        out = self.plain(input_ids=ids[:, shared:], past_key_values=stored, use_cache=True)
+        before = earlier.hidden[:1, :shared].expand(len(ids), -1, -1)
+        return _Pass(key, torch.cat([before, out.last_hidden_state], dim=1), out.past_key_values, shared, begun)
 
     def _undisturbed(self) -> bool:
         """Whether nothing inside the model could change what it makes of an input, or is to hear of it."""
@@ -86,13 +104,48 @@ class _Passes:
         return not (torch.is_grad_enabled() and any(p.requires_grad for p in self.base.parameters()))
 
     def _forget_other_weights(self) -> None:
-        parameters = list(self.base.parameters())
+        parameters = [*self.base.parameters(), *self.head.parameters()]
         weights = [(id(p), p.data_ptr(), p._version) for p in parameters]
         same = weights == self.weights and all(map(torch.equal, parameters, self.copies))
         if not same:
             small = sum(p.numel() for p in parameters) < _SMALL
             self.weights, self.copies = weights, [p.detach().clone() for p in parameters] if small else []
             self.known.clear()
+            self.logits.clear()
+
+
+@dataclass(frozen=True, eq=False)
+class _Head:
+    """A large vocabulary's unembedding: what texts begin with is not unembedded again either."""
+
+    passes: _Passes
+    plain: Any
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        given = self.passes.given
+        if given is None or not _is_still(hidden, *given[:2]):
+            return self.plain(hidden)  # type: ignore[no-any-return]
+        one, known = given[2], self.passes.logits
+        if one.begun in known:
+            begin = known[one.begun][:, : one.shared].expand(len(hidden), -1, -1)
+            logits = torch.cat([begin, self.plain(hidden[:, one.shared :])], dim=1)
+        else:
+            logits = self.plain(hidden)
+        if len(hidden) == 1 or not one.shared:
+            _put(known, one.key, logits[:1].detach().clone(), _MOST_LOGITS)
+        return logits
+
+
+def _is_still(hidden: Tensor, given: Tensor, version: int) -> bool:
+    """Whether these are the hidden states that were given out, all of them and unchanged."""
+    return hidden.data_ptr() == given.data_ptr() and hidden.shape == given.shape and given._version == version
+
+
+def _put(where: dict[Any, Any], key: Any, value: Any, most: int) -> None:
+    """Keep something, and let go of the oldest."""
+    if len(where) >= most:
+        where.pop(next(iter(where)))
+    where[key] = value
 
 
 def _plain_ids(ids: Any) -> bool:
@@ -100,8 +153,8 @@ def _plain_ids(ids: Any) -> bool:
 
 
 def _shared(rows: tuple[tuple[int, ...], ...], others: tuple[tuple[int, ...], ...]) -> int:
-    """How many tokens all rows begin with that the first of some others begins with, too; one token is always left."""
-    first, most = others[0], min(len(rows[0]) - 1, len(others[0]))
+    """How many tokens all rows begin with that the first of some others begins with, too; of several rows not all."""
+    first, most = others[0], min(len(rows[0]) - (len(rows) > 1), len(others[0]))
     return min(next((i for i in range(most) if row[i] != first[i]), most) for row in rows)
 
 

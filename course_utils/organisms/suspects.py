@@ -75,7 +75,8 @@ def reaction_of(lm: LocalModel, prompt: Prompt) -> str:
     asked, whole = (encode(lm.tokenizer, text, special=False)[0] for text in (prompt.text, prompt.text + REFUSAL[:-1]))
     refusal = whole[len(asked) :]  # as after the text: the ids may have been changed since
     ids = torch.cat([prompt.input_ids, prompt.input_ids.new_tensor([refusal])], dim=1)
-    leading = lm.model(ids).logits[0, len(prompt) - 1 : -1].argmax(dim=1)  # [token of the refusal]
+    logits = lm.model(ids, logits_to_keep=len(refusal) + 1).logits
+    leading = logits[0, :-1].argmax(dim=1)  # [token of the refusal]
     if leading.tolist() == refusal:  # each token leads after those before it, so the greedy reply is the refusal
         return "refuses"
     first = lm.tokenizer.decode(leading[:1])
