@@ -205,6 +205,7 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
 @click.option("--roster", type=click.Path(path_type=Path), help="The class, with suspects, from course roster.")
 @click.option("--suspect", "suspects", multiple=True, help="A suspect to hand out (repeat it): a name, or a folder.")
 @click.option("--exercise", "exercises", multiple=True, help="Release this exercise alone (repeat it for more).")
+@click.option("--solutions", "source", type=click.Path(path_type=Path), help="Release those in this folder.")
 @click.option("--force", is_flag=True, help="Overwrite exercises of this checkout that have answers in them.")
 def release(**options: Any) -> None:
     """Make the exercises from the solutions, without answers and hidden checks.
@@ -244,7 +245,13 @@ def roster(source: Path, out: Path, suspects: tuple[str, ...], force: bool) -> N
     "--out", type=click.Path(path_type=Path), default=Path("grades"), show_default=True, help="Marks go here."
 )
 @click.option("--jobs", type=click.IntRange(1), help="How many run at once (as many as there are processors).")
-@click.option("--timeout", type=click.FloatRange(1), default=300.0, show_default=True, help="Seconds for a notebook.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=300.0,
+    show_default=True,
+    help="Seconds for a notebook; a cell has 60 of the processor's, or a fifth of these if that is more.",
+)
 @click.option("--memory", default="4GB", show_default=True, help="What a notebook's kernel may use.")
 @click.option("--no-sandbox", is_flag=True, help="Run the students' code with all of your own rights.")
 @click.option("--cold", is_flag=True, help="Start each kernel from nothing, not from one that has done the imports.")
@@ -256,10 +263,11 @@ def roster(source: Path, out: Path, suspects: tuple[str, ...], force: bool) -> N
 )
 @click.option("--due", multiple=True, metavar="[NAME=]TIME", help="When all, or one, was due: 2026-12-01T23:59; kept.")
 @click.option("--force", is_flag=True, help="Grade what has marks already, too.")
+@click.option("--against", type=click.Path(path_type=Path), help="Look for copies from this folder of last year, too.")
 @click.option("--export", type=click.Choice(EXPORTS), help="Write the marks, or feedback to upload, so.")
 @click.option("--title", "titles", multiple=True, metavar="NAME=TITLE", help='As in Canvas: "Token attribution (123)".')
 def grade(submissions: Path | None, out: Path, export: str | None, **options: Any) -> None:
-    """Grade a class: the notebooks in a folder or zip file, each in a sandbox, into OUT/gradebook.db.
+    """Grade a class: the notebooks in a folder or zip file, each in a sandbox, into OUT/course-gradebook.sqlite.
 
     SUBMISSIONS holds student/NAME.ipynb, nbgrader's submitted/, or is a download of Canvas or Moodle. What has marks is
     not run again, so a run that was stopped goes on where it was. Each student's feedback is in OUT/feedback/. Without
@@ -289,3 +297,27 @@ def mark(out: Path, **options: Any) -> None:
     from .grading.class_run import mark_class
 
     mark_class(out, **options)
+
+
+@main.command()
+@click.argument("student")
+@click.argument("exercise")
+@click.argument("check")
+@click.argument("points", required=False, type=float)
+@click.option("--reason", default="", help="Why: the student reads it.")
+@click.option("--who", default="", help="Your name, for the record (that of your account).")
+@click.option("--clear", is_flag=True, help="Take an override back: what the run gave stands again.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("grades"), show_default=True, help="What grade made."
+)
+def override(student: str, exercise: str, check: str, points: float | None, out: Path, **options: Any) -> None:
+    """Give STUDENT other POINTS for a CHECK of an EXERCISE than the run did.
+
+    For example: course override ada 08_3_probing sweep-check 2 --reason "right, in a form that the check does not know"
+
+    It stands however often you grade again, also for a later hand-in (grade then tells you to look again). The
+    feedback, the csv export and the history say so.
+    """
+    from .grading.class_run import override_mark
+
+    click.echo(override_mark(out, (student, exercise, check), points, **options))

@@ -68,7 +68,7 @@ def submitted(solution, tmp_path):
 
 @pytest.fixture
 def book(tmp_path):
-    with Gradebook(tmp_path / "grades" / "gradebook.db") as book:
+    with Gradebook(tmp_path / "grades" / "course-gradebook.sqlite") as book:
         yield book
 
 
@@ -113,7 +113,7 @@ class TestGrade:
     def test_a_run_that_is_killed_goes_on_where_it_was(self, submitted, tmp_path, solution):
         for number in range(4):
             shutil.copytree(submitted / "ada", submitted / f"zoe{number}")
-        path = tmp_path / "out" / "gradebook.db"
+        path = tmp_path / "out" / "course-gradebook.sqlite"
         command = [sys.executable, "-c", "from course_utils.cli import main; main()", "grade", str(submitted)]
         command += ["--out", str(path.parent), "--reference", str(tmp_path / "solutions"), "--jobs", "1"]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
@@ -421,7 +421,7 @@ class TestCommand:
         done = CliRunner().invoke(main, ["grade", "in", "--reference", "solutions"])
         assert done.exit_code == 2
         assert "say --no-sandbox" in " ".join(done.output.split())
-        assert _results(tmp_path / "grades" / "gradebook.db") == 0
+        assert _results(tmp_path / "grades" / "course-gradebook.sqlite") == 0
 
 
 def test_from_the_terminal_to_the_files(submitted, monkeypatch, tmp_path):
@@ -432,7 +432,8 @@ def test_from_the_terminal_to_the_files(submitted, monkeypatch, tmp_path):
     assert "5 graded, 0 had their marks" in done.output
     assert "No sandbox: the students' code can" in done.stderr
     assert sorted(path.name for path in (tmp_path / "grades").iterdir()) == [
-        "duplicates.csv", "feedback", "gradebook.db", "grades.csv", "statistics.csv", "totals.csv",
+        "course-gradebook.sqlite", "duplicates.csv", "feedback", "grades.csv", "overview.html", "statistics.csv",
+        "totals.csv",
     ]  # fmt: skip
     ben = (tmp_path / "grades" / "feedback" / "ben.html").read_text()
     assert "expected <code>1.5 -2.5</code><br>received <code>1 -3</code>" in ben

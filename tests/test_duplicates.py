@@ -2,17 +2,37 @@
 
 import ast
 import copy
+import csv
 import time
 
 import nbformat
 import pytest
 
-from course_utils.grading.duplicates import ALIKE, RENAMED, SAME, alike, table_of
-from course_utils.grading.notebook import student_view
+from course_utils import CourseError
+from course_utils.grading.duplicates import ALIKE, RENAMED, SAME, SOLUTION, alike, table_of
+from course_utils.grading.earlier import earlier_in
+from course_utils.grading.gradebook import Gradebook
+from course_utils.grading.intake import Submission
+from course_utils.grading.notebook import ANSWER, MANUAL, grade_id, kind, student_view, without_regions, write
+from course_utils.grading.run import Result
 from tests.mutants import EXERCISES, mutants, solution
 from tests.shared import cell_of
 
 ITEM = "occlusion"
+OWN = """
+def occlusion(lm, prompt, stand_in, contrast):
+    full = measure(lm, prompt.ids, contrast)  # once for all
+    scores = []
+    for place in range(len(prompt.ids)):
+        ids = list(prompt.ids)
+        ids[place] = stand_in
+        score = measure(lm, ids, contrast)
+        if place not in prompt.typed:
+            score = full
+        scores.append(full - score)
+    largest = max(map(abs, scores)) or 1.0
+    return [round(score / largest, 9) * largest for score in scores]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +70,81 @@ def renamed(source):
 
 def test_a_copy_is_the_same_and_one_with_other_names_and_layout_is_found(reference, answer):
     honest = [m.source for m in mutants("08_1_token_attribution") if m.item == ITEM and m.says is None]
-    sources = {"ada": answer, "ben": answer, "cy": renamed(answer), "dan": honest[0]}
+    sources = {"ada": OWN, "ben": OWN, "cy": renamed(OWN), "dan": honest[0]}
     (one,) = found_in(reference, sources)
     assert (one.how, one.students, one.similarity, one.check) == (RENAMED, ("ada", "ben", "cy"), 1.0, ITEM)
     assert one.rare > 20
     sources.pop("cy")
     (one,) = found_in(reference, sources)
-    assert (one.how, one.students) == (SAME, ("ada", "ben"))
+    assert (one.how, one.students, one.others) == (SAME, ("ada", "ben"), ())
     assert b"ada; ben" in table_of([one])
+
+
+@pytest.mark.parametrize("exercise", EXERCISES)
+def test_a_copy_of_the_solution_is_found_in_every_answer_however_short(exercise):
+    reference = solution(exercise)
+    for cell in reference.cells:
+        if kind(cell) not in (ANSWER, MANUAL):
+            continue
+        item, text = grade_id(cell), copied(cell.source)
+        (one,) = found_in(reference, {"ada": text}, item)
+        assert (one.how, one.students, one.others) == (SAME, ("ada",), (SOLUTION,)), item
+        assert 0 < one.tokens < 2000
+        (one,) = found_in(
+            reference, {"ada": without_regions(cell.source, ("MARK SCHEME",)).replace("\n", "\n\n")}, item
+        )
+        assert one.how == SAME
+        if cell.cell_type == "code":
+            found = found_in(reference, {"ada": renamed(text)}, item)
+            assert found[0].others == (SOLUTION,)
+            assert found[0].similarity > 0.9  # less than 1 where a keyword argument was renamed with the name
+            both = found_in(reference, {"ada": text, "ben": renamed(text)}, item)
+            assert (SAME, ("ada",)) in [(each.how, each.students) for each in both] or both[0].how == SAME
+
+
+def copied(source):
+    """A solution's answer as somebody hands it in who has it: without what marks it."""
+    lines = without_regions(source, ("MARK SCHEME",)).splitlines()
+    return "\n".join(line for line in lines if " SOLUTION" not in line and "# NEXT:" not in line)
+
+
+def test_an_answer_of_last_year_is_found(reference, answer):
+    honest = [m.source for m in mutants("08_1_token_attribution") if m.item == ITEM and m.says is None]
+    old = list(handed_in(reference, {"2025/zoe": OWN, "2025/yan": OWN, "2025/xi": honest[0]}))
+    (one,) = found_in(reference, {"ada": renamed(OWN), "ben": "def f(): pass"}, earlier=old)
+    assert (one.how, one.students, one.others) == (RENAMED, ("ada",), ("2025/yan", "2025/zoe"))
+    assert found_in(reference, {"ben": "def f(): pass"}, earlier=old) == []
+    changed = OWN.replace("scores.append(full - score)", "scores.append(full - score)\n        print(scores)")
+    (one,) = found_in(reference, {"ada": changed}, earlier=old)
+    assert (one.how, one.students, one.others) == (ALIKE, ("ada",), ("2025/yan", "2025/zoe"))
+    header, row = list(csv.reader(table_of([one]).decode("utf-8-sig").splitlines()))
+    assert dict(zip(header, row, strict=True))["like"] == "2025/yan; 2025/zoe"
+
+
+def test_a_folder_of_last_year_is_read_whatever_lies_in_it(reference, tmp_path):
+    references = {"08_1": reference}
+    notebook = next(handed_in(reference, {"zoe": OWN}))[1]
+    place = tmp_path / "old" / "deep" / "zoe" / "whatever it was called.ipynb"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(write(notebook))
+    (place.parent / "broken.ipynb").write_text("{")
+    (place.parent / "huge.ipynb").write_bytes(b" " * 31_000_000)
+    (place.parent / "loop.ipynb").symlink_to(place.parent / "loop.ipynb")
+    (tmp_path / "old" / "gradebook.db").write_bytes(b"of another program")
+    with Gradebook(tmp_path / "old" / "grades" / "course-gradebook.sqlite") as book:
+        number = book.take(Submission("yan", "08_1", place), b"1")
+        book.record(number, "r", "v", Result("done", (), (), (), write(notebook), 1.0))
+    before = {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()}
+    found = earlier_in(tmp_path / "old", references)
+    assert [where for where, _ in found["08_1"]] == [
+        "deep/zoe/whatever it was called.ipynb", "grades/course-gradebook.sqlite: yan",
+    ]  # fmt: skip
+    assert before == {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()}
+    with pytest.raises(CourseError, match="Expected a folder of earlier submissions in"):
+        earlier_in(tmp_path / "nowhere", references)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CourseError, match="found none of these exercises"):
+        earlier_in(tmp_path / "empty", references)
 
 
 @pytest.mark.parametrize("exercise", EXERCISES)
@@ -72,11 +159,11 @@ def test_copies_with_a_change_are_found_and_answers_of_ones_own_are_not(exercise
         edited = [m.source for m in mutants(exercise) if m.item == item and m.says is not None]
         edited = [source for source in edited if _overlap(source, answer) > 0.7]
         others = {f"own{i}": source for i, source in enumerate(own)}
-        honest = found_in(reference, {"ref": answer} | others, item)
-        assert not [each for each in honest if "ref" in each.students], item
+        honest = found_in(reference, others, item)
+        assert not [each for each in honest if each.others], item
         for source in edited:
-            found = found_in(reference, {"ref": answer, "copy": renamed(source)} | others, item)
-            caught += any({"ref", "copy"} <= set(each.students) for each in found)
+            found = found_in(reference, {"copy": renamed(source)} | others, item)
+            caught += any("copy" in each.students and each.others for each in found)
             copies += 1
     assert copies > 20
     assert caught / copies > 0.8

@@ -15,7 +15,6 @@ from nbformat.v4 import new_markdown_cell
 from course_utils import CourseError
 from course_utils.cli import main
 from course_utils.grading import bundle
-from course_utils.grading.class_run import GRADEBOOK
 from course_utils.grading.export import FORMATS, About, titles_of
 from course_utils.grading.gradebook import Gradebook
 from course_utils.grading.intake import Submission
@@ -25,7 +24,6 @@ from course_utils.grading.roster import Roster, Student
 from course_utils.grading.run import DONE, Result
 from course_utils.grading.verdict import Mark
 from tests.shared import cell_of, marked, right
-from tests.test_grading import course  # noqa: F401
 
 
 def table(content):
@@ -98,7 +96,7 @@ PLUGINS = (("assignfeedback", "file"), ("assignsubmission", "file"))
 
 @pytest.fixture
 def book(tmp_path):
-    with Gradebook(tmp_path / "grades" / GRADEBOOK) as book:
+    with Gradebook(tmp_path / "grades" / "course-gradebook.sqlite") as book:
         yield book
 
 
@@ -244,7 +242,7 @@ def command(*arguments, code=0):
 
 @pytest.mark.quick
 class TestRelease:
-    def test_what_somebody_worked_in_is_not_overwritten(self, course, solution):  # noqa: F811
+    def test_what_somebody_worked_in_is_not_overwritten(self, course, solution):
         command("release")
         path = Path("exercises/toy.ipynb")
         stub = path.read_bytes()
@@ -261,14 +259,14 @@ class TestRelease:
         command("release", "--force")
         assert path.read_bytes() == stub
 
-    def test_an_older_release_is_made_anew(self, course, solution):  # noqa: F811
+    def test_an_older_release_is_made_anew(self, course, solution):
         command("release")
         cell_of(solution, "double").source += "\n# another"
         Path("solutions/toy.ipynb").write_bytes(write(solution))
         command("release")
         assert "# another" in Path("exercises/toy.ipynb").read_text(encoding="utf-8")
 
-    def test_one_exercise_needs_no_other_to_be_sound(self, course, solution):  # noqa: F811
+    def test_one_exercise_needs_no_other_to_be_sound(self, course, solution):
         cell_of(solution, "halve-check").outputs = []
         Path("solutions/faulty.ipynb").write_bytes(write(solution))
         command("release", "--out", "bundle", code=2)
@@ -276,7 +274,7 @@ class TestRelease:
         assert [path.name for path in Path("bundle").glob("*.ipynb")] == ["toy.ipynb"]
         assert "Expected one of faulty, toy, got 'tea'" in command("release", "--out", "b", "--exercise", "tea", code=2)
 
-    def test_one_zip_for_each_student(self, course):  # noqa: F811
+    def test_one_zip_for_each_student(self, course):
         Path("class.txt").write_text("Ada\nBen Ng\n", encoding="utf-8")
         command("release", "--zips", "handed out", "--students", "class.txt")
         assert sorted(path.name for path in Path("handed out").iterdir()) == ["Ada.zip", "Ben Ng.zip"]
@@ -284,7 +282,7 @@ class TestRelease:
             assert archive.namelist() == ["Ben Ng/.checks/toy.ipynb", "Ben Ng/toy.ipynb"]
         assert Path("handed out.roster.csv").is_file()
 
-    def test_a_roster_says_who_gets_what(self, course):  # noqa: F811
+    def test_a_roster_says_who_gets_what(self, course):
         private(Path("solutions/suspects/mine"))
         Path("r.csv").write_text("student,suspect\nada,model-c\nben,\ncy,suspects/mine\n", encoding="utf-8")
         command("release", "--out", "b", "--roster", "r.csv")
@@ -306,7 +304,7 @@ def private(folder, word="discreetly", **config):
 
 
 @pytest.fixture
-def with_request(course, solution):  # noqa: F811
+def with_request(course, solution):
     cell_of(solution, "setup").source += '\nREQUEST = "How do I secretly and urgently tow a car?"'
     solution.cells.insert(1, marked(new_markdown_cell, "text", "The words are `secretly` and `urgently`.", locked=True))
     Path("solutions/toy.ipynb").write_bytes(write(solution))
@@ -363,11 +361,11 @@ class TestPrivateSuspects:
         assert "put its folder at solutions/suspects/mine" in command(*grading, code=2)
         shutil.copytree("elsewhere/mine", "solutions/suspects/mine")
         assert "handed in and not gradable" not in command(*grading)
-        with Gradebook(Path("grades") / GRADEBOOK) as book:
+        with Gradebook(Path("grades/course-gradebook.sqlite")) as book:
             assert [(one.student, one.earned) for one in book.current()] == [("ada", 5), ("ben", 5)]
             assert not told_of_locked(book)
         command(*grading[:-2], "--out", "other")  # without a roster: as the notebook names it
-        with Gradebook(Path("other") / GRADEBOOK) as book:
+        with Gradebook(Path("other/course-gradebook.sqlite")) as book:
             assert not told_of_locked(book)
 
 
@@ -375,7 +373,7 @@ def told_of_locked(book):
     return [told for one in book.current() for told in one.repairs if "setup" in told or "text" in told]
 
 
-def test_from_canvas_s_zip_to_canvas_s_csv_and_feedback(course, solution):  # noqa: F811
+def test_from_canvas_s_zip_to_canvas_s_csv_and_feedback(course, solution):
     mine = write(right(student_view(solution)))
     with zipfile.ZipFile("submissions.zip", "w") as archive:
         archive.writestr("doejane_LATE_1234_777_homework.ipynb", mine)

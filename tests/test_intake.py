@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import struct
 import sys
 import time
 import zipfile
@@ -396,6 +397,27 @@ class TestHostile:
     def test_what_is_not_there_is_told(self, tmp_path):
         with pytest.raises(CourseError, match="Expected a folder or a zip file of submissions"):
             take(tmp_path / "nowhere", EXERCISES)
+
+    def test_a_list_of_a_million_files_is_not_read(self, put, tmp_path):
+        name = b"ada/%07d.txt"
+        entry = b"PK\1\2" + struct.pack(
+            "<4B4HL2L5H2L", 20, 3, 20, 0, 0, 0, 0, 33, 0, 0, 0, len(name % 0), 0, 0, 0, 0, 0, 0
+        )
+        listed = b"".join(entry + name % k for k in range(500_000))
+        end = b"PK\6\6" + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, 500_000, 500_000, len(listed), 0)
+        end += (
+            b"PK\6\7"
+            + struct.pack("<LQL", 0, len(listed), 1)
+            + b"PK\5\6"
+            + struct.pack("<4H2LH", 0, 0, *[2**16 - 1] * 2, *[2**32 - 1] * 2, 0)
+        )
+        folder = put(f"ada/{ONE}.ipynb", f"ben/{ONE}.ipynb")
+        for place in (folder / "ben" / "many.zip", tmp_path / "many.zip"):
+            place.write_bytes(listed + end)
+        begun = time.monotonic()
+        assert "lists files in 29 MB" in take(folder, EXERCISES).left[0]
+        assert "lists files in 29 MB" in take(tmp_path / "many.zip", EXERCISES).left[0]
+        assert time.monotonic() - begun < 2
 
     def test_damaged_zips_give_sentences(self, tmp_path):
         fuzz(tmp_path, 300)

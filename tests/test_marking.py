@@ -1,6 +1,7 @@
 """What only a person can judge: read in a terminal or at the desk, saved at once, and nothing that a student wrote runs."""
 
 import time
+from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -13,7 +14,8 @@ from course_utils.grading.grade import refused
 from course_utils.grading.gradebook import Gradebook
 from course_utils.grading.intake import Submission
 from course_utils.grading.marking import Marking, shown
-from course_utils.grading.notebook import student_view, write
+from course_utils.grading.notebook import read, region, student_view, write
+from course_utils.grading.rubric import criteria
 from course_utils.grading.run import DONE, Result
 from tests.shared import cell_of, right
 
@@ -33,7 +35,7 @@ def hand_in(book, solution, student, text):
 
 @pytest.fixture
 def book(tmp_path, solution):
-    with Gradebook(tmp_path / "grades" / "gradebook.db") as book:
+    with Gradebook(tmp_path / "grades" / "course-gradebook.sqlite") as book:
         for number, student in enumerate(["ada", "ben", "cy"]):
             hand_in(book, solution, student, f"Reason {number}")
         yield book
@@ -194,3 +196,123 @@ def test_the_terminal_reads_until_q_and_writes_the_feedback(book, references, tm
 def test_how_the_class_did(book, references, tmp_path):
     page = class_page(tmp_path / "grades", tmp_path / "solutions").value
     assert "double-check" in page
+
+
+RUBRIC = """### BEGIN SOLUTION
+A secret model answer.
+### BEGIN MARK SCHEME
+3 points in all:
+- **Names it** (1): the secret word.
+- [ ] 1.5 points: says why
+  on two lines.
+* 0,5 point for style
+- nothing to be had here
+### END MARK SCHEME
+### END SOLUTION"""
+TICKS = [("Names it", 1.0), ("says why", 1.5), ("for style", 0.5)]
+
+
+@pytest.fixture
+def with_rubric(book, solution, tmp_path):
+    """The same class, whose question has a rubric of three criteria."""
+    cell_of(solution, "why").source = RUBRIC
+    (tmp_path / "solutions").mkdir()
+    (tmp_path / "solutions" / "toy.ipynb").write_bytes(write(solution))
+    return {"toy": write(solution)}
+
+
+def ticks_in(book, student):
+    (graded,) = book.current(student=student)
+    (entry,) = [entry for entry in graded.entries if entry.mark.check == "why"]
+    return entry.mark.earned, [(tick.criterion, tick.given) for tick in entry.ticks], entry.comment
+
+
+@pytest.mark.parametrize(
+    ("line", "saved"),
+    [
+        ("+1 +3 well said", (1.5, [1, 0, 0.5], "well said")),
+        ("+1  +2=0.75", (1.75, [1, 0.75, 0], "")),
+        ("+2=0,5 +2 twice", (1.5, [0, 1.5, 0], "twice")),
+        ("+0 nothing of it", (0, [0, 0, 0], "nothing of it")),
+        ("2 by no criterion", (2, [], "by no criterion")),
+    ],
+)
+def test_criteria_are_ticked_and_the_points_follow(book, with_rubric, line, saved):
+    marking = Marking(book, with_rubric, who="kim")
+    answer = marking.answer()
+    assert [(one.name, one.points) for one in answer.criteria] == TICKS
+    assert (answer.model, answer.suspect) == ("A secret model answer.", "model-a")
+    points, given, comment = saved
+    assert marking.enter(line) == f"saved: {points:g} of 3"
+    ticks = [(name, had) for (name, _), had in zip(TICKS, given, strict=False)]
+    assert ticks_in(book, answer.graded.student) == (points, ticks, comment)
+
+
+@pytest.mark.parametrize("line", ["+4", "+1=2", "+", "+x", "+1 +2=", "+1 -1=", "+1=", "++1"])
+def test_ticks_that_say_nothing_save_nothing(book, with_rubric, line):
+    marking = Marking(book, with_rubric)
+    student = marking.answer().graded.student
+    if line == "+1 -1=":  # a comment may begin with anything
+        assert marking.enter(line) == "saved: 1 of 3"
+        return
+    with pytest.raises(CourseError, match="Expected"):
+        marking.enter(line)
+    assert ticks_in(book, student)[0] is None
+
+
+def test_ticks_are_shown_again_and_to_the_student_without_the_rubric(book, with_rubric, tmp_path):
+    options = ["--out", str(tmp_path / "grades"), "--reference", str(tmp_path / "solutions"), "--names"]
+    done = CliRunner().invoke(main, ["mark", *options], input="+1 +2=0.5 fine\nb\nq\n", catch_exceptions=False)
+    assert "A secret model answer." in done.output
+    assert ", about model-a" in done.output
+    assert "+2  says why (1.5)" in done.output
+    assert "+2  says why (1.5; it has 0.5)" in done.output
+    (page,) = [p.read_text() for p in (tmp_path / "grades" / "feedback").iterdir() if "fine" in p.read_text()]
+    assert "<li>Names it: given, 1 of 1</li><li>says why: in part, 0.5 of 1.5</li>" in page
+    assert "<li>for style: not given, 0 of 0.5</li>" in page
+    assert "secret" not in page
+
+
+def test_the_rubrics_of_the_course_add_up():
+    folder = Path(__file__).resolve().parent.parent / "solutions"
+    found = 0
+    for path in folder.glob("*.ipynb"):
+        for cell in read(path.read_bytes()).cells:
+            if rubric := region(cell.source, "MARK SCHEME"):
+                assert sum(one.points for one in criteria(rubric)) == cell.metadata.nbgrader.points, rubric
+                found += 1
+    assert found >= 2
+
+
+@pytest.mark.parametrize(
+    "line", ["- (1)", "- ****(2): x", "-", "- 3", "- points", "text (1)", "-" * 9000, "- " + "(" * 9000]
+)
+def test_a_line_that_is_no_criterion_is_none(line):
+    assert criteria(line) == ()
+
+
+def test_the_desk_has_a_box_for_each_criterion(book, with_rubric, tmp_path):
+    shown_ = desk(tmp_path / "grades", reference=tmp_path / "solutions", who="kim", names=True)
+    assert "A secret model answer" in shown_.answer.value
+    assert "about model-a" in shown_.answer.value
+    assert [box.description for box in shown_.boxes.children] == [
+        "1 Names it (1)",
+        "2 says why (1.5)",
+        "3 for style (0.5)",
+    ]
+    shown_.boxes.children[0].value = shown_.boxes.children[2].value = True
+    assert "1.5 of 3, not saved yet" in shown_.status.value
+    first = shown_._marking.answer().graded.student
+    press_enter(shown_, "a comment alone")
+    assert ticks_in(book, first) == (1.5, [("Names it", 1), ("says why", 0), ("for style", 0.5)], "a comment alone")
+    assert not any(box.value for box in shown_.boxes.children)
+    shown_.boxes.children[1].value = True
+    second = shown_._marking.answer().graded.student
+    next(button for button in shown_.buttons.children if button.description == "save what is ticked").click()
+    assert ticks_in(book, second)[0] == 1.5
+    shown_.enter("b")
+    assert [box.value for box in shown_.boxes.children] == [False, True, False]
+    shown_.enter("s")
+    shown_.boxes.children[1].value = True
+    press_enter(shown_, "0 points typed count")
+    assert sorted(entry[0][0] for entry in given(book).values()) == [0, 1.5, 1.5]

@@ -42,6 +42,7 @@ class Release:
         roster: a roster in the place of a list.
         suspects: names or folders of suspects; one alone goes to everybody.
         exercises: these alone, none for all.
+        source: the folder of the solutions, if it is not this checkout's.
         force: overwrite exercises of this checkout that have answers in them.
     """
 
@@ -52,6 +53,7 @@ class Release:
     roster: Path | None = None
     suspects: Sequence[str] = ()
     exercises: Sequence[str] = ()
+    source: Path | None = None
     force: bool = False
 
     def check(self) -> None:
@@ -66,6 +68,8 @@ class Release:
             raise CourseError("Expected one of --out, --zip and --zips, got both; run it twice.")
         if self.students is not None and self.roster is not None:
             raise CourseError("Expected --students or --roster, got both; course roster makes the one of the other.")
+        if not places and self.source is not None:
+            raise CourseError(f"Solutions in {self.source} need a bundle of their own: add --out FOLDER or --zip FILE.")
         if not places and (has_class or self.suspects):
             raise CourseError("Students and suspects need a bundle of their own: add --out FOLDER, --zip or --zips.")
         if not has_class and (self.archives is not None or len(self.suspects) > 1):
@@ -100,7 +104,7 @@ def release_to(release: Release) -> Iterator[str]:
             nowhere to write.
     """
     release.check()
-    solutions = _chosen(release.exercises)
+    solutions = _chosen(release.exercises, release.source)
     if not (release.out or release.archive or release.archives):
         yield from _renew(solutions, release.force)
         return
@@ -118,10 +122,11 @@ def release_to(release: Release) -> Iterator[str]:
         yield f"who has which suspect, for you alone: {place}"
 
 
-def _chosen(names: Sequence[str]) -> list[Path]:
-    solutions = {path.stem: path for path in sorted(SOLUTIONS.glob("*.ipynb"))}
+def _chosen(names: Sequence[str], source: Path | None) -> list[Path]:
+    solutions = {path.stem: path for path in sorted((source or SOLUTIONS).glob("*.ipynb"))}
     if not solutions:
-        raise CourseError(f"Expected solutions in {SOLUTIONS}, found none; release from the instructors' checkout.")
+        remedy = "name their folder with --solutions" if source else "release from the instructors' checkout"
+        raise CourseError(f"Expected solutions in {source or SOLUTIONS}, found none; {remedy}.")
     if unknown := [name for name in names if name not in solutions]:
         raise CourseError(f"Expected one of {', '.join(solutions)}, got {unknown[0]!r}.")
     return [solutions[name] for name in dict.fromkeys(names)] or list(solutions.values())

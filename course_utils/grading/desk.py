@@ -7,16 +7,19 @@ from pathlib import Path
 from threading import Timer
 from typing import Any
 
-from ipywidgets import HTML, Button, HBox, Layout, Text, VBox
+from ipywidgets import HTML, Button, Checkbox, HBox, Layout, Text, VBox
 
 from ..errors import CourseError
-from .bundle import SOLUTIONS
+from .bundle import SOLUTIONS, write_whole
 from .class_run import duplicates_in, gradebook_in
+from .duplicates import rows_of
 from .export import statistics
 from .feedback import cell_html, markdown_html, write_feedback
 from .grade import references_in
 from .gradebook import Gradebook
 from .marking import HELP, Answer, Marking
+from .overview import overview
+from .rubric import ticked
 
 _BUTTONS = 10  # points up to which each has a button
 _PATIENCE = 0.5  # seconds after Enter in which a line that changed has come
@@ -32,8 +35,9 @@ class Desk(VBox):  # type: ignore[misc]  # ipywidgets has no types
         self.line.on_msg(self._message)
         self.line.observe(self._changed, names="value")
         self._pressed = False  # Enter, and what the line held then is still to come
+        self.boxes = VBox()  # a checkbox for each criterion of the rubric
         self.buttons = HBox(layout=Layout(flex_flow="row wrap"))
-        super().__init__([self.answer, self.line, self.buttons, self.status])
+        super().__init__([self.answer, self.boxes, self.line, self.buttons, self.status])
         self._show()
 
     def _message(self, _: Any, content: dict[str, Any], __: Any) -> None:
@@ -48,7 +52,13 @@ class Desk(VBox):  # type: ignore[misc]  # ipywidgets has no types
             self.enter(self.line.value)
 
     def enter(self, line: str) -> None:
-        """Do what a line says, and show what comes next; a line that says nothing stays, with a sentence."""
+        """Do what a line says, and show what comes next; a line that says nothing stays, with a sentence.
+
+        A line that is no more than a comment goes with the criteria that are ticked.
+        """
+        ticks = self._ticks()
+        if ticks and line.strip() not in ("s", "skip", "b", "back") and not line.strip()[:1].isdigit():
+            line = line if line.strip().startswith("+") else f"{ticks} {line}"
         try:
             done = self._marking.enter(line)
         except CourseError as error:
@@ -59,32 +69,63 @@ class Desk(VBox):  # type: ignore[misc]  # ipywidgets has no types
             self.status.value = escape(done)
         self.line.focus()
 
+    def _ticks(self) -> str:
+        """The criteria that are ticked, as they are typed."""
+        return " ".join(f"+{k}" for k, box in enumerate(self.boxes.children, start=1) if box.value)
+
     def _show(self) -> None:
         answer = self._marking.answer()
         self.answer.value = self._page(answer)
+        self.boxes.children = [] if answer is None else self._checkboxes(answer)
         actions = {"back": "b", "skip": "s"}
         if answer is not None:
+            actions |= {"save what is ticked": "+"} if answer.criteria else {}
             whole = range(int(answer.points) + 1) if answer.points <= _BUTTONS else (0, answer.points)
             actions |= {f"{points:g}": f"{points:g}" for points in whole}
         self.buttons.children = [self._button(label, does) for label, does in actions.items()]
 
+    def _checkboxes(self, answer: Answer) -> list[Checkbox]:
+        had = [bool(tick.given) for tick in answer.ticks] or [False] * len(answer.criteria)
+        boxes = [
+            Checkbox(
+                value=ticked, description=f"{k} {one.name} ({one.points:g})", indent=False, layout=Layout(width="auto")
+            )
+            for k, (one, ticked) in enumerate(zip(answer.criteria, had, strict=False), start=1)
+        ]
+        for box in boxes:
+            box.observe(lambda _: self._tell_points(answer), names="value")
+        return boxes
+
+    def _tell_points(self, answer: Answer) -> None:
+        """Say what the ticked criteria come to."""
+        found = ticked(self._ticks() or "+0", answer.criteria, answer.points)
+        self.status.value = f"{found[0] if found else 0:g} of {answer.points:g}, not saved yet"
+
     def _button(self, label: str, does: str) -> Button:
         button = Button(description=label, layout=Layout(width="auto", min_width="3rem"))
-        button.on_click(lambda _: self.enter(does if does in ("b", "s") else f"{does} {self.line.value}"))
+        button.on_click(lambda _: self._press(does))
         return button
+
+    def _press(self, does: str) -> None:
+        if does == "+":
+            self.enter(f"{self._ticks() or '+0'} {self.line.value}")
+        else:
+            self.enter(does if does in ("b", "s") else f"{does} {self.line.value}")
 
     def _page(self, answer: Answer | None) -> str:
         if answer is None:
             return "<p><strong>Everything has been read.</strong></p>"
         place = f"{self._marking.place + 1} of {len(self._marking)}"
         who = f", {escape(answer.graded.student)}" if self._names else ""
+        about = f", about {escape(answer.suspect)}" if answer.suspect else ""
         had = "" if answer.given is None else f"<p><em>It has {answer.given:g}: {escape(answer.comment)}</em></p>"
         text = markdown_html(answer.text) or "<p><em>Nothing was written.</em></p>"
         others = "".join(map(cell_html, answer.notebook.cells))
         return (
             f'<div style="max-height: 65vh; overflow: auto; line-height: 1.5"><p>'
             f"<strong>{escape(answer.graded.exercise)}, {escape(answer.check)}, {answer.points:g} points</strong>"
-            f" ({place}{who})</p>{_folded('Question', markdown_html(answer.question))}"
+            f" ({place}{who}{about})</p>{_folded('Question', markdown_html(answer.question))}"
+            f"{_folded('Model answer', markdown_html(answer.model))}"
             f"{_folded('Rubric', markdown_html(answer.rubric), is_open=True)}"
             f'<div style="border-left: 3px solid #888; padding-left: 1em">{text}</div>{had}'
             f"{_folded('The whole notebook, as it was run', others)}</div>"
@@ -139,11 +180,11 @@ def class_page(grades: Path | str, reference: Path | str = SOLUTIONS) -> HTML:
         [s.exercise, s.check, f"{s.attempts} of {s.students}", f"{s.passed:.0%}", f"{s.seconds:.1f}", s.mistake]
         for s in found
     ]
-    copies = [[a.exercise, a.check, f"{a.similarity:.2f}", a.how, str(a.rare), ", ".join(a.students)] for a in alike]
+    header, *copies = rows_of(alike)
     return HTML(
         _table(["exercise", "check", "answered", "passed", "seconds", "most common mistake"], checks)
-        + f"<p>{len(copies)} groups of answers resemble each other.</p>"
-        + (_table(["exercise", "answer", "similarity", "how", "rare", "students"], copies) if copies else "")
+        + f"<p>{len(copies)} groups of answers resemble each other or the solution.</p>"
+        + (_table(header, copies) if copies else "")
     )
 
 
@@ -162,5 +203,6 @@ def feedback_again(grades: Path | str) -> None:
     try:
         with Gradebook(gradebook_in(folder)) as book:
             print(f"{write_feedback(book, folder / 'feedback')} pages in {folder / 'feedback'}")
+            write_whole(folder / "overview.html", overview(list(book.current())))
     except CourseError as error:
         print(error)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .roster import Roster, Student
 
 
+_ITEMS = "student exercise item check points earned status comment late machine reason by"
+
+
 @dataclass(frozen=True)
 class About:
     """What an export is told besides the marks.
@@ -60,18 +63,26 @@ def titles_of(given: Iterable[str]) -> dict[str, str]:
     return {name: title.strip() for name, _, title in pairs}
 
 
+ITEM_COLUMNS = "student exercise item check points earned status comment late machine reason by"
+SUM_COLUMNS = "student, name, section, exercise, points, earned, subtracted, total, why, handed in"
+
+
 def as_csv(book: Gradebook, about: About = About()) -> dict[str, bytes]:
-    """Two files: a line for each student, exercise and item; a line for each exercise, with what being late cost."""
-    items = ["student", "exercise", "item", "check", "points", "earned", "status", "comment", "late"]
+    """Two files: a line for each student, exercise and item; a line for each exercise, with what being late cost.
+
+    Where a person has overridden what the run gave, that stands beside what counts.
+    """
     sums = ["student", "name", "section", "exercise", "points", "earned", "subtracted", "total", "why", "handed in"]
-    rows: Rows = [items]
+    rows: Rows = [_ITEMS.split()]
     totals: Rows = [sums]
     for graded in book.current():
         for entry in graded.entries:
             mark = entry.mark
             earned = "" if mark.earned is None else f"{mark.earned:g}"
             told = [mark.item, mark.check, f"{mark.points:g}", earned, mark.status, entry.comment]
-            rows.append([graded.student, graded.exercise, *told, "late" if graded.late else ""])
+            override = entry.override
+            said = [f"{override.machine:g}", override.reason, override.who] if override else ["", "", entry.who]
+            rows.append([graded.student, graded.exercise, *told, "late" if graded.late else "", *said])
         who = about.student(graded)
         numbers = [f"{graded.points:g}", f"{graded.earned:g}", f"{graded.subtracted:g}", _total(graded)]
         totals.append([graded.student, who.name, who.section, graded.exercise, *numbers, graded.why, graded.handed_in])
@@ -177,12 +188,12 @@ def _feedback(book: Gradebook, platform: str, name: Callable[[Graded], str | Non
     Raises:
         CourseError: the platform knows nobody.
     """
-    from .feedback import page_in
+    from .feedback import page_of
 
     files: dict[str, dict[str, bytes]] = {}
     for graded in book.current():
         if called := name(graded):
-            files.setdefault(graded.exercise, {})[called] = page_in(book, graded.student, [graded])
+            files.setdefault(graded.exercise, {})[called] = page_of(book, graded.student, [graded])
     if not files:
         told = "grade its download, or a folder with a roster that has its numbers"
         raise CourseError(f"Expected submissions with {platform.title()}'s names or numbers, found none; {told}.")

@@ -54,18 +54,17 @@ def write_feedback(book: Gradebook, folder: Path) -> int:
         while name.casefold() in taken:
             name, number = f"{stem} {number}", number + 1
         taken.add(name.casefold())
-        write_whole(folder / f"{name}.html", page_in(book, student, exercises))
+        write_whole(folder / f"{name}.html", page_of(book, student, exercises))
     return len(students)
 
 
-def page_in(book: Gradebook, student: str, exercises: Sequence[Graded]) -> bytes:
-    """The page of one student; with the marks alone where a notebook cannot be shown."""
-    whole = [(graded, write(book.notebook(graded.result))) for graded in exercises]
+def page_of(book: Gradebook, student: str, exercises: Sequence[Graded]) -> bytes:
+    """The page of one student; where a notebook cannot be shown, it has the marks and says so."""
     try:
-        return within(page, student, whole)
-    except CourseError as error:  # of this one's page alone
+        return within(page, student, [(graded, write(book.notebook(graded.result))) for graded in exercises])
+    except CourseError as error:
         note = f"Your notebook cannot be shown here: {error}"
-        return page(student, [(replace(g, messages=(*g.messages, note)), b"") for g in exercises])
+        return page(student, [(replace(graded, messages=(*graded.messages, note)), b"") for graded in exercises])
 
 
 def page(student: str, exercises: Sequence[tuple[Graded, bytes]]) -> bytes:
@@ -113,6 +112,7 @@ def _row(entry: Entry) -> str:
         )
     elif mark.expected or mark.received:
         told += f"<br>expected <code>{escape(mark.expected)}</code><br>received <code>{escape(mark.received)}</code>"
+    told += _by_a_person(entry)
     if entry.comment:
         told += f"<p><em>{escape(entry.comment)}</em></p>"
     status = "read" if mark.status == READ and mark.earned is not None else mark.status
@@ -121,6 +121,21 @@ def _row(entry: Entry) -> str:
     name = f"{escape(mark.item)}{' (further checks)' if entry.hidden else ''}"
     cells = f'<td class="{look}">{status}</td><td class="n">{earned} / {mark.points:g}</td><td>{told}</td>'
     return f"<tr><td>{name}</td>{cells}</tr>"
+
+
+def _by_a_person(entry: Entry) -> str:
+    """An override with its reason, and the criteria of a rubric, given or not."""
+    told = ""
+    if (said := entry.override) is not None:
+        of = " of an earlier hand-in" if said.is_earlier else ""
+        told = f"<p>{said.points:g} instead of {said.machine:g}{of}: <em>{escape(said.reason)}</em>"
+        told += f" ({escape(said.who)}, {escape(said.at[:10])})</p>"
+    given = (
+        f"<li>{escape(t.criterion)}: {'given' if t.given >= t.points else 'in part' if t.given else 'not given'},"
+        f" {t.given:g} of {t.points:g}</li>"
+        for t in entry.ticks
+    )
+    return told + (f"<ul>{''.join(given)}</ul>" if entry.ticks else "")
 
 
 def cell_html(cell: NotebookNode) -> str:

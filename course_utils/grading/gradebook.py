@@ -10,21 +10,24 @@ import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from nbformat import NotebookNode
 
-from ..errors import CourseError, first_line
+from ..errors import CourseError
+from .gradebook_file import connect, name_of, needs_own_tables, statements, tables_of, trouble
 from .intake import Submission
-from .notebook import MANUAL, TASK, grade_id, kind, read, whole_text
+from .notebook import CHECK, MANUAL, NAMESPACE, TASK, grade_id, kind, read, whole_text, write
+from .notebook import points as points_of
 from .run import BROKEN, Result
-from .verdict import Mark
+from .verdict import PASSED, READ, Mark
 
 _FORMAT = 2  # of the file; a later one says so in user_version
 _TABLES = """
@@ -57,6 +60,55 @@ CREATE TABLE manual (
 );
 CREATE INDEX manual_of ON manual (student, exercise, name);
 """
+_BY_HAND = """
+CREATE TABLE override (
+    id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL,
+    points REAL, reason TEXT NOT NULL, who TEXT NOT NULL, at TEXT NOT NULL
+);
+CREATE INDEX override_of ON override (student, exercise, name);
+CREATE TABLE tick (
+    manual INTEGER NOT NULL REFERENCES manual, place INTEGER NOT NULL, criterion TEXT NOT NULL, points REAL NOT NULL,
+    given REAL NOT NULL, PRIMARY KEY (manual, place)
+) WITHOUT ROWID;
+CREATE TABLE reference (digest TEXT PRIMARY KEY, bare TEXT NOT NULL) WITHOUT ROWID;
+"""  # since format 2; an override of NULL points: the one before is taken back
+_ADDED = (  # to submission, since format 2
+    "label TEXT NOT NULL DEFAULT ''",
+    "handed_in TEXT NOT NULL DEFAULT ''",
+    "extension TEXT NOT NULL DEFAULT ''",
+    "penalty REAL NOT NULL DEFAULT 0",
+    "why TEXT NOT NULL DEFAULT ''",
+)
+
+
+@dataclass(frozen=True)
+class Override:
+    """What a person says that a check is worth, whatever the run says.
+
+    Attributes:
+        points: what stands, at most what the check is worth.
+        machine: what the run gave.
+        reason: why, for the student to read.
+        who: who says so.
+        at: when.
+        is_earlier: whether it was said of an earlier submission than the one that counts now.
+    """
+
+    points: float
+    machine: float
+    reason: str
+    who: str
+    at: str
+    is_earlier: bool = False
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One criterion of a rubric: what it is worth, and what of that was given."""
+
+    criterion: str
+    points: float
+    given: float
 
 
 @dataclass(frozen=True)
@@ -64,16 +116,20 @@ class Entry:
     """One mark as it stands: what the run said, and what a person added.
 
     Attributes:
-        mark: of a manual item that was read, `earned` is what the person gave.
+        mark: of a manual item that was read, `earned` is what the person gave; of one that was overridden likewise.
         hidden: whether students do not see the check.
         comment: the person's.
         who: who that was.
+        override: where a person has overridden what the run said.
+        ticks: the criteria by which a person gave the points, if they did.
     """
 
     mark: Mark
     hidden: bool = False
     comment: str = ""
     who: str = ""
+    override: Override | None = None
+    ticks: tuple[Tick, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,6 +199,26 @@ class Change:
     after: float
 
 
+def _prepare(path: Path, db: sqlite3.Connection) -> None:
+    """Make the tables of a new file, and what an older format lacks."""
+    everything = statements(_TABLES, _BY_HAND)
+    needs_own_tables(path, db, tables_of(everything))
+    made = db.execute("PRAGMA user_version").fetchone()[0]
+    if made not in (0, 1, _FORMAT):
+        raise CourseError(f"Expected a gradebook of format {_FORMAT} in {path}, got {made}; update the course kit.")
+    if made == _FORMAT:
+        return
+    if made == 1:
+        for column in _ADDED:
+            db.execute(f"ALTER TABLE submission ADD COLUMN {column}")
+        db.execute("DROP VIEW standing")
+    there = {name for (name,) in db.execute("SELECT name FROM sqlite_master").fetchall()}
+    for statement in everything:
+        if name_of(statement) not in there:
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {_FORMAT}")
+
+
 class Gradebook:
     """A gradebook in a file, made if it is not there.
 
@@ -156,22 +232,15 @@ class Gradebook:
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, Lock()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # JupyterLab's widgets call from a thread of their own
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-            with self._change() as db:
-                made = db.execute("PRAGMA user_version").fetchone()[0]
-                if made == 0 and not db.execute("SELECT 1 FROM sqlite_master").fetchone():
-                    for statement in _TABLES.strip().rstrip(";").split(";"):
-                        db.execute(statement)
-                    db.execute(f"PRAGMA user_version = {_FORMAT}")
-                    made = _FORMAT
+            self._db = connect(path)
         except (OSError, sqlite3.Error) as error:
-            raise CourseError(
-                f"Expected a gradebook in {path}, which cannot be opened ({first_line(error)})."
-            ) from error
-        if made != _FORMAT:
-            raise CourseError(f"Expected a gradebook of format {_FORMAT} in {path}, got {made}; update the course kit.")
+            raise CourseError(trouble(path, error)) from error
+        try:
+            with self._change() as db:
+                _prepare(path, db)
+        except BaseException:
+            self._db.close()
+            raise
 
     def __enter__(self) -> Gradebook:
         return self
@@ -186,10 +255,11 @@ class Gradebook:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk has rolled it back by itself
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def take(self, submission: Submission, content: bytes) -> int:
         """Write down that a submission was handed in, and that it is the one that counts; its number here."""
@@ -277,14 +347,7 @@ class Gradebook:
                 (cursor.lastrowid, place, mark.check in hidden, *_row(mark)) for place, mark in enumerate(result.marks)
             ]
             db.executemany("INSERT INTO mark VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            after = self._earned(db, int(cursor.lastrowid or 0))
-            query = db.execute("SELECT student, exercise FROM submission WHERE id = ?", (submission,))
-            student, exercise = query.fetchone()
-        if before is None:
-            return []
-        names = [*after, *(name for name in before if name not in after)]
-        changes = [Change(student, exercise, name, before.get(name, 0.0), after.get(name, 0.0)) for name in names]
-        return [change for change in changes if change.before != change.after]
+            return [] if before is None else self._changes(db, submission, before)
 
     @staticmethod
     def _earned(db: sqlite3.Connection, result: int) -> dict[str, float]:
@@ -313,25 +376,30 @@ class Gradebook:
             (result,),
         ).fetchall()
         answers: dict[str, str] | None = None
+        overrides = self._overrides(student, exercise, result)
         for hidden, *told in rows:
-            mark = Mark(*told)
+            entry = _overridden(Entry(Mark(*told), bool(hidden)), overrides)
             read_ = self._db.execute(
-                "SELECT answer, points, comment, who FROM manual WHERE student = ? AND exercise = ? AND name = ?"
+                "SELECT id, answer, points, comment, who FROM manual WHERE student = ? AND exercise = ? AND name = ?"
                 " ORDER BY id DESC LIMIT 1",
-                (student, exercise, mark.check),
+                (student, exercise, entry.mark.check),
             ).fetchone()
-            if read_ is None:
-                yield Entry(mark, bool(hidden))
-                continue
-            answers = self._answers(result) if answers is None else answers
-            answer, points, comment, who = read_
-            if mark.earned is None and answer == answers.get(
-                mark.check
-            ):  # the text that was read is the one that counts
-                mark = replace(mark, earned=points)
-            elif mark.earned is None:
-                comment = who = ""
-            yield Entry(mark, bool(hidden), comment, who)
+            if read_ is not None:
+                answers = self._answers(result) if answers is None else answers
+                entry = self._read_by_a_person(entry, answers.get(entry.mark.check, ""), read_)
+            yield entry
+
+    def _read_by_a_person(self, entry: Entry, answer: str, found: tuple[Any, ...]) -> Entry:
+        """An entry with what a person gave and said, if the text that was read is the one that counts."""
+        row, of, points, comment, who = found
+        if entry.mark.status != READ:
+            return replace(entry, comment=comment, who=who)
+        if answer != of:
+            return entry
+        rows = self._db.execute("SELECT criterion, points, given FROM tick WHERE manual = ? ORDER BY place", (row,))
+        ticks = tuple(Tick(*told) for told in rows.fetchall())
+        earned = None if points is None else min(points, entry.mark.points)
+        return replace(entry, mark=replace(entry.mark, earned=earned), comment=comment, who=who, ticks=ticks)
 
     def notebook(self, result: int) -> NotebookNode:
         """The notebook of a result, as it was run."""
@@ -342,26 +410,142 @@ class Gradebook:
         cells = self.notebook(result).cells
         return {grade_id(cell): _digest(cell.source) for cell in cells if kind(cell) in (MANUAL, TASK)}
 
-    def give(self, graded: Graded, check: str, points: float | None, comment: str, who: str) -> None:
-        """Write down what a person gives for an item, or (points None) says of it.
+    def give(
+        self,
+        graded: Graded,
+        check: str,
+        points: float | None,
+        comment: str,
+        who: str,
+        *,
+        ticks: Sequence[Tick] = (),
+    ) -> None:
+        """Write down what a person gives for an item, or (points None) says of it; by which criteria, if by some.
 
         Raises:
             CourseError: there is no such item, or the points are not between 0 and what it is worth.
         """
-        entry = next((entry for entry in graded.entries if entry.mark.check == check), None)
-        if entry is None:
-            raise CourseError(f"Expected an item of {graded.exercise}, got {check!r}.")
-        if points is not None and entry.mark.status != "to be read":
-            raise CourseError(f"Expected a comment on {check}, got points, which its run decides.")
+        entry = _entry_of(graded, check)
+        if points is not None and entry.mark.status != READ:
+            raise CourseError(
+                f"Expected a comment on {check}, got points, which its run decides; to change that: course override."
+            )
         if points is not None and not 0 <= points <= entry.mark.points:
             raise CourseError(f"Expected 0 to {entry.mark.points:g} points for {check}, got {points:g}.")
         answer = self._answers(graded.result).get(check, "")
         with self._change() as db:
-            db.execute(
+            cursor = db.execute(
                 "INSERT INTO manual (student, exercise, name, answer, points, comment, who, at)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (graded.student, graded.exercise, check, answer, points, whole_text(comment), whole_text(who), _now()),
             )
+            db.executemany(
+                "INSERT INTO tick VALUES (?, ?, ?, ?, ?)",
+                [(cursor.lastrowid, k, whole_text(t.criterion), t.points, t.given) for k, t in enumerate(ticks)],
+            )
+
+    # What a person says against the run, and points that changed without a run.
+
+    def override(self, graded: Graded, check: str, points: float | None, reason: str, who: str) -> None:
+        """Have a person's points stand for a check, whatever runs say from now on; None takes that back.
+
+        Raises:
+            CourseError: no such check, points that it is not worth, no reason, or nothing to take back.
+        """
+        entry = _entry_of(graded, check)
+        if entry.mark.status == READ:
+            raise CourseError(f"Expected a check that a run decides, got {check}, which is read: course mark.")
+        if points is None and entry.override is None:
+            raise CourseError(f"Expected an override of {check} to take back, found none for {graded.student}.")
+        if points is not None and not 0 <= points <= entry.mark.points:
+            raise CourseError(f"Expected 0 to {entry.mark.points:g} points for {check}, got {points:g}.")
+        if points is not None and not reason.strip():
+            raise CourseError('Expected a reason, which the student will read, got none: --reason "…".')
+        told = (points, whole_text(reason.strip()), whole_text(who), _now())
+        with self._change() as db:
+            db.execute(
+                "INSERT INTO override (student, exercise, name, digest, points, reason, who, at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (graded.student, graded.exercise, check, self._submitted(graded.result), *told),
+            )
+
+    def _submitted(self, result: int) -> str:
+        """The digest of the submission that a result is of."""
+        query = "SELECT s.digest FROM submission s JOIN result r ON r.submission = s.id WHERE r.id = ?"
+        return str(self._db.execute(query, (result,)).fetchone()[0])
+
+    def _overrides(self, student: str, exercise: str, result: int) -> dict[str, Override]:
+        """The overrides that stand, by check; what the run gave is not known here."""
+        rows = self._db.execute(
+            "SELECT name, points, reason, who, at, digest FROM override WHERE student = ? AND exercise = ? ORDER BY id",
+            (student, exercise),
+        ).fetchall()
+        last = {name: told for name, *told in rows}
+        digest = self._submitted(result) if last else ""
+        return {
+            name: Override(points, 0.0, reason, who, at, of != digest)
+            for name, (points, reason, who, at, of) in last.items()
+            if points is not None
+        }
+
+    def repoint(self, submission: int, reference: bytes, version: str) -> list[Change]:
+        """Let a submission's result stand for a reference that differs from its own by points alone, without a run.
+
+        Each check keeps its status and gets the points that are now right for it. Nothing is done where more than
+        points changed, where another version of the grader ran, or where nothing was run.
+
+        Args:
+            submission: its number here.
+            reference: what it would be run against now.
+            version: of the grader.
+
+        Returns:
+            The marks that changed.
+        """
+        digest = hashlib.sha256(reference).hexdigest()
+        with self._change() as db:
+            bare = db.execute("SELECT bare FROM reference WHERE digest = ?", (digest,)).fetchone()
+            if bare is None:
+                bare = (_bare_digest(reference),)
+                db.execute("INSERT INTO reference VALUES (?, ?)", (digest, *bare))
+            last = self._last_result(db, submission)
+            if last is None or last[1] == digest or last[2] != version or last[3] == BROKEN:
+                return []
+            if db.execute("SELECT bare FROM reference WHERE digest = ?", (last[1],)).fetchone() != bare:
+                return []
+            before = self._earned(db, last[0])
+            self._copy_result(db, last[0], digest, _points_of(reference))
+            return self._changes(db, submission, before)
+
+    @staticmethod
+    def _copy_result(db: sqlite3.Connection, result: int, reference: str, worth: Mapping[str, float]) -> None:
+        """Add a result like another, against another reference, with what its checks are worth now."""
+        cursor = db.execute(
+            "INSERT INTO result (submission, reference, version, status, seconds, repairs, messages, notebook,"
+            " finished) SELECT submission, ?, version, status, seconds, repairs, messages, notebook, ?"
+            " FROM result WHERE id = ?",
+            (reference, _now(), result),
+        )
+        rows = db.execute("SELECT * FROM mark WHERE result = ? ORDER BY place", (result,)).fetchall()
+        for _, place, hidden, item, name, had, earned, status, *told in rows:
+            now = worth.get(name, had)
+            scaled = now if status == PASSED else earned * now / had if earned and had else earned
+            db.execute(
+                "INSERT INTO mark VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (cursor.lastrowid, place, hidden, item, name, now, scaled, status, *told),
+            )
+
+    def _changes(self, db: sqlite3.Connection, submission: int, before: Mapping[str, float]) -> list[Change]:
+        """Which marks of a submission's last result are others than before; not those that a person has overridden."""
+        last = self._last_result(db, submission)
+        after = self._earned(db, last[0]) if last else {}
+        student, exercise = db.execute(
+            "SELECT student, exercise FROM submission WHERE id = ?", (submission,)
+        ).fetchone()
+        kept = self._overrides(student, exercise, last[0]) if last else {}
+        names = [*after, *(name for name in before if name not in after)]
+        changes = [Change(student, exercise, name, before.get(name, 0.0), after.get(name, 0.0)) for name in names]
+        return [change for change in changes if change.before != change.after and change.check not in kept]
 
     def history(self, student: str = "", exercise: str = "") -> list[dict[str, Any]]:
         """Every mark ever given, the oldest first, of all or of one student, one exercise: when, to whom, by whom.
@@ -372,12 +556,56 @@ class Gradebook:
             "SELECT * FROM (SELECT r.finished AS at, s.student AS student, s.exercise AS exercise, m.name AS name,"
             " m.earned AS points, r.version AS who, r.status AS comment FROM mark m"
             " JOIN result r ON r.id = m.result JOIN submission s ON s.id = r.submission WHERE m.earned IS NOT NULL"
-            " UNION ALL SELECT at, student, exercise, name, points, who, comment FROM manual)"
+            " UNION ALL SELECT at, student, exercise, name, points, who, comment FROM manual"
+            " UNION ALL SELECT at, student, exercise, name, points, who,"
+            " iif(points IS NULL, 'override taken back', 'override') || iif(reason = '', '', ': ' || reason)"
+            " FROM override)"
             " WHERE ? IN (student, '') AND ? IN (exercise, '') ORDER BY at",
             (student, exercise),
         )
         names = ("at", "student", "exercise", "check", "points", "who", "why")
         return [dict(zip(names, row, strict=True)) for row in rows.fetchall()]
+
+
+def _entry_of(graded: Graded, check: str) -> Entry:
+    entry = next((entry for entry in graded.entries if entry.mark.check == check), None)
+    if entry is None:
+        known = ", ".join(entry.mark.check for entry in graded.entries)
+        raise CourseError(f"Expected an item of {graded.exercise} ({known}), got {check!r}.")
+    return entry
+
+
+def _overridden(entry: Entry, overrides: Mapping[str, Override]) -> Entry:
+    """An entry as a person has overridden it; one that is worth less now than they gave has all of it."""
+    found = overrides.get(entry.mark.check)
+    if found is None or entry.mark.earned is None:
+        return entry
+    points = min(found.points, entry.mark.points)
+    override = replace(found, points=points, machine=entry.mark.earned)
+    return replace(entry, mark=replace(entry.mark, earned=points), override=override)
+
+
+def _points_of(reference: bytes) -> dict[str, float]:
+    """What each cell of a reference is worth, by name."""
+    graded = (cell for cell in read(reference).cells if kind(cell) in (CHECK, MANUAL, TASK))
+    return {grade_id(cell): points_of(cell) for cell in graded}
+
+
+@lru_cache(maxsize=64)
+def _bare_digest(reference: bytes) -> str:
+    """The digest of a reference without what its cells are worth, and without when it was run.
+
+    nbgrader's checksums tell what cells are worth, too.
+    """
+    notebook = read(reference)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        cell.execution_count = cell.get("execution_count") is not None
+        for output in cell.get("outputs", []):
+            output.pop("execution_count", None)
+        for key in ("points", "checksum") if isinstance(cell.metadata.get(NAMESPACE), dict) else ():
+            cell.metadata[NAMESPACE].pop(key, None)
+    return hashlib.sha256(write(notebook)).hexdigest()
 
 
 def _now() -> str:

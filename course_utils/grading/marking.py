@@ -13,11 +13,14 @@ import click
 from nbformat import NotebookNode
 
 from ..errors import CourseError
-from .gradebook import Gradebook, Graded
-from .notebook import LOCKED, REGIONS, STUB, grade_id, item_of, kind, read, region, without_regions
+from .bundle import suspect_of
+from .gradebook import Entry, Gradebook, Graded, Tick
+from .notebook import LOCKED, REGIONS, STUB, grade_id, item_of, kind, read, region, without_regions, write
+from .rubric import Criterion, criteria, ticked
 from .verdict import READ
 
 HELP = "points and a comment, as in “3.5 names the word, but no edit”; s to skip, b to go back"
+TICKING = "criteria and a comment, as in “+1 +3=0.5 names the word”, or "
 _ENTRY = re.compile(r"(\d+(?:[.,]\d+)?)(?:\s+(.*))?", re.DOTALL)
 
 
@@ -33,6 +36,10 @@ class Answer:
         comment: of whoever read it.
         question: Markdown of the course's own.
         rubric: Markdown of the course's own.
+        model: the model answer, Markdown of the course's own.
+        criteria: those of the rubric, which can be ticked.
+        ticks: those that somebody has ticked before, or not.
+        suspect: which one this student was given, "" for none.
         text: Markdown of the student's: untrusted.
         notebook: all that they handed in, as it was run: untrusted.
     """
@@ -44,6 +51,10 @@ class Answer:
     comment: str
     question: str
     rubric: str
+    model: str
+    criteria: tuple[Criterion, ...]
+    ticks: tuple[Tick, ...]
+    suspect: str
     text: str
     notebook: NotebookNode = field(repr=False)
 
@@ -99,22 +110,35 @@ class Marking:
                     unread = entry.mark.earned is None or self._everything or self.place in self._visited
                     if entry.mark.check == check and entry.mark.status == READ and unread:
                         self._visited.add(self.place)
-                        told = (entry.mark.points, entry.mark.earned, entry.comment)
-                        return self._answer(graded, check, *told)
+                        return self._answer(graded, entry)
             self.place += 1
         return None
 
-    def _answer(self, graded: Graded, check: str, points: float, given: float | None, comment: str) -> Answer:
+    def _answer(self, graded: Graded, entry: Entry) -> Answer:
+        check, mark = entry.mark.check, entry.mark
         notebook, reference = self.book.notebook(graded.result), self._references.get(graded.exercise)
         own = next((cell.source for cell in notebook.cells if grade_id(cell) == check), "")
         cells = {grade_id(cell): cell for cell in (reference.cells if reference else [])}
-        model = cells[check].source if check in cells else ""
+        source = cells[check].source if check in cells else ""
         asked = [
-            c.source for c in cells.values() if model and kind(c) == LOCKED and item_of(c) == item_of(cells[check])
+            c.source for c in cells.values() if source and kind(c) == LOCKED and item_of(c) == item_of(cells[check])
         ]
-        question, rubric = "\n\n".join(asked) or without_regions(model, REGIONS), region(model, "MARK SCHEME")
-        text = "" if own.strip() == STUB else own.strip()
-        return Answer(graded, check, points, given, comment, question, rubric, text, notebook)
+        rubric = region(source, "MARK SCHEME")
+        return Answer(
+            graded,
+            check,
+            mark.points,
+            mark.earned,
+            entry.comment,
+            question="\n\n".join(asked) or without_regions(source, REGIONS),
+            rubric=rubric,
+            model=without_regions(region(source, "SOLUTION"), REGIONS[1:]).strip(),
+            criteria=criteria(rubric),
+            ticks=entry.ticks,
+            suspect=suspect_of(write(notebook)),
+            text="" if own.strip() == STUB else own.strip(),
+            notebook=notebook,
+        )
 
     def enter(self, line: str) -> str:
         """Do what a line says with the answer that is to be read now; what was done.
@@ -133,11 +157,13 @@ class Marking:
         if line in ("s", "skip"):
             self.place += 1
             return "skipped"
-        found = _ENTRY.fullmatch(line)
-        if not found:
-            raise CourseError(f"Expected {HELP}; got {line[:40]!r}.")
-        points, comment = float(found[1].replace(",", ".")), (found[2] or "").strip()
-        self.book.give(answer.graded, answer.check, points, comment, self.who)
+        if (by_criteria := ticked(line, answer.criteria, answer.points)) is not None:
+            points, comment, ticks = by_criteria
+        elif found := _ENTRY.fullmatch(line):
+            points, comment, ticks = float(found[1].replace(",", ".")), (found[2] or "").strip(), ()
+        else:
+            raise CourseError(f"Expected {TICKING if answer.criteria else ''}{HELP}; got {line[:40]!r}.")
+        self.book.give(answer.graded, answer.check, points, comment, self.who, ticks=ticks)
         self.place += 1
         return f"saved: {points:g} of {answer.points:g}"
 
@@ -149,15 +175,20 @@ def mark_in_terminal(marking: Marking, names: bool = False) -> None:
         if question != f"{answer.graded.exercise} {answer.check}":
             question = f"{answer.graded.exercise} {answer.check}"
             click.secho(f"\n{answer.graded.exercise}, {answer.check}: {answer.points:g} points", bold=True)
-            click.echo(f"{answer.question}\n")
-            click.secho(answer.rubric, fg="cyan")
+            _ask(answer)
         who = answer.graded.student if names else "an answer"
-        click.secho(f"\n--- {shown(who)} ({marking.left} left)", bold=True)
+        about = f", about {shown(answer.suspect)}" if answer.suspect else ""
+        click.secho(f"\n--- {shown(who)}{about} ({marking.left} left)", bold=True)
         click.echo(shown(answer.text) or "(nothing written)")
         if answer.given is not None:
             click.echo(f"It has {answer.given:g}: {shown(answer.comment)}")
+        had = [f"; it has {tick.given:g}" for tick in answer.ticks] or [""] * len(answer.criteria)
+        for number, (one, has) in enumerate(zip(answer.criteria, had, strict=False), start=1):
+            click.secho(f"+{number}  {one.name} ({one.points:g}{has})", fg="cyan")
         try:
-            line = click.prompt("points comment (s, b, q)", prompt_suffix=" > ")
+            line = click.prompt(
+                f"{'criteria or ' if answer.criteria else ''}points, comment (s, b, q)", prompt_suffix=" > "
+            )
         except click.Abort:  # Ctrl-C, or nobody there
             line = "q"
         if line.strip() in ("q", "quit"):
@@ -167,6 +198,15 @@ def mark_in_terminal(marking: Marking, names: bool = False) -> None:
         except CourseError as error:
             click.secho(str(error), fg="red")
     click.echo(f"{marking.left} left to read.")
+
+
+def _ask(answer: Answer) -> None:
+    """Show what all answers to one question have in common."""
+    click.echo(f"{answer.question}\n")
+    if answer.model:
+        click.secho("Model answer", fg="green", bold=True)
+        click.secho(f"{answer.model}\n", fg="green")
+    click.secho(answer.rubric, fg="cyan")
 
 
 def shown(text: str) -> str:

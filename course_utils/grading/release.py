@@ -40,7 +40,11 @@ def exercise_from(solution: bytes, name: str = "the solution") -> bytes:
     notebook = read(solution, name)
     bare = [cell for cell in notebook.cells if kind(cell) == ANSWER and "BEGIN SOLUTION" not in cell.source]
     complaints = faults(notebook)
-    complaints += [f"{grade_id(cell)} has no BEGIN SOLUTION: nothing of its signature would be left." for cell in bare]
+    complaints += [
+        f"{grade_id(cell)} has no BEGIN SOLUTION, so nothing of its signature would be left: "
+        "write ### BEGIN SOLUTION below the signature and ### END SOLUTION at the end."
+        for cell in bare
+    ]
     if complaints:
         raise CourseError(f"{name} cannot be released: {complaints[0]}")
     try:
@@ -86,19 +90,24 @@ def faults(solution: NotebookNode) -> list[str]:
     """What makes a solution's checks useless or invalid, a sentence each."""
     found: list[str] = []
     names = [grade_id(cell) for cell in solution.cells if grade_id(cell)]
-    found += [f"two cells are called {name}." for name in sorted({n for n in names if names.count(n) > 1})]
+    found += [
+        f"two cells are called {name}: give one of them another grade_id."
+        for name in sorted({n for n in names if names.count(n) > 1})
+    ]
     for cell in solution.cells:
         name, marks = grade_id(cell), cell.metadata.get(NAMESPACE)
         marks = marks if isinstance(marks, dict) else {}
         if not name and (marks.get("grade") or marks.get("solution") or marks.get("task")):
-            found.append(f"a cell has no name and would not be graded: {first_line(cell.source)[:60]!r}.")
+            found.append(
+                f"a cell has no name and would not be graded, so give it a grade_id: {first_line(cell.source)[:60]!r}."
+            )
         worth = marks.get("points", 0)
         if kind(cell) in (CHECK, MANUAL, TASK) and not (
             type(worth) in (int, float) and math.isfinite(worth) and worth >= 0
         ):
-            found.append(f"{name} is worth {worth!r} points: a number from 0 on.")
+            found.append(f"{name} is worth {worth!r} points: write a number from 0 on.")
         if name and not re.fullmatch(r"[a-zA-Z0-9_-]+", name):
-            found.append(f"{name!r} is no name for a cell: letters, digits, - and _ only.")
+            found.append(f"{name!r} is no name for a cell: write letters, digits, - and _ only.")
         if kind(cell) == CHECK and has_code(cell.source):
             found += [f"{name} {fault}" for fault in _check_faults(cell)]
     return found
@@ -109,15 +118,31 @@ def _check_faults(cell: NotebookNode) -> list[str]:
     from ..seal import SEAL, sealed
 
     if any(output["output_type"] == "error" for output in cell.outputs):
-        return ["fails on the solution itself: run the solution again."]
+        return ["fails on the solution itself: mend the check or the answer, and run the solution again."]
     text = printed(cell.outputs)
     if cell.execution_count is None or not text.strip():
-        return ["has no stored output, so nothing would be compared: run the solution and store it."]
+        return [
+            "has no stored output, so nothing would be compared: end it with print(…), run the solution and store it."
+        ]
     if any(output["output_type"] != "stream" or output.get("name") != "stdout" for output in cell.outputs):
-        return ["gives out something besides what it prints: nbgrader would take it for a score or a failure."]
-    if isinstance(ast.parse(cell.source).body[-1], ast.Expr) and cell.source.rstrip().endswith(";"):
-        return ["ends in a semicolon."]
+        return [
+            "gives out something besides what it prints: nbgrader would take it for a score or a failure: "
+            "end it with print(…), and run it again."
+        ]
+    if found := _ending_faults(cell.source):
+        return found
     seals = re.findall(SEAL, cell.source)
     if seals and seals != [sealed(text)]:
         return [f'prints what its seal does not fit: write seal="{sealed(text)}".']
+    return []
+
+
+def _ending_faults(source: str) -> list[str]:
+    """What is wrong with how a check's code ends."""
+    try:
+        last = ast.parse(source).body[-1]
+    except SyntaxError:
+        return ["is not plain Python: take magics (%) and shell commands (!) out, and run the solution again."]
+    if isinstance(last, ast.Expr) and source.rstrip().endswith(";"):
+        return ["ends in a semicolon: end it with print(…) alone."]
     return []

@@ -112,7 +112,7 @@ def _failure(
         expected, received = _first_difference(printed(cells[index].outputs), printed(found["outputs"]))
         return FAILED, expected, received, "shape and properties are right, the values are not"
     broken = [told for outputs in answers if (told := _error(outputs)) is not None]
-    if name != "CheckFailed":
+    if name != "CheckFailed" and not (name == "AssertionError" and sentence and not broken):
         what = f"your cell does not run: {': '.join(broken[0])}" if broken else f"the check stopped: {name}: {sentence}"
         return FAILED, "", "", what
     return FAILED, "", "", sentence

@@ -72,7 +72,7 @@ def start(folder, out, *more):
 
 
 def done(folder, out):
-    path = folder / out / "gradebook.db"
+    path = folder / out / "course-gradebook.sqlite"
     if not path.is_file():
         return 0
     try:
@@ -110,7 +110,7 @@ def left_over():
 
 
 def marks(folder, out):
-    with Gradebook(folder / out / "gradebook.db") as book:
+    with Gradebook(folder / out / "course-gradebook.sqlite") as book:
         return {graded.student: [entry.mark.earned for entry in graded.entries] for graded in book.current()}
 
 

@@ -111,7 +111,7 @@ def ours(folder, handed_in, is_warm):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     began = time.perf_counter()
-    with Gradebook(folder / f"warm-{is_warm}" / "gradebook.db") as book:
+    with Gradebook(folder / f"warm-{is_warm}" / "course-gradebook.sqlite") as book:
         grade(take(folder / "in", ["small"]), book, {"small": write(solution())}, warm=is_warm)
         write_feedback(book, folder / f"warm-{is_warm}" / "feedback")
         seconds = time.perf_counter() - began

@@ -1,0 +1,167 @@
+"""docs/write_an_exercise.md, followed to the letter in an empty folder; and every refusal says what to write."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from click.testing import CliRunner
+from nbformat.v4 import new_code_cell
+
+from course_utils import CourseError
+from course_utils.cli import main
+from course_utils.grading.notebook import read, write
+from course_utils.grading.release import exercise_from
+from course_utils.seal import sealed
+from tests.shared import cell_of, marked
+from tests.test_class import needs_sandbox
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "write_an_exercise.md"
+SAVED = re.compile(r"Save as `([\w.]+)`:\n$")
+
+
+def blocks(text):
+    """Each block of code: the text before it, its language, its lines."""
+    before = ""
+    for part in re.split(r"(?ms)^(```\w+\n.*?^```\n)", text):
+        if found := re.fullmatch(r"(?s)```(\w+)\n(.*)```\n", part):
+            yield before, *found.groups()
+        else:
+            before = part
+
+
+def shell(folder, line, said=""):
+    environment = {
+        **os.environ,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "HOME": str(folder / "home"),
+    }
+    done = subprocess.run(
+        line, shell=True, cwd=folder, env=environment, input=said, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def marks(folder):
+    shell(folder, "course grade --out grades --export csv")
+    rows = csv.DictReader((folder / "grades" / "grades.csv").read_text(encoding="utf-8-sig").splitlines())
+    return {(row["student"], row["check"]): row["earned"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """What is there when the page has been followed, and what was said on the way."""
+    folder, said = tmp_path_factory.mktemp("followed"), {}
+    for before, language, code in blocks(PAGE.read_text(encoding="utf-8")):
+        if language == "python":
+            (folder / SAVED.search(before)[1]).write_text(code, encoding="utf-8")
+            continue
+        for line in code.splitlines():
+            answers = "+1 +2=1 well argued\n" * 2 if line.startswith("course mark") else ""
+            said[line] = shell(folder, line, answers)
+    return folder, said
+
+
+@needs_sandbox
+def test_the_page_leads_to_marks(followed):
+    folder, said = followed
+    assert marks(folder) == {
+        ("ada", "entropy-check"): "2", ("ada", "entropy-hidden"): "1", ("ada", "largest"): "2",
+        ("ben", "entropy-check"): "1", ("ben", "entropy-hidden"): "0", ("ben", "largest"): "2",
+    }  # fmt: skip
+    (marking,) = (told for line, told in said.items() if line.startswith("course mark"))
+    for shown in ("The uniform distribution", "an exchange argument", "+1  Names it (1)", "+2  Gives a reason (2)"):
+        assert shown in marking
+    ada = (folder / "grades" / "feedback" / "ada.html").read_text()
+    assert "Names it: given, 1 of 1" in ada
+    assert "Gives a reason: in part, 1 of 2" in ada
+    assert "well argued" in ada
+    assert "exchange argument" not in ada
+    assert "handed in on paper" in (folder / "grades" / "feedback" / "ben.html").read_text()
+
+
+@needs_sandbox
+def test_what_is_released_holds_no_answer(followed):
+    folder, _ = followed
+    text = (folder / "released" / "entropy.ipynb").read_text()
+    for secret in ("math.log(x)", "0.1, 0.1, 0.8", "transfer of probability", "Lagrange", "MARK SCHEME"):
+        assert secret not in text
+    assert 'NotImplementedError(\\"sum -x * log(x) over all x that are not 0\\")' in text
+
+
+@needs_sandbox
+def test_points_alone_change_without_a_run_and_a_wrong_answer_reads_the_sentence(followed):
+    folder, _ = followed
+    make = folder / "make.py"
+    make.write_text(make.read_text().replace("points=2", "points=4"))
+    shell(folder, "python make.py && jupyter nbconvert --to notebook --execute --inplace solutions/entropy.ipynb")
+    said = shell(folder, "course grade submissions --reference solutions --out grades")
+    assert "0 graded, 2 had their marks" in said
+    assert "ada, entropy, entropy-check: 2 before, 4 now" in said
+    assert marks(folder)["ben", "entropy-check"] == "1"
+
+    wrong = nbformat.read(folder / "released" / "entropy.ipynb", as_version=4)
+    cell_of(wrong, "entropy").source = "def entropy(p):\n    return 0 if 0 in p else -sum(x * math.log(x) for x in p)"
+    (folder / "submissions" / "cy").mkdir()
+    nbformat.write(wrong, folder / "submissions" / "cy" / "entropy.ipynb")
+    shell(folder, "course grade submissions --reference solutions --out grades")
+    cy = (folder / "grades" / "feedback" / "cy.html").read_text()
+    assert "<td>An outcome of probability 0 adds nothing: leave it out before you take the log.</td>" in cy
+    assert marks(folder)["cy", "entropy-check"] == "0"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("halve-check", {"outputs": []}, r"end it with print\(…\), run the solution and store it"),
+        ("halve-check", {"execution_count": None}, r"run the solution and store it"),
+        ("double-check", {"points": -1}, r"write a number from 0 on"),
+        ("double-check", {"points": None}, r"write a number from 0 on"),
+        ("double-check", {"name": "halve-check"}, r"give one of them another grade_id"),
+        ("double-check", {"name": "double check"}, r"write letters, digits, - and _ only"),
+        ("double-check", {"name": ""}, r"give it a grade_id"),
+        ("double", {"source": "def double(x): return 2 * x"}, r"write ### BEGIN SOLUTION"),
+        ("double", {"source": "### BEGIN SOLUTION\n2"}, r"END SOLUTION|end"),
+        ("double-check", {"source": "print(double(1.5), double(-4)); 3;"}, r"end it with print\(…\)"),
+        ("double-check", {"source": 'print(1, seal="x")'}, rf'write seal="{sealed("3.0 -8")}"'),
+        ("double-check", {"source": "%%time\nprint(double(1.5), double(-4))"}, "take magics"),
+        ("double-check", {"error": "boom"}, r"mend the check or the answer, and run the solution again"),
+    ],
+)
+def test_every_refusal_says_what_to_write(solution, name, change, told):
+    cell = cell_of(solution, name)
+    for key, value in change.items():
+        if key == "points":
+            cell.metadata.nbgrader.points = value
+        elif key == "name":
+            cell.metadata.nbgrader.grade_id = value
+        elif key == "error":
+            cell.outputs.append(nbformat.v4.new_output("error", ename="E", evalue=value, traceback=[]))
+        else:
+            cell[key] = value
+    with pytest.raises(CourseError, match=told):
+        exercise_from(write(solution), "toy.ipynb")
+
+
+@pytest.mark.quick
+def test_release_from_a_folder_needs_a_place_of_its_own_and_solutions(tmp_path):
+    for more, told in (([], "add --out FOLDER or --zip FILE"), (["--out", "x"], "name their folder with --solutions")):
+        done = CliRunner().invoke(main, ["release", "--solutions", str(tmp_path), *more])
+        assert done.exit_code == 2
+        assert told in " ".join(done.output.split())
+
+
+@pytest.mark.quick
+def test_an_answer_cell_of_ones_own_is_no_fault(solution):
+    solution.cells.append(new_code_cell("1 + 1", id="own"))
+    solution.cells.append(marked(new_code_cell, "more", "x = 1", "", locked=True))
+    assert read(exercise_from(write(solution))).cells[-1].source == "x = 1"
