@@ -404,7 +404,7 @@ def test_from_canvas_s_zip_to_canvas_s_csv_and_feedback(course, solution):
     assert [row[6] for row in table(Path("grades/totals.csv").read_bytes())[1:]] == ["0", "0"]
 
 
-def test_from_moodle_s_zip_to_moodle_s_worksheet_and_feedback(course, solution):  # noqa: F811
+def test_from_moodle_s_zip_to_moodle_s_worksheet_and_feedback(course, solution):
     mine = write(right(student_view(solution)))
     with zipfile.ZipFile("submissions.zip", "w") as archive:
         for name, day in (
@@ -431,7 +431,7 @@ def test_from_moodle_s_zip_to_moodle_s_worksheet_and_feedback(course, solution):
     )
     assert "toy: nothing from 1 of the roster: Al Poe." in told
     assert "toy.tar.gz of Al Poe is handed in and not gradable" in told
-    with Gradebook(Path("grades") / GRADEBOOK) as book:
+    with Gradebook(Path("grades/course-gradebook.sqlite")) as book:
         assert [(one.student, one.subtracted) for one in book.current()] == [("Jane Doe", 0.8), ("Zoë Roe", 0)]
         for graded in book.current():  # what a person reads
             book.give(graded, "why", 3, "", "me")
