@@ -419,6 +419,12 @@ class TestHostile:
         assert "lists files in 30 MB" in take(tmp_path / "many.zip", EXERCISES).left[0]
         assert time.monotonic() - begun < 2
 
+    def test_a_zip_with_a_comment_is_read(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+            archive.writestr(f"ada/{ONE}.ipynb", "x")
+            archive.comment = b"\xfe" * 300
+        assert len(take(tmp_path / "c.zip", EXERCISES).submissions) == 1
+
     def test_damaged_zips_give_sentences(self, tmp_path):
         fuzz(tmp_path, 300)
 

@@ -231,9 +231,14 @@ def _directory_size(path: Path) -> int:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - (1 << 16) - 200))
         tail = file.read()
-    found = [(tail.rfind(b"PK\5\6"), 12, 4), (len(tail) - 22, 12, 4), (tail.rfind(b"PK\6\6"), 40, 8)]
-    fields = (tail[at + skip : at + skip + width] for at, skip, width in found if at >= 0)
-    return min(size, max((int.from_bytes(field, "little") for field in fields if field != b"\xff" * 4), default=0))
+    end = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" else tail.rfind(b"PK\5\6")
+    if end < 0:
+        return 0
+    told = int.from_bytes(tail[end + 12 : end + 16], "little")
+    long = end - 76  # where a record for large files and then 20 bytes that say where it is stand, if there are any
+    if long >= 0 and tail[long : long + 4] == b"PK\6\6" and tail[end - 20 : end - 16] == b"PK\6\7":
+        told = int.from_bytes(tail[long + 40 : long + 48], "little")
+    return min(size, told)
 
 
 def _decoded(entry: zipfile.ZipInfo) -> str:

@@ -113,8 +113,10 @@ def _depth(found: list[Names], exercises: Collection[str], notes: list[str]) -> 
     alone = len(tops) == 1 and _loose(found) in ([], sorted(tops))
     if alone and _is_zip(inside[0][0]) and not (moodle_name(inside[0][0]) or canvas_name(inside[0][0])):
         notes.append(f"All lies in one zip file, {printable(inside[0][0])}, which is taken for the class's.")
-        below = [names[1:] for names in inside if len(names) > 2]
-        return 1 + (_wrapped(below, exercises, notes) if len({names[0] for names in below}) == 1 else 0)
+        within = [names[1:] for names in inside]
+        below = [names for names in within if len(names) > 1]
+        is_folder = len({names[0] for names in below}) == 1 and not _loose(within)
+        return 1 + (_wrapped(below, exercises, notes) if is_folder else 0)
     if alone:
         return _wrapped(inside, exercises, notes)
     by_top: dict[str, list[Names]] = {}
