@@ -136,6 +136,9 @@ def test_one_exercise_alone(put):
     taken = take(folder, EXERCISES, only=ONE)
     assert [(one.student, one.exercise) for one in taken.submissions] == [("ada", ONE), ("ben", ONE)]
     assert len(taken.left) == 2
+    assert taken.notes == (f"Not graded, as {ONE} alone was asked for: {CHAPTER} (1).",)
+    told = take(put(f"ada/{CHAPTER}.ipynb", f"ben/{ONE}.ipynb", top=folder / "x"), EXERCISES, only=ONE).left
+    assert f"the only notebook of ada, is one of {CHAPTER}, not of {ONE}" in told[0]
     with pytest.raises(CourseError, match="Expected one of 08_1_token_attribution, 08_chapter_exercise, got 'x'"):
         take(folder, EXERCISES, only="x")
 

@@ -400,6 +400,7 @@ def _sorted_out(found: list[tuple[Submission, str]], told: _Told, only: str) -> 
     for student, number in files:
         numbers.setdefault(student, set()).add(number)
     mine: list[tuple[Submission, str]] = []
+    others: Counter[str] = Counter()
     for submission, name in found:
         student, number, exercise = submission.student, submission.number, submission.exercise
         if only and files[student, number] == 1:
@@ -408,10 +409,19 @@ def _sorted_out(found: list[tuple[Submission, str]], told: _Told, only: str) -> 
             told.about(
                 student, f"{submission.place} is called {printable(name)}, like no exercise, and has no cell of one."
             )
+        if only and exercise not in ("", only) and files[student, number] == 1:
+            told.about(
+                student, f"{submission.place}, the only notebook of {student}, is one of {exercise}, not of {only}."
+            )
+        elif only and exercise not in ("", only):
+            others[exercise] += 1
         if not exercise or (only and exercise != only):
             continue
         called = f"{student} ({number})" if len(numbers[student]) > 1 and number else student
         mine.append((replace(submission, student=called, exercise=exercise), name))
+    if others:
+        counts = ", ".join(f"{exercise} ({count})" for exercise, count in sorted(others.items()))
+        told.notes.append(f"Not graded, as {only} alone was asked for: {counts}.")
     mine.sort(key=lambda pair: (pair[0].order, _copies(pair[1]), pair[1], pair[0].place))
     submissions, earlier = latest(submission for submission, _ in mine)
     return Taken(submissions, (*told.all_left(), *earlier), tuple(told.notes))
