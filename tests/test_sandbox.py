@@ -376,7 +376,8 @@ class TestACellThatEndsTheKernel:
         slow = "\ndef double(x, first=[1]):\n    import time\n    time.sleep(first.pop() if first else 0)\n    return 2 * x"
         cell_of(mine, "double").source += slow if "thread" in name else ""  # time for what comes later to come
         place = next(i for i, cell in enumerate(mine.cells) if cell.id == cell_of(mine, "double").id)
-        mine.cells.insert(place + 1 if "thread" in name else len(mine.cells), new_code_cell(textwrap.dedent(code)))
+        where = place + 1 if "thread" in name else 0 if "it" in name else len(mine.cells)  # exit, quit: others follow
+        mine.cells.insert(where, new_code_cell(textwrap.dedent(code)))
         result = inside(mine)
         assert result.passed, (messages(result), result.messages)
 
