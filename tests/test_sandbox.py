@@ -743,7 +743,7 @@ class TestOneWarmKernelAfterAnother:
             import ctypes, os, socket
             paths = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
             links = [os.readlink(path) for path in paths if os.path.lexists(path)]
-            print([link for link in links if "course-warm" in link], open("/proc/net/unix").read().count("course-warm"))
+            print([link for link in links if "/course-" in link], open("/proc/net/unix").read().count("/course-"))
             libc = ctypes.CDLL(None)
             print([libc.umount2(place, 2) for place in (b"/tmp", b"/proc", b"/dev/shm")], libc.ptrace(16, 1, 0, 0))
             try: socket.socket(socket.AF_UNIX).connect("\\0there")
