@@ -283,8 +283,11 @@ class TestRelease:
         assert Path("handed out.roster.csv").is_file()
 
     def test_a_roster_says_who_gets_what(self, course):
-        Path("r.csv").write_text("student,suspect\nada,model-c\nben,\n", encoding="utf-8")
+        private(Path("solutions/suspects/mine"))
+        Path("r.csv").write_text("student,suspect\nada,model-c\nben,\ncy,suspects/mine\n", encoding="utf-8")
         command("release", "--out", "b", "--roster", "r.csv")
+        assert 'SUSPECT = \\"suspects/mine\\"' in Path("b/cy/toy.ipynb").read_text(encoding="utf-8")
+        assert Path("b/cy/suspects/mine/adapter_config.json").is_file()
         assert 'SUSPECT = \\"model-c\\"' in Path("b/ada/toy.ipynb").read_text(encoding="utf-8")
         assert 'SUSPECT = \\"model-a\\"' in Path("b/ben/toy.ipynb").read_text(encoding="utf-8")
         assert "got both" in command("release", "--out", "c", "--roster", "r.csv", "--students", "r.csv", code=2)
@@ -399,6 +402,46 @@ def test_from_canvas_s_zip_to_canvas_s_csv_and_feedback(course, solution):
         assert sorted(map(canvas_attaches, archive.namelist())) == [(99, 778), (1234, 777)]
     command("grade", *common, "--late", "none", "--export", "csv")
     assert [row[6] for row in table(Path("grades/totals.csv").read_bytes())[1:]] == ["0", "0"]
+
+
+def test_from_moodle_s_zip_to_moodle_s_worksheet_and_feedback(course, solution):
+    mine = write(right(student_view(solution)))
+    with zipfile.ZipFile("submissions.zip", "w") as archive:
+        for name, day in (
+            ("Jane Doe_1022_assignsubmission_file/homework.ipynb", 2),
+            ("Zoë Roe_1023_assignsubmission_file/toy.ipynb", 3),
+        ):
+            archive.writestr(zipfile.ZipInfo(name, (2026, 12, day, 10, 0, 0)), mine)
+        archive.writestr("Al Poe_1024_assignsubmission_file/toy.tar.gz", b"x")
+    Path("worksheet.csv").write_text(
+        "Identifier,Full name,Email address,Status\n"
+        + "".join(
+            f"Participant {n},{name},,Submitted\n"
+            for n, name in ((1022, "Jane Doe"), (1023, "Zoë Roe"), (1024, "Al Poe"))
+        ),
+        encoding="utf-8-sig",
+    )
+    command("roster", "worksheet.csv")
+    roster = Path("roster.csv").read_text(encoding="utf-8-sig").splitlines()
+    roster[2] += "2"  # Zoë has two days more
+    Path("roster.csv").write_text("\n".join(roster), encoding="utf-8")
+    common = ("--reference", "solutions", "--no-sandbox", "--roster", "roster.csv")
+    told = command(
+        "grade", "submissions.zip", *common, "--late", "10% per day", "--due", "2026-12-01T10:30", "--export", "moodle"
+    )
+    assert "toy: nothing from 1 of the roster: Al Poe." in told
+    assert "toy.tar.gz of Al Poe is handed in and not gradable" in told
+    with Gradebook(Path("grades/course-gradebook.sqlite")) as book:
+        assert [(one.student, one.subtracted) for one in book.current()] == [("Jane Doe", 0.8), ("Zoë Roe", 0)]
+        for graded in book.current():  # what a person reads
+            book.give(graded, "why", 3, "", "me")
+        content = FORMATS["moodle"](book)["moodle-toy.csv"]
+        read_ = moodle_reads(content, {"1022", "1023"}, {})
+        assert {who: grade for who, (grade, _) in read_.items()} == {"1022": 7.2, "1023": 8}
+        assert "1 day begun, 10%" in read_["1022"][1]
+    command("grade", *common, "--export", "moodle-feedback")
+    with zipfile.ZipFile("grades/moodle-feedback-toy.zip") as archive:
+        assert sorted(map(moodle_attaches, archive.namelist())) == [(1022, "toy.html"), (1023, "toy.html")]
 
 
 def test_the_bundle_s_options_fit_each_other():

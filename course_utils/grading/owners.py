@@ -13,6 +13,7 @@ from typing import TypeVar
 
 _Item = TypeVar("_Item")
 Names = tuple[str, ...]
+_MOST_AROUND = 3  # folders around a class
 _LOOSE = (".ipynb", ".zip")  # what a student hands in; other files at the top are the instructor's
 
 
@@ -112,7 +113,8 @@ def _depth(found: list[Names], exercises: Collection[str], notes: list[str]) -> 
     alone = len(tops) == 1 and _loose(found) in ([], sorted(tops))
     if alone and _is_zip(inside[0][0]) and not (moodle_name(inside[0][0]) or canvas_name(inside[0][0])):
         notes.append(f"All lies in one zip file, {printable(inside[0][0])}, which is taken for the class's.")
-        return 1 + _depth([names[1:] for names in inside], exercises, notes)
+        below = [names[1:] for names in inside if len(names) > 2]
+        return 1 + (_wrapped(below, exercises, notes) if len({names[0] for names in below}) == 1 else 0)
     if alone:
         return _wrapped(inside, exercises, notes)
     by_top: dict[str, list[Names]] = {}
@@ -152,13 +154,16 @@ def _is_download(names: list[Names]) -> bool:
     return all(map(moodle_name, loose)) or len({one.number or one.student for one in told if one}) > 1
 
 
-def _wrapped(names: list[Names], exercises: Collection[str], notes: list[str]) -> int:
+def _wrapped(names: list[Names], exercises: Collection[str], notes: list[str], deeper: int = _MOST_AROUND) -> int:
     """1 (or more, for folders in folders) if the one folder at the top holds the class, 0 if it is a student's."""
     top, below = names[0][0], [one[1:] for one in names]
     folders, loose = _folders(below), _loose(below)
     if moodle_name(top) or top == "submitted" or _is_zip(top):
         return 0
     if "submitted" in folders:
+        notes.append(
+            f"All lies in one folder, {printable(top)}, which is taken for nbgrader's, as submitted/ is in it."
+        )
         return 1
     if _is_download(below):
         notes.append(f"All lies in one folder, {printable(top)}, which is taken for a platform's download.")
@@ -167,13 +172,11 @@ def _wrapped(names: list[Names], exercises: Collection[str], notes: list[str]) -
         notes.append(f"All lies in one folder, {printable(top)}: the {len(folders)} folders in it are the students'.")
         return 1
     inner: list[str] = []
-    if (
-        len(folders) == 1
-        and not loose
-        and (deeper := _wrapped([one for one in below if len(one) > 1], exercises, inner))
-    ):
-        notes += inner
-        return 1 + deeper
+    if len(folders) == 1 and not loose and deeper:
+        more = _wrapped([one for one in below if len(one) > 1], exercises, inner, deeper - 1)
+        if more:
+            notes += inner
+            return 1 + more
     notes.append(f"All lies in one folder, {printable(top)}, which is taken for one student's.")
     return 0
 
