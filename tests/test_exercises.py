@@ -172,7 +172,11 @@ def test_no_value_hangs_on_a_tie_or_on_the_last_bits(exercise, seed, monkeypatch
     def moved(value):
         if isinstance(value, torch.Tensor) and value.dim() == 1 and value.is_floating_point():
             return value + 1e-7 * torch.from_numpy(random.uniform(-1, 1, len(value))).to(value)
-        if isinstance(value, list) and value and all(isinstance(each, tuple) and type(each[-1]) is float for each in value):
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(each, tuple) and type(each[-1]) is float for each in value)
+        ):
             return [(*each, score + 1e-7 * random.uniform(-1, 1)) for *each, score in value]
         return value
 

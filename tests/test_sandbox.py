@@ -375,7 +375,8 @@ class TestACellThatEndsTheKernel:
         slow = "\ndef double(x, first=[1]):\n    import time\n    time.sleep(first.pop() if first else 0)\n    return 2 * x"
         cell_of(mine, "double").source += slow if "thread" in name else ""  # time for what comes later to come
         place = next(i for i, cell in enumerate(mine.cells) if cell.id == cell_of(mine, "double").id)
-        mine.cells.insert(place + 1 if "thread" in name else len(mine.cells), new_code_cell(textwrap.dedent(code)))
+        where = place + 1 if "thread" in name else 0 if "it" in name else len(mine.cells)  # exit, quit: others follow
+        mine.cells.insert(where, new_code_cell(textwrap.dedent(code)))
         result = inside(mine)
         assert result.passed, (messages(result), result.messages)
 
@@ -741,7 +742,7 @@ class TestOneWarmKernelAfterAnother:
             import ctypes, os, socket
             paths = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
             links = [os.readlink(path) for path in paths if os.path.lexists(path)]
-            print([link for link in links if "course-warm" in link], open("/proc/net/unix").read().count("course-warm"))
+            print([link for link in links if "/course-" in link], open("/proc/net/unix").read().count("/course-"))
             libc = ctypes.CDLL(None)
             print([libc.umount2(place, 2) for place in (b"/tmp", b"/proc", b"/dev/shm")], libc.ptrace(16, 1, 0, 0))
             try: socket.socket(socket.AF_UNIX).connect("\\0there")
