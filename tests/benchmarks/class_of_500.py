@@ -1,4 +1,4 @@
-"""A class of 500 (right, wrong, hostile, malformed) graded without a break, killed midway and resumed, and on Dask.
+"""A class of 500 (right, wrong, hostile, malformed, empty, odd) graded without a break, killed midway and resumed, and on Dask.
 
 python -m tests.benchmarks.class_of_500      # about twenty minutes on two cores
 python -m tests.benchmarks.class_of_500 100  # a smaller class
@@ -15,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
 import psutil
 from distributed import LocalCluster
+from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from course_utils.grading.gradebook import Gradebook
 from course_utils.grading.notebook import student_view, write
@@ -45,29 +47,64 @@ MALFORMED = [b"", b"{", b"[]", b'{"cells": 3}', "é".encode("latin-1"), b'{"cell
 WRONG = ["def double(x): return x", "def double(x): return x * x", "double = 3", "def double(y):\n    retrun y"]
 
 
+ODD = [
+    "Zoë 李雷",
+    "a_1_2_toy",
+    "O'Neil; DROP",
+    "\u202eevil",
+    "x" * 90,
+    "=1+1",
+    "Z" + "\u0065\u0301",
+    "ada.b+c@uni.edu",
+    "-rf",
+    "a, b",
+]
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def made(number, reference, draw):
+    """What a student hands in, under which name, and what it must earn (None: whatever it is, the same each time)."""
+    kind, mine, name = number % 100, right(student_view(reference)), f"s{draw.random():.12f}"
+    if kind < 6:
+        return name, write(with_sources(mine, double=HOSTILE[(number // 100 * 6 + kind) % len(HOSTILE)])), None
+    if kind < 16:
+        return name, write(with_sources(mine, double=WRONG[number % len(WRONG)])), 2
+    if kind < 26:
+        return name, MALFORMED[number % len(MALFORMED)], 0
+    if kind < 36:
+        mine.cells = []
+        return name, write(mine), 0
+    if kind < 46:
+        mine.cells = [cell for cell in mine.cells if cell.id not in ("double", "halve")]
+        return name, write(mine), 0
+    if kind < 56:
+        mine.cells.insert(draw.randrange(1, len(mine.cells)), new_code_cell("exit()", id="own"))
+    elif kind < 66:
+        mine.cells.append(new_markdown_cell("![p](attachment:p.png)", attachments={"p.png": {"image/png": DOT}}))
+    elif kind < 76:
+        name = f"{ODD[kind % 10]} {number // 100}".strip()
+    else:
+        mine = with_sources(mine, double=f"def double(v{number}):\n    return v{number} * {draw.choice([2, 2.0])}")
+    return name, write(mine), 5
+
+
 def hand_in(folder, count):
-    """Of 100: 66 right in one way or another, 16 wrong, 12 malformed, 6 hostile."""
-    reference = TOY()
-    draw = random.Random(8)
+    """Of 100: 44 right, ten each wrong, malformed, empty, without answers, six hostile; what each must earn."""
+    reference, draw, expected = TOY(), random.Random(8), {}
     for number in range(count):
-        kind, mine = number % 100, right(student_view(reference))
-        if kind < 6:
-            mine = with_sources(mine, double=HOSTILE[(number // 100 * 6 + kind) % len(HOSTILE)])
-        elif kind < 22:
-            mine = with_sources(mine, double=WRONG[number % len(WRONG)])
-        elif kind < 50:
-            mine = with_sources(mine, double=f"def double(v{number}):\n    return v{number} * {draw.choice([2, 2.0])}")
-        content = MALFORMED[number % len(MALFORMED)] if kind >= 88 else write(mine)
-        path = folder / "in" / f"s{draw.random():.12f}" / "toy.ipynb"
+        name, content, earned = made(number, reference, draw)
+        path = folder / "in" / name / "toy.ipynb"
         path.parent.mkdir(parents=True)
         path.write_bytes(content)
+        expected[number] = earned
     (folder / "solutions").mkdir()
     (folder / "solutions" / "toy.ipynb").write_bytes(write(reference))
+    return sorted(earned for earned in expected.values() if earned is not None)
 
 
 def start(folder, out, *more):
     command = [sys.executable, "-c", "from course_utils.cli import main; main()", "grade", str(folder / "in"), *more]
-    command += ["--out", str(folder / out), "--reference", str(folder / "solutions"), "--timeout", "10"]
+    command += ["--out", str(folder / out), "--reference", str(folder / "solutions"), "--timeout", "30"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -118,12 +155,16 @@ def main():
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        hand_in(folder, count)
+        expected = hand_in(folder, count)
         began = time.perf_counter()
         process = start(folder, "a")
         memory = watched(process, folder, "a")
         print(f"without a break: {time.perf_counter() - began:.0f} s; {process.communicate()[0].strip()}")
         told = ", ".join(f"{memory[key]:.0f} MB at {key}" for key in list(memory)[:: max(1, len(memory) // 8)])
+        earned = sorted(sum(filter(None, each)) for each in marks(folder, "a").values())
+        surplus = Counter(earned) - Counter(expected)
+        hostile = count - len(expected)
+        print(f"as they should be: {Counter(expected) <= Counter(earned)}; the {hostile} hostile earn {dict(surplus)}")
         print(f"memory of the grader: {told}; {list(memory.values())[-1]:.0f} MB at the end", flush=True)
 
         process = start(folder, "b")
