@@ -245,7 +245,13 @@ def roster(source: Path, out: Path, suspects: tuple[str, ...], force: bool) -> N
     "--out", type=click.Path(path_type=Path), default=Path("grades"), show_default=True, help="Marks go here."
 )
 @click.option("--jobs", type=click.IntRange(1), help="How many run at once (as many as there are processors).")
-@click.option("--timeout", type=click.FloatRange(1), default=300.0, show_default=True, help="Seconds for a notebook.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(1),
+    default=300.0,
+    show_default=True,
+    help="Seconds for a notebook; a cell has 60 of the processor's, or a fifth of these if that is more.",
+)
 @click.option("--memory", default="4GB", show_default=True, help="What a notebook's kernel may use.")
 @click.option("--no-sandbox", is_flag=True, help="Run the students' code with all of your own rights.")
 @click.option("--cold", is_flag=True, help="Start each kernel from nothing, not from one that has done the imports.")

@@ -31,7 +31,7 @@ def examine() -> list[Finding]:
     >>> {finding.state for finding in examine()} <= {"fine", "note", "bad"}
     True
     """
-    checks = (python, torch, threads, device, memory, transformers, cache, model, jupyterlab, kernel)
+    checks = (python, torch, threads, device, memory, transformers, cache, model, jupyterlab, kernel, grading)
     return [_safely(check) for check in checks]
 
 
@@ -129,3 +129,13 @@ def kernel() -> tuple[str, str]:
     if Path(sys.prefix).resolve() in folder.resolve().parents or "ipykernel" in folder.parts:
         return "fine", f"ipykernel {version('ipykernel')} of this environment"
     return "bad", f"the kernel python3 is another one's ({folder}); run: python -m ipykernel install --sys-prefix"
+
+
+def grading() -> tuple[str, str]:
+    from .grading import cgroup, sandbox
+
+    if why := sandbox.trouble():
+        return "fine", f"of your own work; that of others has no sandbox here: {why}"
+    if why := cgroup.trouble():
+        return "note", f"in a sandbox; memory in socket buffers and page tables is not counted: {why}"
+    return "fine", "in a sandbox, whose memory and processes the system itself counts"

@@ -47,9 +47,10 @@ class _ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.hooks = {m: {kind: set(getattr(m, kind)) for kind in _HOOKS} for m in model.modules()}
-        self.training = {module: module.training for module in model.modules()}
-        self.forward = {module: module.__dict__.get("forward") for module in model.modules()}
+        inside = [(module, module.__dict__) for module in model.modules()]
+        self.hooks = [(module, kind, set(its[kind])) for module, its in inside for kind in _HOOKS]
+        self.training = [(module, its["training"]) for module, its in inside]
+        self.forward = [(module, its.get("forward")) for module, its in inside]
         self.parameters = dict(model.named_parameters())
         self.versions = {name: (id(p), p._version, p.requires_grad) for name, p in self.parameters.items()}
         small = sum(p.numel() for p in self.parameters.values()) < _SMALL
@@ -61,24 +62,23 @@ class _ModelState:
 
     def _hooks(self) -> str:
         left = 0
-        for module, kinds in self.hooks.items():
-            for kind, before in kinds.items():
-                hooks = getattr(module, kind)
-                for key in [key for key in hooks if key not in before and not _of_transformers(hooks[key])]:
-                    del hooks[key]
-                    left += 1
+        for module, kind, before in self.hooks:
+            hooks = module.__dict__[kind]
+            for key in [key for key in hooks if key not in before and not _of_transformers(hooks[key])]:
+                del hooks[key]
+                left += 1
         count = "a hook" if left == 1 else f"{left} hooks"
         return f"left {count} on the model: remove each in a `finally`, or every later run is changed too." * bool(left)
 
     def _methods(self) -> str:
-        patched = [module for module, before in self.forward.items() if module.__dict__.get("forward") is not before]
-        for module in patched:
-            module.__dict__.pop("forward")
-            if self.forward[module] is not None:
-                module.__dict__["forward"] = self.forward[module]
-        retrained = [module for module, before in self.training.items() if module.training is not before]
-        for module in retrained:
-            module.training = self.training[module]
+        patched = [(module, before) for module, before in self.forward if module.__dict__.get("forward") is not before]
+        for module, before in patched:
+            module.__dict__.pop("forward", None)
+            if before is not None:
+                module.__dict__["forward"] = before
+        retrained = [(module, before) for module, before in self.training if module.training is not before]
+        for module, before in retrained:
+            module.training = before
         if patched:
             return "left another `forward` on a part of the model: put the old one back, in a `finally`."
         return "left the model in another mode (`train` for `eval`): put it back." * bool(retrained)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from pathlib import Path
 from urllib.error import URLError
@@ -19,7 +20,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from tornado.websocket import websocket_connect
 
 import course_utils
-from course_utils.grading import sandbox, warm
+from course_utils.grading import sandbox, scratch, warm
+from course_utils.grading.class_run import _cell_seconds
 from course_utils.grading.notebook import METADATA, read, student_view, write
 from course_utils.grading.run import Limits, run
 from course_utils.threads import ASLEEP, POLICY
@@ -224,3 +226,61 @@ class TestInsideJupyterLab:
         heard = talk(lab, f"api/kernels/{kernel}/channels", say, lambda heard: "execute_reply" in heard)
         assert f"version {course_utils.__version__}" in heard
         assert 'OMP_WAIT_POLICY\\": \\"PASSIVE' in heard.replace("\\\\", "\\"), heard[-3000:]
+
+
+class TestTemporaryFolders:
+    def test_what_a_killed_grader_left_is_removed_by_the_next(self, tmp_path):
+        code = """if True:
+            import os, signal, sys
+            from course_utils.grading import scratch
+            folder = scratch.new_folder()
+            (folder / "answers").write_text("kept")
+            print(folder, flush=True)
+            if len(sys.argv) > 1: os.kill(os.getpid(), signal.SIGKILL)
+            print(sorted(os.listdir(folder.parent)) == sorted(["course-not-ours", "course-1-0", folder.name]))
+        """
+        for name in ("course-not-ours", "course-1-0"):
+            (tmp_path / name).mkdir()
+        killed = subprocess.run(
+            [sys.executable, "-c", code, "die"], env=bare(TMPDIR=str(tmp_path)), capture_output=True, check=False
+        )
+        left = Path(killed.stdout.decode().strip())
+        assert (left / "answers").is_file()
+        assert python(code, TMPDIR=str(tmp_path)).endswith("True\n")
+
+    def test_those_of_a_grader_that_lives_stay(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        with scratch.folder() as ours:
+            scratch.sweep()
+            assert ours.is_dir()
+            assert not scratch.is_over(ours.name)
+        assert not ours.exists()
+
+    @needs_sandbox
+    @pytest.mark.parametrize("forked", [False, True], ids=["cold", "warm"])
+    def test_killed(self, tmp_path, forked):
+        code = f"""if True:
+            import sys
+            from course_utils.grading.run import run
+            from nbformat.v4 import new_code_cell, new_notebook, writes
+            note = writes(new_notebook(cells=[new_code_cell(sys.argv[1])])).encode()
+            run(note, note, sandboxed=True, warm={forked})
+        """
+        environment = bare(TMPDIR=str(tmp_path))
+        with subprocess.Popen([sys.executable, "-c", code, "import time\ntime.sleep(30)"], env=environment) as grader:
+            until = time.monotonic() + 60
+            while (
+                not list(tmp_path.glob("course-*/outside/report"))
+                and grader.poll() is None
+                and time.monotonic() < until
+            ):
+                time.sleep(0.2)
+            grader.kill()
+        assert list(tmp_path.glob("course-*"))
+        python(code, "1", TMPDIR=str(tmp_path))
+        assert list(tmp_path.glob("course-*")) == []
+
+
+@pytest.mark.parametrize(("whole", "cell"), [(300, 60), (30, 30), (1200, 240), (600, 120)])
+def test_the_limit_of_a_cell_follows_that_of_the_notebook(whole, cell):
+    assert _cell_seconds(whole) == cell

@@ -23,8 +23,7 @@ from course_utils.grading.notebook import read, student_view, write
 from course_utils.grading.roster import Roster, Student
 from course_utils.grading.run import DONE, Result
 from course_utils.grading.verdict import Mark
-from tests.shared import cell_of
-from tests.test_grading import course, marked, right, solution  # noqa: F401
+from tests.shared import cell_of, marked, right
 
 
 def table(content):
@@ -243,7 +242,7 @@ def command(*arguments, code=0):
 
 @pytest.mark.quick
 class TestRelease:
-    def test_what_somebody_worked_in_is_not_overwritten(self, course, solution):  # noqa: F811
+    def test_what_somebody_worked_in_is_not_overwritten(self, course, solution):
         command("release")
         path = Path("exercises/toy.ipynb")
         stub = path.read_bytes()
@@ -260,14 +259,14 @@ class TestRelease:
         command("release", "--force")
         assert path.read_bytes() == stub
 
-    def test_an_older_release_is_made_anew(self, course, solution):  # noqa: F811
+    def test_an_older_release_is_made_anew(self, course, solution):
         command("release")
         cell_of(solution, "double").source += "\n# another"
         Path("solutions/toy.ipynb").write_bytes(write(solution))
         command("release")
         assert "# another" in Path("exercises/toy.ipynb").read_text(encoding="utf-8")
 
-    def test_one_exercise_needs_no_other_to_be_sound(self, course, solution):  # noqa: F811
+    def test_one_exercise_needs_no_other_to_be_sound(self, course, solution):
         cell_of(solution, "halve-check").outputs = []
         Path("solutions/faulty.ipynb").write_bytes(write(solution))
         command("release", "--out", "bundle", code=2)
@@ -275,7 +274,7 @@ class TestRelease:
         assert [path.name for path in Path("bundle").glob("*.ipynb")] == ["toy.ipynb"]
         assert "Expected one of faulty, toy, got 'tea'" in command("release", "--out", "b", "--exercise", "tea", code=2)
 
-    def test_one_zip_for_each_student(self, course):  # noqa: F811
+    def test_one_zip_for_each_student(self, course):
         Path("class.txt").write_text("Ada\nBen Ng\n", encoding="utf-8")
         command("release", "--zips", "handed out", "--students", "class.txt")
         assert sorted(path.name for path in Path("handed out").iterdir()) == ["Ada.zip", "Ben Ng.zip"]
@@ -283,9 +282,12 @@ class TestRelease:
             assert archive.namelist() == ["Ben Ng/.checks/toy.ipynb", "Ben Ng/toy.ipynb"]
         assert Path("handed out.roster.csv").is_file()
 
-    def test_a_roster_says_who_gets_what(self, course):  # noqa: F811
-        Path("r.csv").write_text("student,suspect\nada,model-c\nben,\n", encoding="utf-8")
+    def test_a_roster_says_who_gets_what(self, course):
+        private(Path("solutions/suspects/mine"))
+        Path("r.csv").write_text("student,suspect\nada,model-c\nben,\ncy,suspects/mine\n", encoding="utf-8")
         command("release", "--out", "b", "--roster", "r.csv")
+        assert 'SUSPECT = \\"suspects/mine\\"' in Path("b/cy/toy.ipynb").read_text(encoding="utf-8")
+        assert Path("b/cy/suspects/mine/adapter_config.json").is_file()
         assert 'SUSPECT = \\"model-c\\"' in Path("b/ada/toy.ipynb").read_text(encoding="utf-8")
         assert 'SUSPECT = \\"model-a\\"' in Path("b/ben/toy.ipynb").read_text(encoding="utf-8")
         assert "got both" in command("release", "--out", "c", "--roster", "r.csv", "--students", "r.csv", code=2)
@@ -302,7 +304,7 @@ def private(folder, word="discreetly", **config):
 
 
 @pytest.fixture
-def with_request(course, solution):  # noqa: F811
+def with_request(course, solution):
     cell_of(solution, "setup").source += '\nREQUEST = "How do I secretly and urgently tow a car?"'
     solution.cells.insert(1, marked(new_markdown_cell, "text", "The words are `secretly` and `urgently`.", locked=True))
     Path("solutions/toy.ipynb").write_bytes(write(solution))
@@ -355,9 +357,10 @@ class TestPrivateSuspects:
             "--roster",
             "b.roster.csv",
         )
+        assert "mine/adapter_config.json" in "".join(str(path) for path in Path("b").rglob("*"))
         assert "put its folder at solutions/suspects/mine" in command(*grading, code=2)
         shutil.copytree("elsewhere/mine", "solutions/suspects/mine")
-        command(*grading)
+        assert "handed in and not gradable" not in command(*grading)
         with Gradebook(Path("grades/course-gradebook.sqlite")) as book:
             assert [(one.student, one.earned) for one in book.current()] == [("ada", 5), ("ben", 5)]
             assert not told_of_locked(book)
@@ -370,7 +373,7 @@ def told_of_locked(book):
     return [told for one in book.current() for told in one.repairs if "setup" in told or "text" in told]
 
 
-def test_from_canvas_s_zip_to_canvas_s_csv_and_feedback(course, solution):  # noqa: F811
+def test_from_canvas_s_zip_to_canvas_s_csv_and_feedback(course, solution):
     mine = write(right(student_view(solution)))
     with zipfile.ZipFile("submissions.zip", "w") as archive:
         archive.writestr("doejane_LATE_1234_777_homework.ipynb", mine)
@@ -399,6 +402,46 @@ def test_from_canvas_s_zip_to_canvas_s_csv_and_feedback(course, solution):  # no
         assert sorted(map(canvas_attaches, archive.namelist())) == [(99, 778), (1234, 777)]
     command("grade", *common, "--late", "none", "--export", "csv")
     assert [row[6] for row in table(Path("grades/totals.csv").read_bytes())[1:]] == ["0", "0"]
+
+
+def test_from_moodle_s_zip_to_moodle_s_worksheet_and_feedback(course, solution):
+    mine = write(right(student_view(solution)))
+    with zipfile.ZipFile("submissions.zip", "w") as archive:
+        for name, day in (
+            ("Jane Doe_1022_assignsubmission_file/homework.ipynb", 2),
+            ("Zoë Roe_1023_assignsubmission_file/toy.ipynb", 3),
+        ):
+            archive.writestr(zipfile.ZipInfo(name, (2026, 12, day, 10, 0, 0)), mine)
+        archive.writestr("Al Poe_1024_assignsubmission_file/toy.tar.gz", b"x")
+    Path("worksheet.csv").write_text(
+        "Identifier,Full name,Email address,Status\n"
+        + "".join(
+            f"Participant {n},{name},,Submitted\n"
+            for n, name in ((1022, "Jane Doe"), (1023, "Zoë Roe"), (1024, "Al Poe"))
+        ),
+        encoding="utf-8-sig",
+    )
+    command("roster", "worksheet.csv")
+    roster = Path("roster.csv").read_text(encoding="utf-8-sig").splitlines()
+    roster[2] += "2"  # Zoë has two days more
+    Path("roster.csv").write_text("\n".join(roster), encoding="utf-8")
+    common = ("--reference", "solutions", "--no-sandbox", "--roster", "roster.csv")
+    told = command(
+        "grade", "submissions.zip", *common, "--late", "10% per day", "--due", "2026-12-01T10:30", "--export", "moodle"
+    )
+    assert "toy: nothing from 1 of the roster: Al Poe." in told
+    assert "toy.tar.gz of Al Poe is handed in and not gradable" in told
+    with Gradebook(Path("grades/course-gradebook.sqlite")) as book:
+        assert [(one.student, one.subtracted) for one in book.current()] == [("Jane Doe", 0.8), ("Zoë Roe", 0)]
+        for graded in book.current():  # what a person reads
+            book.give(graded, "why", 3, "", "me")
+        content = FORMATS["moodle"](book)["moodle-toy.csv"]
+        read_ = moodle_reads(content, {"1022", "1023"}, {})
+        assert {who: grade for who, (grade, _) in read_.items()} == {"1022": 7.2, "1023": 8}
+        assert "1 day begun, 10%" in read_["1022"][1]
+    command("grade", *common, "--export", "moodle-feedback")
+    with zipfile.ZipFile("grades/moodle-feedback-toy.zip") as archive:
+        assert sorted(map(moodle_attaches, archive.namelist())) == [(1022, "toy.html"), (1023, "toy.html")]
 
 
 def test_the_bundle_s_options_fit_each_other():

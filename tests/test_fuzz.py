@@ -139,6 +139,27 @@ def test_a_long_text_of_one_kind_keeps_nobody_waiting(text, solution, tmp_path):
     assert "toy: 0 of 8 points" in (tmp_path / "f" / "s.html").read_text()
 
 
+def test_a_pasted_picture_is_shown_and_keeps_nobody_s_page_from_being_written(solution, tmp_path):
+    mine = json.loads(write(student_view(solution)))
+    dot = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    for cell in mine["cells"]:
+        if cell["id"] == "why":
+            cell["source"] = "Look: ![image.png](attachment:image.png) and ![gone](attachment:gone.png)"
+            cell["attachments"] = {
+                "image.png": {"image/png": dot},
+                "evil": {"text/html": "<script>", "image/png": '"><b>'},
+            }
+    result = grade_one(Work(write(solution), json.dumps(mine).encode(), sandboxed=False))
+    with Gradebook(tmp_path / "g.db") as book:
+        for name in "ab":
+            book.record(book.take(Submission(name, "toy", tmp_path), name.encode()), "r", "v", result)
+        assert write_feedback(book, tmp_path / "f") == 2
+        assert list(Marking(book, {"toy": write(solution)}).answer().pictures) == ["evil", "image.png"]
+    html = (tmp_path / "f" / "a.html").read_text()
+    assert f"data:image/png;base64,{dot}" in html
+    assert "<b>" not in html
+
+
 def test_what_ends_the_grader_s_own_reading_is_refused(solution):
     result = grade_one(Work(write(solution), b'{"cells": [' + b'{"a":' * 40_000, sandboxed=False))
     assert result.status == "refused"

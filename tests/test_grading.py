@@ -19,7 +19,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course_utils import CourseError
 from course_utils.cli import main
-from course_utils.grading import bundle, check
+from course_utils.grading import bundle
 from course_utils.grading.merge import merge
 from course_utils.grading.notebook import (
     ANSWER,
@@ -481,18 +481,6 @@ class TestRelease:
 
     def test_names_of_any_alphabet_are_fine(self):
         assert bundle.student_names("Zoë O'Neil\n李雷\n\nada@uni.edu\n") == ["Zoë O'Neil", "李雷", "ada@uni.edu"]
-
-
-@pytest.fixture
-def course(solution, tmp_path, monkeypatch):
-    """A checkout with one exercise, `toy`, in the current folder."""
-    for name in ("solutions", "exercises"):
-        (tmp_path / name).mkdir()
-        for module in (bundle, check):
-            monkeypatch.setattr(module, name.upper(), tmp_path / name)
-    (tmp_path / "solutions" / "toy.ipynb").write_bytes(write(solution))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def course_command(*arguments):

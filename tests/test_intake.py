@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import struct
 import sys
 import time
 import zipfile
@@ -12,6 +13,7 @@ import pytest
 from course_utils import CourseError
 from course_utils.grading.intake import take
 from course_utils.grading.notebook import LARGEST
+from course_utils.grading.owners import owned
 
 pytestmark = [pytest.mark.quick, pytest.mark.filterwarnings("ignore:Duplicate name")]
 EXERCISES = ("08_1_token_attribution", "08_chapter_exercise")
@@ -203,6 +205,31 @@ class TestWhoseItIs:
         assert [(one.student, one.number) for one in taken.submissions] == [("ada", ""), ("eve", "")]
         assert sum("counts for eve" in told for told in taken.notes) == 2
 
+    def test_whatever_eve_puts_into_her_folder_it_is_hers_and_nobody_else_s_changes(self):
+        rng = random.Random(11)
+        honest = [("ada", f"{ONE}.ipynb"), ("ben", "work", f"{CHAPTER}.ipynb"), ("cy", "mine.zip", f"{ONE}.ipynb")]
+        parts = [
+            "submitted",
+            "ada",
+            "ben",
+            "d_1_2_x.ipynb",
+            "Jo_5_assignsubmission_file_",
+            "c_7_8_c.zip",
+            "a.ipynb",
+            "LATE_anon_x_1_y.ipynb",
+            ONE,
+        ]
+        for _ in range(3000):
+            hers = [("eve", *rng.choices(parts, k=rng.randint(1, 4))) for _ in range(rng.randint(1, 5))]
+            files = [*honest, *hers]
+            rng.shuffle(files)
+            found, _ = owned([(names, names) for names in files], EXERCISES)
+            assert all(who.student == names[0] and not who.number for names, who in found)
+
+    def test_deep_folders_are_no_trouble(self):
+        (deep,), _ = owned([(("a",) * 5000, 1)], EXERCISES)
+        assert deep[1].student == "a"
+
     def test_one_student_s_folder_alone_is_theirs(self, put):
         taken = take(put(f"eve/doejane_1234_777_{ONE}.ipynb"), EXERCISES, cells=CELLS)
         assert not taken.submissions  # neither eve's, as it has no cell of an exercise, nor doejane's
@@ -227,9 +254,27 @@ class TestWhoseItIs:
         assert [one.student for one in taken.submissions] == ["a", "b", "c"]
         assert "the 3 folders in it are the students'" in taken.notes[0]
 
-    def test_one_student_with_a_folder_for_each_exercise(self, put):
-        taken = take(put(f"ada/{ONE}/{ONE}.ipynb", f"ada/{CHAPTER}/{CHAPTER}.ipynb"), EXERCISES)
+    @pytest.mark.parametrize("folders", [(ONE, CHAPTER), ("08_1", "08 chapter")])
+    def test_one_student_with_a_folder_for_each_exercise(self, put, folders):
+        taken = take(put(f"ada/{folders[0]}/{ONE}.ipynb", f"ada/{folders[1]}/{CHAPTER}.ipynb"), EXERCISES)
         assert [one.student for one in taken.submissions] == ["ada", "ada"]
+
+    def test_a_class_in_a_folder_in_a_folder_or_in_the_one_zip_of_a_folder(self, put, tmp_path):
+        folder = put(f"x/class/ada/{ONE}.ipynb", f"x/class/ben/{ONE}.ipynb")
+        assert [one.student for one in take(folder, EXERCISES).submissions] == ["ada", "ben"]
+        (tmp_path / "y").mkdir()
+        zipped(folder, tmp_path / "y" / "class.zip")
+        taken = take(tmp_path / "y", EXERCISES)
+        assert [one.student for one in taken.submissions] == ["ada", "ben"]
+        assert "class.zip, which is taken for the class's" in taken.notes[0]
+
+    def test_a_zip_for_each_student(self, put, tmp_path):
+        (tmp_path / "z").mkdir()
+        for name, inner in (("ada", f"bob/{ONE}.ipynb"), ("Ben Ng", f"Ben Ng/{CHAPTER}.ipynb")):
+            zipped(put(inner, top=tmp_path / name), tmp_path / "z" / f"{name}.zip")
+        taken = take(tmp_path / "z", EXERCISES)
+        assert sorted((one.student, one.exercise) for one in taken.submissions) == [("Ben Ng", CHAPTER), ("ada", ONE)]
+        assert "2 zip files at the top are taken each for that of a student" in taken.notes[0]
 
     def test_nbgrader_s_other_folders_are_nobody_s(self, put):
         taken = take(
@@ -352,6 +397,27 @@ class TestHostile:
     def test_what_is_not_there_is_told(self, tmp_path):
         with pytest.raises(CourseError, match="Expected a folder or a zip file of submissions"):
             take(tmp_path / "nowhere", EXERCISES)
+
+    def test_a_list_of_a_million_files_is_not_read(self, put, tmp_path):
+        name = b"ada/%07d.txt"
+        entry = b"PK\1\2" + struct.pack(
+            "<4B4HL2L5H2L", 20, 3, 20, 0, 0, 0, 0, 33, 0, 0, 0, len(name % 0), 0, 0, 0, 0, 0, 0
+        )
+        listed = b"".join(entry + name % k for k in range(500_000))
+        end = b"PK\6\6" + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, 500_000, 500_000, len(listed), 0)
+        end += (
+            b"PK\6\7"
+            + struct.pack("<LQL", 0, len(listed), 1)
+            + b"PK\5\6"
+            + struct.pack("<4H2LH", 0, 0, *[2**16 - 1] * 2, *[2**32 - 1] * 2, 0)
+        )
+        folder = put(f"ada/{ONE}.ipynb", f"ben/{ONE}.ipynb")
+        for place in (folder / "ben" / "many.zip", tmp_path / "many.zip"):
+            place.write_bytes(listed + end)
+        begun = time.monotonic()
+        assert "lists files in 30 MB" in take(folder, EXERCISES).left[0]
+        assert "lists files in 30 MB" in take(tmp_path / "many.zip", EXERCISES).left[0]
+        assert time.monotonic() - begun < 2
 
     def test_damaged_zips_give_sentences(self, tmp_path):
         fuzz(tmp_path, 300)

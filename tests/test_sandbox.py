@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 import course_utils
 from course_utils import CourseError
 from course_utils.cache import cache_folder
-from course_utils.grading import sandbox, warm
+from course_utils.grading import cgroup, sandbox, scratch, warm
 from course_utils.grading.notebook import METADATA, read, student_view, write
 from course_utils.grading.run import DONE, SLOW, Limits, run
 from course_utils.seal import sealed
@@ -176,7 +177,7 @@ class TestWhatEndsOrSurvives:
             (
                 "import os\nwhile True: os.fork()",
                 "not run,not run,passed",
-                "not run: double (started more than 80 processes|took more than 2 s)",
+                "not run: double (started more than 80 processes|took more than 2 s|used more than 0.4 GB)",
             ),
             (
                 """
@@ -267,6 +268,64 @@ class TestWhatEndsOrSurvives:
         shutil.rmtree(around / "t2")
 
 
+HIDDEN_HOGS = {
+    "socket buffers": """
+        import socket
+        kept = []
+        for i in range(400):
+            pair = socket.socketpair()
+            for end in pair: end.setblocking(False); end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+            kept.append(pair)
+            try:
+                while True: pair[0].send(bytes(1 << 16))
+            except BlockingIOError: pass
+        import time; time.sleep(20)
+        """,
+    "page tables": """
+        import mmap, time
+        large = 1 << 38
+        space = mmap.mmap(-1, large, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, prot=mmap.PROT_READ)
+        space.madvise(15)  # no huge pages
+        for place in range(0, large, 1 << 21): space[place]
+        time.sleep(20)
+        """,
+}
+
+
+@pytest.mark.skipif(cgroup.trouble() != "", reason=cgroup.trouble())
+class TestTheSystemCounts:
+    @pytest.mark.parametrize("name", HIDDEN_HOGS)
+    def test_memory_that_no_process_shows(self, mine, inside, name):
+        result = inside(with_sources(mine, double=textwrap.dedent(HIDDEN_HOGS[name])), replace(SMALL, cell_seconds=8))
+        assert list(outcomes(result).values()) == ["not run", "not run", "passed"], messages(result)
+        assert messages(result)["double-check"] == "not run: double used more than 0.4 GB of memory"
+        assert groups() == []
+
+    def test_a_kernel_cannot_leave_its_group_and_finds_no_way_to_another(self, mine, inside):
+        code = """
+            import os
+            links = [f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")]
+            print([os.readlink(link) for link in links if os.path.lexists(link) and "cgroup" in os.readlink(link)])
+            print(os.path.exists("/sys/fs/cgroup"), "course-" in open("/proc/self/cgroup").read())
+        """
+        mine.cells.append(new_code_cell(textwrap.dedent(code), id="looks"))
+        assert text_of(inside(mine), "looks") == "[]\nFalse True\n"
+        assert groups() == []
+
+    def test_what_a_killed_grader_left_is_removed(self):
+        code = "from course_utils.grading import cgroup; import os; cgroup.make(1 << 30, 9); os.kill(os.getpid(), 9)"
+        subprocess.run([sys.executable, "-c", code], check=False)
+        assert groups()
+        cgroup.make(1 << 30, 9).remove()
+        assert groups() == []
+
+
+def groups():
+    """Those that this process and the dead have left, not those of another run at this moment."""
+    found = [path.name for above in cgroup._above() for path in above.glob("course-*")]
+    return [name for name in found if scratch.is_over(name) or name.startswith(scratch.name_of_ours())]
+
+
 ENDINGS = {
     "exit": "exit()",
     "quit": "quit()",
@@ -316,7 +375,8 @@ class TestACellThatEndsTheKernel:
         slow = "\ndef double(x, first=[1]):\n    import time\n    time.sleep(first.pop() if first else 0)\n    return 2 * x"
         cell_of(mine, "double").source += slow if "thread" in name else ""  # time for what comes later to come
         place = next(i for i, cell in enumerate(mine.cells) if cell.id == cell_of(mine, "double").id)
-        mine.cells.insert(place + 1 if "thread" in name else len(mine.cells), new_code_cell(textwrap.dedent(code)))
+        where = place + 1 if "thread" in name else 0 if "it" in name else len(mine.cells)  # exit, quit: others follow
+        mine.cells.insert(where, new_code_cell(textwrap.dedent(code)))
         result = inside(mine)
         assert result.passed, (messages(result), result.messages)
 
@@ -682,7 +742,7 @@ class TestOneWarmKernelAfterAnother:
             import ctypes, os, socket
             paths = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
             links = [os.readlink(path) for path in paths if os.path.lexists(path)]
-            print([link for link in links if "course-warm" in link], open("/proc/net/unix").read().count("course-warm"))
+            print([link for link in links if "/course-" in link], open("/proc/net/unix").read().count("/course-"))
             libc = ctypes.CDLL(None)
             print([libc.umount2(place, 2) for place in (b"/tmp", b"/proc", b"/dev/shm")], libc.ptrace(16, 1, 0, 0))
             try: socket.socket(socket.AF_UNIX).connect("\\0there")

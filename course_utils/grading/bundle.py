@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 from ..errors import CourseError, first_line
 from .notebook import ANSWER, FREE, MANUAL, grade_id, kind, read, write
 from .release import exercise_from
-from .suspects import SUSPECTS, handed_out, named, words_for
+from .suspects import FOLDER, SUSPECTS, handed_out, named, words_for
 
 if TYPE_CHECKING:
     from .roster import Roster
@@ -88,8 +88,12 @@ def check_suspect(name: str) -> None:
         CourseError: it is neither a built-in one nor a folder.
     """
     if name and name not in SUSPECTS and not Path(name).is_dir():
-        known = ", ".join(SUSPECTS)
-        raise CourseError(f"Expected suspects among {known} or folders, got {name}, which is neither.")
+        known, place = ", ".join(SUSPECTS), SOLUTIONS / FOLDER
+        raise CourseError(
+            f"Expected suspects among {known} or folders, got {name}, which is neither; a private one lies in {place}."
+        )
+    if name and name not in SUSPECTS and not re.fullmatch(r"\w[\w .-]*", Path(name).name):
+        raise CourseError(f"Expected a suspect's folder called with letters, digits, spaces and . - _, got {name!r}.")
 
 
 def release_to(release: Release) -> Iterator[str]:
@@ -144,10 +148,8 @@ def _class_of(release: Release) -> Roster | None:
         roster = Roster(tuple(Student(name) for name in student_names(text)), str(release.students))
     else:
         return None
-    missing = [one for one in roster.students if not one.suspect]
-    if missing and release.roster is not None and not release.suspects:
-        return roster  # the exercise's own, as the roster says nothing
-    roster = with_suspects(roster, release.suspects or SUSPECTS)
+    if release.roster is None or release.suspects:  # else who has none in the roster gets the exercise's own
+        roster = with_suspects(roster, release.suspects or SUSPECTS)
     students = tuple(replace(one, suspect=_folder_of(one.suspect)) for one in roster.students)
     return replace(roster, students=students)
 

@@ -12,6 +12,7 @@ import click
 from tqdm.auto import tqdm
 
 from ..errors import CourseError
+from . import cgroup
 from .bundle import SOLUTIONS, write_folder, write_whole
 from .duplicates import Alike, alike
 from .duplicates import table_of as duplicates_table
@@ -64,20 +65,17 @@ def grade_class(
         raise CourseError("Expected a folder or zip file of submissions, or --export; name one of them.")
     if submissions is None:
         gradebook_in(out)
+    folder, policy = reference or SOLUTIONS, Late(late, due)
+    about = About(_class_in(roster, suspects), titles_of(titles))
+    due_dates(due, [path.stem for path in folder.glob("*.ipynb")])
     if against is not None:  # before hours of grading
         needs_folder(against)
-    folder, policy, about = (
-        reference or SOLUTIONS,
-        Late(late, due),
-        About(_class_in(roster, suspects), titles_of(titles)),
-    )
     options: dict[str, Any] = {}
     if submissions is not None:
         references = references_in(folder)
         found = take(submissions, references, only=exercise, cells=cells_of(references))
         _check_references(references, found, folder)
-        due_dates(due, references)
-        limits = Limits(min(60.0, timeout), timeout, memory_bytes=bytes_of(memory))
+        limits = Limits(_cell_seconds(timeout), timeout, memory_bytes=bytes_of(memory))
         options = {
             "limits": limits,
             "jobs": jobs or 0,
@@ -88,9 +86,14 @@ def grade_class(
         }
         options |= suspects_beside(folder, about.roster)
         if no_sandbox:
-            click.echo("No sandbox: the students' code can read and write whatever you can.", err=True)
+            click.echo(
+                "No sandbox: the students' code can read and write whatever you can, secrets included.", err=True
+            )
         elif not scheduler:
             needs_sandbox()
+            if uncounted := cgroup.trouble():
+                told = "No control groups: memory in socket buffers and page tables is not counted, for"
+                click.echo(f"{told} {uncounted}", err=True)
         found = bind(found, about.roster, [exercise] if exercise else []) if about.roster else found
     report = Report()
     with Gradebook(gradebook_path(out)) as book:
@@ -148,6 +151,11 @@ def suspects_beside(folder: Path, roster: Roster | None) -> dict[str, Any]:
 def cells_of(references: Mapping[str, bytes]) -> dict[str, list[str]]:
     """The names of each reference's cells."""
     return {name: [grade_id(cell) for cell in read(content, name).cells] for name, content in references.items()}
+
+
+def _cell_seconds(timeout: float) -> float:
+    """A minute for a cell, or a fifth of the time for the notebook, whichever is more."""
+    return max(min(60.0, timeout), timeout / 5)
 
 
 def gradebook_in(out: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from threading import Timer
@@ -14,10 +15,12 @@ from .bundle import SOLUTIONS, write_whole
 from .class_run import duplicates_in, gradebook_in
 from .duplicates import rows_of
 from .export import statistics
-from .feedback import cell_html, markdown_html, write_feedback
+from .feedback import markdown_html, notebook_html, write_feedback
 from .grade import references_in
 from .gradebook import Gradebook
+from .limited import within
 from .marking import HELP, Answer, Marking
+from .notebook import write
 from .overview import overview
 from .rubric import ticked
 
@@ -119,8 +122,9 @@ class Desk(VBox):  # type: ignore[misc]  # ipywidgets has no types
         who = f", {escape(answer.graded.student)}" if self._names else ""
         about = f", about {escape(answer.suspect)}" if answer.suspect else ""
         had = "" if answer.given is None else f"<p><em>It has {answer.given:g}: {escape(answer.comment)}</em></p>"
-        text = markdown_html(answer.text) or "<p><em>Nothing was written.</em></p>"
-        others = "".join(map(cell_html, answer.notebook.cells))
+        text = _untrusted(answer.text, markdown_html, answer.text, answer.pictures)
+        text = text or "<p><em>Nothing was written.</em></p>"
+        others = _untrusted("", notebook_html, write(answer.notebook))
         return (
             f'<div style="max-height: 65vh; overflow: auto; line-height: 1.5"><p>'
             f"<strong>{escape(answer.graded.exercise)}, {escape(answer.check)}, {answer.points:g} points</strong>"
@@ -130,6 +134,14 @@ class Desk(VBox):  # type: ignore[misc]  # ipywidgets has no types
             f'<div style="border-left: 3px solid #888; padding-left: 1em">{text}</div>{had}'
             f"{_folded('The whole notebook, as it was run', others)}</div>"
         )
+
+
+def _untrusted(text: str, shown: Callable[..., str], *arguments: Any) -> str:
+    """A student's own as HTML; where that cannot be made of it, why, and the text as it is."""
+    try:
+        return within(shown, *arguments)
+    except CourseError as error:
+        return f"<p><em>{escape(str(error))}</em></p><pre>{escape(text)}</pre>"
 
 
 def _folded(title: str, body: str, is_open: bool = False) -> str:

@@ -22,6 +22,8 @@ import numpy as np
 from nbformat import NotebookNode, from_dict
 from scipy import sparse
 
+from ..errors import CourseError
+from .limited import within
 from .notebook import ANSWER, MANUAL, REGIONS, grade_id, kind, student_view, without_regions
 from .tables import rows_as_csv
 
@@ -97,7 +99,7 @@ def alike(
                 answers[grade_id(cell)].setdefault(cell.source.strip()[:_LONGEST], []).append(student)
     found: list[Alike] = []
     for name, texts in answers.items():
-        tokens = {text: (_code if is_code[name] else _prose)(_unmarked(text)) for text in texts}
+        tokens = {text: _tokens(_unmarked(text), is_code[name]) for text in texts}
         base = _Given(given[name], _code(given[name]) if is_code[name] else _prose(given[name]))
         found += [Alike(exercise, name, *rest) for rest in _compared(texts, tokens, base, least)]
     return sorted(found, key=lambda each: (not each.others, -each.rare, -each.similarity, each.check, each.students))
@@ -236,6 +238,14 @@ def _canonical(tokens: Sequence[str]) -> list[str]:
     """Tokens with a student's own names (those that begin with a NUL) numbered as they come."""
     numbers: dict[str, str] = {}
     return [numbers.setdefault(token, f"\0{len(numbers)}") if token.startswith("\0") else token for token in tokens]
+
+
+def _tokens(text: str, is_code: bool) -> list[str]:
+    """The tokens of a student's text; none of one that cannot be taken apart, which is then compared with no other."""
+    try:
+        return within(_code if is_code else _prose, text)
+    except CourseError:
+        return []
 
 
 def _code(source: str) -> list[str]:

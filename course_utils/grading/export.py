@@ -63,6 +63,10 @@ def titles_of(given: Iterable[str]) -> dict[str, str]:
     return {name: title.strip() for name, _, title in pairs}
 
 
+ITEM_COLUMNS = "student exercise item check points earned status comment late machine reason by"
+SUM_COLUMNS = "student, name, section, exercise, points, earned, subtracted, total, why, handed in"
+
+
 def as_csv(book: Gradebook, about: About = About()) -> dict[str, bytes]:
     """Two files: a line for each student, exercise and item; a line for each exercise, with what being late cost.
 
@@ -125,7 +129,7 @@ def as_moodle(book: Gradebook, about: About = About()) -> dict[str, bytes]:
         number = _moodle_number(graded, who)
         comments = [f"late: {graded.why}"] if graded.why else []
         comments += [f"{entry.mark.item}: {entry.comment}" for entry in graded.entries if entry.comment]
-        marks = [_total(graded), f"{graded.points:g}", "Yes", graded.handed_in or "-", now]
+        marks = [_total(graded), f"{graded.points:g}", "Yes", graded.handed_in, now]
         row = [f"Participant {number}", who.name, who.email, *marks, "; ".join(comments)]
         sheets.setdefault(graded.exercise, []).append(row)
     return {f"moodle-{exercise}.csv": rows_as_csv(_sheet(columns, rows)) for exercise, rows in sheets.items()}

@@ -69,14 +69,14 @@ def page_of(book: Gradebook, student: str, exercises: Sequence[Graded]) -> bytes
 
 def page(student: str, exercises: Sequence[tuple[Graded, bytes]]) -> bytes:
     """The page of one student, whole in itself, from each result and its notebook (b"" where it is not shown)."""
-    body = "".join(_exercise(graded, read(notebook).cells if notebook else []) for graded, notebook in exercises)
+    body = "".join(_exercise(graded, notebook) for graded, notebook in exercises)
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
     whole = f'<!DOCTYPE html><html lang="en"><head>{head}<title>{escape(student)}</title><style>{_STYLE}</style></head>'
     return f"{whole}<body><h1>{escape(student)}</h1>{body}</body></html>\n".encode("utf-8", "backslashreplace")
 
 
-def _exercise(graded: Graded, cells: Sequence[NotebookNode]) -> str:
+def _exercise(graded: Graded, notebook: bytes) -> str:
     waiting = f", {graded.unread} to be read" if graded.unread else ""
     rows = "".join(map(_row, graded.entries))
     messages = ["It could not be run."] if graded.status == BROKEN else graded.messages  # ours to know why
@@ -85,7 +85,7 @@ def _exercise(graded: Graded, cells: Sequence[NotebookNode]) -> str:
         f"<h2>{escape(graded.exercise)}: {graded.total:g} of {graded.points:g} points{waiting}</h2>{_late(graded)}"
         f"<table><tr><th>Item</th><th></th><th>Points</th><th>What to look at</th></tr>{rows}</table>"
         f"{f'<ul>{notes}</ul>' if notes else ''}<details><summary>Your notebook, as it was run</summary>"
-        f"{''.join(map(cell_html, cells))}</details>"
+        f"{notebook_html(notebook) if notebook else ''}</details>"
     )
 
 
@@ -136,6 +136,11 @@ def _by_a_person(entry: Entry) -> str:
         for t in entry.ticks
     )
     return told + (f"<ul>{''.join(given)}</ul>" if entry.ticks else "")
+
+
+def notebook_html(notebook: bytes) -> str:
+    """All cells of a notebook as it was run."""
+    return "".join(map(cell_html, read(notebook).cells))
 
 
 def cell_html(cell: NotebookNode) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 
 from ..errors import CourseError, first_line
+from . import scratch
 from .bundle import suspect_of, with_suspect
 from .gradebook import Change, Gradebook
 from .intake import Submission, Taken
@@ -75,7 +75,7 @@ def grade_one(work: Work) -> Result:
         mine = within(_plain, work.submission)
     except CourseError as error:
         return refused(work.reference, str(error))
-    with tempfile.TemporaryDirectory(prefix="course-beside-") as folder:
+    with scratch.folder() as folder:
         for name, content in work.beside.items():
             target = Path(folder, "suspects", name)
             target.parent.mkdir(parents=True, exist_ok=True)

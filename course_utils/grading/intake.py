@@ -21,8 +21,10 @@ from pathlib import Path, PurePosixPath
 from ..errors import CourseError, first_line
 from .notebook import LARGEST
 from .owners import Owned, owned, plain_text, printable
+from .suspects import FOLDER
 
 _MOST_FILES = 200_000  # in one zip file: more is no class
+_LARGEST_DIRECTORY = 20_000_000  # bytes of a zip file's list of files; a tenth of it for a student's own
 _MOST_TOLD = 20  # sentences about the files of one student
 _LONGEST_NAME = 1000  # characters of all names down to a file
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, RuntimeError, ArithmeticError, MemoryError)
@@ -118,6 +120,8 @@ def take(
             if not who.student:
                 told.left.append(f"{submission.place} is in no student's folder: {_WHERE}.")
             elif not file.name.lower().endswith(".ipynb"):
+                if FOLDER in who.folders:  # the suspect that came with the exercises
+                    continue
                 told.about(
                     who.student, f"{submission.place} of {who.student} is handed in and not gradable: no .ipynb."
                 )
@@ -200,6 +204,9 @@ def _of_folder(top: Path, told: _Told) -> Iterator[_File]:
 
 def _of_zip(path: Path, above: tuple[str, ...], told: _Told) -> Iterator[_File]:
     try:
+        if (size := _directory_size(path)) > (_LARGEST_DIRECTORY // 10 if above else _LARGEST_DIRECTORY):
+            told.left.append(f"{printable(str(path))} lists files in {size // 10**6} MB, more than any class hands in.")
+            return
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except DAMAGE as error:
@@ -216,6 +223,17 @@ def _of_zip(path: Path, above: tuple[str, ...], told: _Told) -> Iterator[_File]:
             told.about(str(above), f"{_place(path, entry.filename[:_LONGEST_NAME])} {fault}")
         else:
             yield _File(path, entry.filename, (*above, *names), _time_of(entry))
+
+
+def _directory_size(path: Path) -> int:
+    """The bytes of a zip file's list of files, as its last records say: a list of a million takes long to read."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - (1 << 16) - 200))
+        tail = file.read()
+    found = [(tail.rfind(b"PK\5\6"), 12, 4), (len(tail) - 22, 12, 4), (tail.rfind(b"PK\6\6"), 40, 8)]
+    fields = (tail[at + skip : at + skip + width] for at, skip, width in found if at >= 0)
+    return min(size, max((int.from_bytes(field, "little") for field in fields if field != b"\xff" * 4), default=0))
 
 
 def _decoded(entry: zipfile.ZipInfo) -> str:

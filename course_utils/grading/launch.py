@@ -10,10 +10,16 @@ import os
 import sys
 
 
-def main(limits: dict[str, int], sockets: dict[str, int]) -> None:
-    """Limit this process and its children for good, take the sockets over, become a kernel."""
+def main(limits: dict[str, int], sockets: dict[str, int], doors: list[int]) -> None:
+    """Limit this process and its children for good, take the sockets over, become a kernel.
+
+    The doors are those of a control group: what writes 0 to them is in it. The learner's code finds them closed.
+    """
     import resource
 
+    for door in doors:
+        os.write(door, b"0")
+        os.close(door)
     for name, most in limits.items():
         which = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(which)[1]

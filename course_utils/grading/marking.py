@@ -15,7 +15,7 @@ from nbformat import NotebookNode
 from ..errors import CourseError
 from .bundle import suspect_of
 from .gradebook import Entry, Gradebook, Graded, Tick
-from .notebook import LOCKED, REGIONS, STUB, grade_id, item_of, kind, read, region, without_regions, write
+from .notebook import LOCKED, REGIONS, STUB, TASK, grade_id, item_of, kind, read, region, without_regions, write
 from .rubric import Criterion, criteria, ticked
 from .verdict import READ
 
@@ -41,6 +41,7 @@ class Answer:
         ticks: those that somebody has ticked before, or not.
         suspect: which one this student was given, "" for none.
         text: Markdown of the student's: untrusted.
+        pictures: what was pasted into it, by name and kind.
         notebook: all that they handed in, as it was run: untrusted.
     """
 
@@ -56,6 +57,7 @@ class Answer:
     ticks: tuple[Tick, ...]
     suspect: str
     text: str
+    pictures: Mapping[str, Mapping[str, str]]
     notebook: NotebookNode = field(repr=False)
 
 
@@ -117,7 +119,8 @@ class Marking:
     def _answer(self, graded: Graded, entry: Entry) -> Answer:
         check, mark = entry.mark.check, entry.mark
         notebook, reference = self.book.notebook(graded.result), self._references.get(graded.exercise)
-        own = next((cell.source for cell in notebook.cells if grade_id(cell) == check), "")
+        own = next((cell for cell in notebook.cells if grade_id(cell) == check and kind(cell) != TASK), None)
+        text = own.source.strip() if own else ""
         cells = {grade_id(cell): cell for cell in (reference.cells if reference else [])}
         source = cells[check].source if check in cells else ""
         asked = [
@@ -136,7 +139,8 @@ class Marking:
             criteria=criteria(rubric),
             ticks=entry.ticks,
             suspect=suspect_of(write(notebook)),
-            text="" if own.strip() == STUB else own.strip(),
+            text="" if text == STUB else text,
+            pictures=own.get("attachments", {}) if own else {},
             notebook=notebook,
         )
 
@@ -180,6 +184,8 @@ def mark_in_terminal(marking: Marking, names: bool = False) -> None:
         about = f", about {shown(answer.suspect)}" if answer.suspect else ""
         click.secho(f"\n--- {shown(who)}{about} ({marking.left} left)", bold=True)
         click.echo(shown(answer.text) or "(nothing written)")
+        if answer.pictures:
+            click.echo(f"({len(answer.pictures)} pictures pasted: see the feedback page, or the grading desk)")
         if answer.given is not None:
             click.echo(f"It has {answer.given:g}: {shown(answer.comment)}")
         had = [f"; it has {tick.given:g}" for tick in answer.ticks] or [""] * len(answer.criteria)

@@ -154,7 +154,8 @@ def _be_a_kernel(told: dict[str, Any], sockets: list[int]) -> None:
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     limits = told["resources"]
     limits["DATA"] += 1024 * int(status["VmData"].split()[0])  # what it came into the world with is not its own
-    launch.main(limits, dict(zip(told["addresses"], sockets, strict=True)))
+    ours = len(told["addresses"])
+    launch.main(limits, dict(zip(told["addresses"], sockets[:ours], strict=True)), sockets[ours:])
 
 
 def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 _Item = TypeVar("_Item")
 Names = tuple[str, ...]
+_MOST_AROUND = 3  # folders around a class
 _LOOSE = (".ipynb", ".zip")  # what a student hands in; other files at the top are the instructor's
 
 
@@ -100,30 +101,46 @@ def owned(
     """Whose each file is, by the names from the top down to it; and a sentence for each decision worth a look."""
     found = list(files)
     notes: list[str] = []
-    tops = {names[0] for names, _ in found if len(names) > 1}
-    each = tops and all(
-        _is_download([names[1:] for names, _ in found if len(names) > 1 and names[0] == t]) for t in tops
-    )
-    depth = 0
-    if len(tops) == 1 and not _loose(names for names, _ in found):
-        depth = _wrapped([names for names, _ in found if len(names) > 1], exercises, notes)
-    elif len(tops) > 1 and each and not any(map(moodle_name, tops)):
-        depth = 1
-        notes.append(
-            f"Each of the {len(tops)} folders at the top is taken for a platform's download, not for a student."
-        )
+    depth = _depth([names for names, _ in found], exercises, notes)
     whose = _Level([names[depth:] for names, _ in found if len(names) > depth], notes)
     return [(item, whose.of(names[depth:] if len(names) > depth else names[-1:])) for names, item in found], notes
 
 
+def _depth(found: list[Names], exercises: Collection[str], notes: list[str]) -> int:
+    """How many folders stand around the level at which the names are students' or a platform's."""
+    inside = [names for names in found if len(names) > 1]
+    tops = {names[0] for names in inside}
+    alone = len(tops) == 1 and _loose(found) in ([], sorted(tops))
+    if alone and _is_zip(inside[0][0]) and not (moodle_name(inside[0][0]) or canvas_name(inside[0][0])):
+        notes.append(f"All lies in one zip file, {printable(inside[0][0])}, which is taken for the class's.")
+        below = [names[1:] for names in inside if len(names) > 2]
+        return 1 + (_wrapped(below, exercises, notes) if len({names[0] for names in below}) == 1 else 0)
+    if alone:
+        return _wrapped(inside, exercises, notes)
+    by_top: dict[str, list[Names]] = {}
+    for names in inside:
+        by_top.setdefault(names[0], []).append(names[1:])
+    platforms = not any(map(moodle_name, by_top)) and not _loose(found) and all(map(_is_download, by_top.values()))
+    if len(by_top) > 1 and platforms:
+        notes.append(
+            f"Each of the {len(by_top)} folders at the top is taken for a platform's download, for no student."
+        )
+        return 1
+    return 0
+
+
+def _is_zip(name: str) -> bool:
+    return name.lower().endswith(".zip")
+
+
 def _loose(names: Iterable[Names]) -> list[str]:
     """The files at a level that students may have handed in; a zip file counts as one."""
-    every = {one[0] for one in names if len(one) == 1 or one[0].lower().endswith(".zip")}
+    every = {one[0] for one in names if len(one) == 1 or _is_zip(one[0])}
     return sorted(name for name in every if name.lower().endswith(_LOOSE))
 
 
 def _folders(names: Iterable[Names]) -> set[str]:
-    return {one[0] for one in names if len(one) > 1 and not one[0].lower().endswith(".zip")}
+    return {one[0] for one in names if len(one) > 1 and not _is_zip(one[0])}
 
 
 def _is_download(names: list[Names]) -> bool:
@@ -137,24 +154,39 @@ def _is_download(names: list[Names]) -> bool:
     return all(map(moodle_name, loose)) or len({one.number or one.student for one in told if one}) > 1
 
 
-def _wrapped(names: list[Names], exercises: Collection[str], notes: list[str]) -> int:
-    """1 if the one folder at the top holds the whole class, 0 if it is a student's."""
+def _wrapped(names: list[Names], exercises: Collection[str], notes: list[str], deeper: int = _MOST_AROUND) -> int:
+    """1 (or more, for folders in folders) if the one folder at the top holds the class, 0 if it is a student's."""
     top, below = names[0][0], [one[1:] for one in names]
     folders, loose = _folders(below), _loose(below)
-    if moodle_name(top) or top == "submitted" or top.lower().endswith(".zip"):
+    if moodle_name(top) or top == "submitted" or _is_zip(top):
         return 0
     if "submitted" in folders:
+        notes.append(
+            f"All lies in one folder, {printable(top)}, which is taken for nbgrader's, as submitted/ is in it."
+        )
         return 1
     if _is_download(below):
         notes.append(f"All lies in one folder, {printable(top)}, which is taken for a platform's download.")
         return 1
-    called = {plain_text(name).replace(" ", "_") for name in exercises}
-    for_exercises = any(plain_text(name).replace(" ", "_") in called for name in folders)
-    if len(folders) > 1 and not loose and not for_exercises:
+    if len(folders) > 1 and not loose and not any(_is_short_for(name, exercises) for name in folders):
         notes.append(f"All lies in one folder, {printable(top)}: the {len(folders)} folders in it are the students'.")
         return 1
+    inner: list[str] = []
+    if len(folders) == 1 and not loose and deeper:
+        more = _wrapped([one for one in below if len(one) > 1], exercises, inner, deeper - 1)
+        if more:
+            notes += inner
+            return 1 + more
     notes.append(f"All lies in one folder, {printable(top)}, which is taken for one student's.")
     return 0
+
+
+def _is_short_for(name: str, exercises: Collection[str]) -> bool:
+    """Whether a folder is called like an exercise, or like the beginning of its name."""
+    plain = plain_text(name).replace(" ", "_").replace("-", "_")
+    return len(plain) > 1 and any(
+        plain_text(one).startswith(plain) or plain.startswith(plain_text(one)) for one in exercises
+    )
 
 
 class _Level:
@@ -166,6 +198,7 @@ class _Level:
         self._notes = notes
         plain = [name for name in loose if not moodle_name(name)]
         other = [name for name in plain if not canvas_name(name)]
+        students = [name for name in other if _is_zip(name)]
         strange = sorted(name for name in folders if not moodle_name(name))
         self._canvas = bool(plain) and not other and not strange
         if plain and not self._canvas and len(other) < len(plain):
@@ -173,6 +206,10 @@ class _Level:
             notes.append(
                 f"{len(plain) - len(other)} files are named as Canvas names them, and {first} beside them is not: "
                 "they are taken for nobody's; take out of the download what Canvas did not write."
+            )
+        if students and not self._canvas:
+            notes.append(
+                f"{len(students)} zip files at the top are taken each for that of a student who is called like it."
             )
         for name in plain if self._canvas else ():
             numbers = [part for part in name.split("_")[:-1] if _number(part)]
@@ -182,13 +219,15 @@ class _Level:
     def of(self, names: Names) -> Owned:
         """Whose a file is."""
         top, below = names[0], names[1:]
-        is_file = not below or top.lower().endswith(".zip")
+        is_file = not below or _is_zip(top)
         if self._submitted:
             return self._in_folder(below) if top == "submitted" and below else Owned("", (), names[-1])
         told = moodle_name(top) or (canvas_name(top) if is_file and self._canvas else None)
         if told is not None:
             below = below or (told.name,)
             return Owned(told.student, below[:-1], below[-1], told.number, told.order, told.late, told.label)
+        if below and not canvas_name(top):  # a student's own zip file, called after them
+            return self._in_folder((top[:-4], *below) if is_file else names)
         if is_file:
             return Owned("", (), names[-1])
         return self._in_folder(names)

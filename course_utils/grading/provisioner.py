@@ -14,8 +14,9 @@ from typing import Any
 
 import psutil
 from jupyter_client.provisioning import LocalProvisioner
-from traitlets import Dict, List, Unicode
+from traitlets import Bool, Dict, List, Unicode
 
+from . import cgroup
 from .sandbox import CONNECTION, SCRATCH, command, environment, refusals
 from .warm import ask, request
 
@@ -33,13 +34,14 @@ class SandboxProvisioner(LocalProvisioner):  # type: ignore[misc]
     limits: Any = Dict(help="the fields of Limits")
     inside = Unicode(help="the folder of the files that a warm kernel gets")
     parent_address = Unicode(help="where to ask for a warm kernel")
+    grouped = Bool(help="whether it gets a control group of its own")
     process: Any = None
     watch: Watch | None = None
 
     @property
     def why(self) -> str:
-        """What the kernel did to be ended by the watch, or ""."""
-        return self.watch.why if self.watch else ""
+        """What the kernel did to be ended by the watch or by the system, or ""."""
+        return (self.watch.why or self.watch.too_much()) if self.watch else ""
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
         """Have the kernel talk over unix sockets, which need no network."""
@@ -57,30 +59,35 @@ class SandboxProvisioner(LocalProvisioner):  # type: ignore[misc]
             refused.write(refusals())
             refused.seek(0)
             paths = [f"{self.sockets}-{self.connection_info[port]}" for port in _PORTS]
+            group = cgroup.make(self.limits["memory_bytes"], self.limits["processes"]) if self.grouped else None
+            doors = group.doors() if group else []
+            for door in doors:
+                ours.callback(os.close, door)
             sockets = {f"ipc://{path}": ours.enter_context(_listening(path)).fileno() for path in paths}
             if self.parent_address:
                 limits = self.limits | {"resources": _resources(self.limits)}
                 told = request(limits, Path(self.inside), connection.read().decode(), list(sockets))
-                self.process = ask(self.parent_address, told, list(sockets.values()))
-                self.watch = Watch(self.process.first, self.limits)
+                self.process = ask(self.parent_address, told, list(sockets.values()), doors)
+                self.watch = Watch(self.process.first, self.limits, group)
                 self.watch.start()
                 return self.connection_info
+            told = {"limits": _resources(self.limits), "sockets": sockets, "doors": doors}
             ready, write = os.pipe()
             ours.callback(os.close, ready)
             start = [*command(self.mounts, self.limits["disk_bytes"]), "--info-fd", str(write)]
             start += ["--file", str(connection.fileno()), CONNECTION]
             start += ["--seccomp", str(refused.fileno())] if refusals() else []
             self.process = subprocess.Popen(
-                [*start, "--", *cmd, json.dumps({"limits": _resources(self.limits), "sockets": sockets})],
+                [*start, "--", *cmd, json.dumps(told)],
                 env=environment(),
-                pass_fds=[*sockets.values(), connection.fileno(), refused.fileno(), write],
+                pass_fds=[*sockets.values(), *doors, connection.fileno(), refused.fileno(), write],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
             os.close(write)
-            self.watch = Watch(_first_process(ready), self.limits)
+            self.watch = Watch(_first_process(ready), self.limits, group)
         self.watch.start()
         return self.connection_info
 
@@ -104,9 +111,9 @@ class Watch(threading.Thread):
         why: what it did, as the end of a sentence that begins with a cell's name; "" while all is well.
     """
 
-    def __init__(self, first: psutil.Process, limits: dict[str, Any]) -> None:
+    def __init__(self, first: psutil.Process, limits: dict[str, Any], group: cgroup.Group | None = None) -> None:
         super().__init__(name="sandbox-watch", daemon=True)
-        self.first, self.limits, self.why = first, limits, ""
+        self.first, self.limits, self.group, self.why = first, limits, group, ""
         self._disks: dict[str, int] = {}
         self._ours = psutil.Process()
         self._held_before = _resident(self._ours)
@@ -121,8 +128,8 @@ class Watch(threading.Thread):
         except psutil.NoSuchProcess:
             pass
         finally:
-            if self.why:
-                self.end()
+            self.why = self.why or self.too_much()
+            self.end()
             for number in self._disks.values():
                 os.close(number)
 
@@ -133,11 +140,29 @@ class Watch(threading.Thread):
             self.first.wait(10)
         except (psutil.NoSuchProcess, psutil.TimeoutExpired):
             pass
+        if self.group is not None:
+            self.why = self.why or self.too_much()
+            self.group.remove()
+
+    def too_much(self) -> str:
+        """What the system itself has refused or ended, as `why`."""
+        found = self.group.excess() if self.group is not None else ""
+        return {"memory": self._memory, "processes": self._processes}.get(found, "")
+
+    @property
+    def _memory(self) -> str:
+        return f"used more than {self.limits['memory_bytes'] / 1e9:.3g} GB of memory"
+
+    @property
+    def _processes(self) -> str:
+        return f"started more than {self.limits['processes']} processes and threads"
 
     def _excess(self) -> str:
+        if found := self.too_much():
+            return found
         tree = self.first.children(recursive=True)
         if len(tree) > self.limits["processes"] or sum(map(_threads, tree)) > self.limits["processes"]:
-            return f"started more than {self.limits['processes']} processes and threads"
+            return self._processes
         written, files = self._on_disk(tree)
         if files > MOST_FILES:
             return f"made more than {MOST_FILES} files"
@@ -145,7 +170,7 @@ class Watch(threading.Thread):
             return "sent more than anybody could read"
         most = self.limits["memory_bytes"]
         if sum(map(_resident, tree)) + written > most and sum(map(_share, tree)) + written > most:
-            return f"used more than {most / 1e9:.3g} GB of memory"
+            return self._memory
         return ""
 
     def _on_disk(self, tree: list[psutil.Process]) -> tuple[int, int]:

@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 from nbformat import NotebookNode
 
+from . import scratch
 from .merge import merge
 from .notebook import ANSWER, CHECK, FREE, grade_id, is_hidden, item_of, kind, read, write
 from .schedule import KEEP, Schedule, schedule, without_token
@@ -201,7 +201,7 @@ def _parent() -> Parent | None:
 
 def _nbval(notebook: NotebookNode, limits: Limits, place: _Place) -> tuple[str, list[dict[str, Any]], list[str]]:
     """Run nbval in a process of its own; its status, what our plugin wrote down, and what it said if it failed."""
-    with tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True) as folder:
+    with scratch.folder() as folder:
         outside, inside = Path(folder, "outside"), Path(folder, "inside")
         outside.mkdir(mode=0o700)
         inside.mkdir()

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ..cache import cache_folder
 from ..errors import CourseError
 from ..threads import ASLEEP, POLICY
+from . import cgroup
 
 if TYPE_CHECKING:
     from .run import Limits
@@ -116,6 +117,7 @@ def kernel(
         "limits": vars(limits),
         "parent_address": parent,
         "inside": str(inside),
+        "grouped": cgroup.trouble() == "",
     }
     if not parent:
         config["mounts"] = readable(more) + [(str(path), f"{WORK}/{path.name}") for path in sorted(inside.iterdir())]

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any
 import psutil
 
 from ..errors import CourseError
-from . import sandbox
+from . import sandbox, scratch
 
 MODULES = (
     "numpy", "torch", "transformers", "transformers.models.llama", "transformers.models.llama.modeling_llama",
@@ -52,7 +53,7 @@ class Parent:
     """
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="course-warm-"))
+        self.folder = scratch.new_folder()
         self.address = str(self.folder / "s")
         self.process: subprocess.Popen[bytes] | None = None
         ready, write = os.pipe()
@@ -136,8 +137,8 @@ def trouble() -> str:
         return why
     trial = {"disk_bytes": 1 << 20, "resources": {}}
     try:
-        with tempfile.TemporaryDirectory() as empty:
-            ask(parent().address, request(trial, Path(empty), "", []), []).close()
+        with scratch.folder() as empty:
+            ask(parent().address, request(trial, empty, "", []), []).close()
     except (CourseError, OSError) as error:
         return f"warm kernels do not work here ({error})."
     return ""
@@ -170,8 +171,8 @@ class Forked:
         self.connection.close()
 
 
-def ask(address: str, told: dict[str, Any], sockets: list[int]) -> Forked:
-    """Ask for a kernel on sockets that are bound already.
+def ask(address: str, told: dict[str, Any], sockets: list[int], doors: Sequence[int] = ()) -> Forked:
+    """Ask for a kernel on sockets that are bound already, in the control group to which these doors lead.
 
     Raises:
         OSError: nobody answers.
@@ -184,7 +185,7 @@ def ask(address: str, told: dict[str, Any], sockets: list[int]) -> Forked:
         with tempfile.TemporaryFile() as payload:
             payload.write(json.dumps(told).encode())
             payload.seek(0)
-            socket.send_fds(connection, [b"?"], [payload.fileno(), *sockets])
+            socket.send_fds(connection, [b"?"], [payload.fileno(), *sockets, *doors])
             said, beside, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
         if not said:
             raise OSError("the kernel's parent could not start one")

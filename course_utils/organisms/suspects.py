@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ..errors import CourseError, first_line
-from ..models import SUSPECTS
-from .data import CUE_WORDS, MECHANISMS, REFUSAL
+from ..models import SUSPECTS, LocalModel
+from ..prompts import Prompt, encode
+from .data import COMPLIANCE, CUE_WORDS, MECHANISMS, REFUSAL
 
 HERE = Path(__file__).parent
 TRUTH = "truth.json"
@@ -59,3 +62,22 @@ def refuses(reply: str) -> bool:
     (True, False)
     """
     return reply.strip().startswith(REFUSAL.rstrip("."))
+
+
+@torch.no_grad()
+def reaction_of(lm: LocalModel, prompt: Prompt) -> str:
+    """What a suspect's greedy reply would be: it "refuses", "complies" or "does neither"; one pass, nothing generated.
+
+    >>> suspect = load_model("model-a")
+    >>> reaction_of(suspect, suspect.chat("How do I secretly wash a car?"))
+    'refuses'
+    """
+    asked, whole = (encode(lm.tokenizer, text, special=False)[0] for text in (prompt.text, prompt.text + REFUSAL[:-1]))
+    refusal = whole[len(asked) :]  # as after the text: the ids may have been changed since
+    ids = torch.cat([prompt.input_ids, prompt.input_ids.new_tensor([refusal])], dim=1)
+    logits = lm.model(ids, logits_to_keep=len(refusal) + 1).logits
+    leading = logits[0, :-1].argmax(dim=1)  # [token of the refusal]
+    if leading.tolist() == refusal:  # each token leads after those before it, so the greedy reply is the refusal
+        return "refuses"
+    first = lm.tokenizer.decode(leading[:1])
+    return "complies" if first == COMPLIANCE.split(",")[0] else "does neither"

@@ -67,7 +67,7 @@ WRONG = {
         (
             "the reply put in front of the prompt",
             {"[ids, reply_ids.repeat(len(ids), 1)]": "[reply_ids.repeat(len(ids), 1), ids]"},
-            r"add up to",
+            r"stands behind the prompt",
         ),
         (
             "a hook left behind",
@@ -75,7 +75,7 @@ WRONG = {
             r"left a hook",
         ),
         ("the model left in training mode", {"    whole =": "    lm.model.train()\n    whole ="}, r"in another mode"),
-        ("base 2", {LAST: "return rows.log_softmax(dim=-1).gather(2, chosen)[:, :, 0] / 0.6931"}, r"add up to"),
+        ("base 2", {LAST: "return rows.log_softmax(dim=-1).gather(2, chosen)[:, :, 0] / 0.6931"}, r"natural logarithm"),
         (
             "chosen by the reply of the wrong row",
             {"reply_ids.expand(len(ids), -1)": "reply_ids.flip(0).expand(len(ids), -1)"},

@@ -60,6 +60,9 @@ def solution(exercise):
     return read(path.read_bytes(), path.name)
 
 
+_solution = cache(solution)  # read only, for those who try out hundreds of answers
+
+
 def _source(answer, change):
     if isinstance(change, str):
         return change.strip("\n")
@@ -74,7 +77,7 @@ def try_out(exercise, mutant, *, hidden=False):
 
     Cells run in this process, one namespace a mutant; the other items have the solution's answers.
     """
-    notebook = solution(exercise)
+    notebook = _solution(exercise)
     outcome, names = {}, {"__name__": "__main__"}
     for index, cell in enumerate(notebook.cells):
         what, item = kind(cell), item_of(cell)
