@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from course_utils import CourseError
 from course_utils.cli import main
 from course_utils.grading import gradebook_file
+from course_utils.grading.class_run import earlier_overrides
 from course_utils.grading.export import FORMATS
 from course_utils.grading.feedback import page_of
 from course_utils.grading.grade import grade
@@ -84,7 +85,10 @@ class TestOverride:
         graded = record(book, 2.0, content=b"2")
         assert (graded.earned, graded.entries[0].override.is_earlier) == (1, True)
         assert "of an earlier hand-in" in page_of(book, "ada", [graded]).decode()
+        (note,) = earlier_overrides(book)
+        assert "ada, toy, a0: the override of X (1 points, the run now gives 2) was of an earlier hand-in" in note
         assert not record(book, 0.0, content=b"1").entries[0].override.is_earlier
+        assert earlier_overrides(book) == []
         book.override(record(book, 2.0, content=b"2"), "a0", 1.0, "looked again", "X")
         assert not next(book.current()).entries[0].override.is_earlier
 

@@ -102,6 +102,15 @@ class Seen(HTMLParser):
         assert self.open.pop() == tag
 
 
+def test_what_being_late_costs_is_taken_off(book):
+    a_class(book, 5)
+    book.settle_late(lambda *told: (0.125, "a day late") if told[2] else (0.0, ""))
+    late = next(graded for graded in book.current() if graded.late)
+    assert late.subtracted == 2
+    page = overview(list(book.current())).decode()
+    assert f">{late.earned - 2:g} of 16<br><small>2 subtracted, late, 1 to read</small>" in page
+
+
 def test_the_page_is_well_formed_whole_and_harmless(book):
     a_class(book)
     for exercise in ("toy", EVIL):

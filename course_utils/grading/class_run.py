@@ -109,7 +109,7 @@ def grade_class(
             duplicates = duplicates_in(book, references, against)
             write_whole(out / "duplicates.csv", duplicates_table(duplicates))
             _tell(report, pages, len(duplicates), out, found.notes)
-            for told in _earlier_overrides(book):
+            for told in earlier_overrides(book):
                 click.echo(f"note: {told}", err=True)
         if export:
             write_folder(FORMATS[export](book, about), out)
@@ -230,11 +230,11 @@ def _nobody(book: Gradebook, student: str, exercise: str) -> NoReturn:
     raise CourseError(f"Expected a student with a mark in {exercise}, got {student!r}; there: {told}.")
 
 
-def _earlier_overrides(book: Gradebook) -> list[str]:
+def earlier_overrides(book: Gradebook) -> list[str]:
     """A sentence for each override that was made of an earlier submission than the one that counts."""
     return [
         f"{graded.student}, {graded.exercise}, {entry.mark.check}: the override of {entry.override.who}"
-        f" ({entry.override.points:g}, the run now gives {entry.override.machine:g}) was of an earlier hand-in;"
+        f" ({entry.override.points:g} points, the run now gives {entry.override.machine:g}) was of an earlier hand-in;"
         " look again, and course override … --clear if it no longer holds."
         for graded in book.current()
         for entry in graded.entries

@@ -34,7 +34,7 @@ class Desk(VBox):  # type: ignore[misc]  # ipywidgets has no types
     def __init__(self, marking: Marking, names: bool = False) -> None:
         self._marking, self._names = marking, names
         self.answer, self.status = HTML(), HTML()
-        self.line = Text(placeholder=f"{HELP}; Enter saves", continuous_update=False, layout=Layout(width="100%"))
+        self.line = Text(placeholder=f"{HELP}; Enter saves", continuous_update=False, layout=Layout(width="98%"))
         self.line.on_msg(self._message)
         self.line.observe(self._changed, names="value")
         self._pressed = False  # Enter, and what the line held then is still to come

@@ -14,6 +14,7 @@ from nbformat import NotebookNode
 from ..errors import CourseError
 from .gradebook import Gradebook
 from .gradebook_file import NAME, NBGRADERS, is_ours
+from .limited import within
 from .notebook import LARGEST, grade_id, read
 from .owners import printable
 
@@ -58,7 +59,7 @@ def _notebooks(folder: Path) -> Iterator[tuple[str, NotebookNode]]:
                 continue
             with suppress(CourseError, OSError):
                 if path.suffix.lower() == ".ipynb" and path.stat().st_size <= LARGEST:
-                    yield place, read(path.read_bytes())
+                    yield place, within(read, path.read_bytes())
                 elif path.name in (NAME, NBGRADERS) and is_ours(path):
                     yield from _in_gradebook(path, place)
 

@@ -154,7 +154,7 @@ def _marks(students: Sequence[str], exercises: Sequence[str], found: Sequence[Gr
     rows = ""
     for student in students:
         own = [by.get((student, exercise)) for exercise in exercises]
-        total = f"{sum(graded.earned for graded in own if graded):g}"
+        total = f"{sum(graded.total for graded in own if graded):g}"
         cells = "".join(map(_cell, own)) + f'<td class="n">{total}</td>'
         rows += f'<tr><th scope="row">{escape(student)}</th>{cells}</tr>'
     means = "".join(_mean([graded for graded in found if graded.exercise == exercise]) for exercise in exercises)
@@ -171,12 +171,12 @@ def _marks(students: Sequence[str], exercises: Sequence[str], found: Sequence[Gr
 def _cell(graded: Graded | None) -> str:
     if graded is None:
         return '<td class="n quiet">not handed in</td>'
-    notes = ["late"] if graded.late else []
+    notes = [f"{graded.subtracted:g} subtracted, late"] if graded.subtracted else ["late"] if graded.late else []
     notes += [f"{graded.unread} to read"] if graded.unread else []
     notes += ["by hand"] if any(entry.override for entry in graded.entries) else []
     notes += [graded.status] if graded.status != "done" else []
     told = f"<br><small>{escape(', '.join(notes))}</small>" if notes else ""
-    return f"<td{_bar(graded.earned, graded.points)}>{graded.earned:g} of {graded.points:g}{told}</td>"
+    return f"<td{_bar(graded.total, graded.points)}>{graded.total:g} of {graded.points:g}{told}</td>"
 
 
 def _bar(part: float, whole: float) -> str:
@@ -185,7 +185,7 @@ def _bar(part: float, whole: float) -> str:
 
 
 def _mean(found: Sequence[Graded]) -> str:
-    return f'<td class="n">{mean(graded.earned for graded in found):.3g} of {found[-1].points:g}</td>'
+    return f'<td class="n">{mean(graded.total for graded in found):.3g} of {found[-1].points:g}</td>'
 
 
 def _about_items(found: Sequence[Item]) -> str:
