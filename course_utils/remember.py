@@ -81,7 +81,9 @@ class _Passes:
 
     def _run(self, ids: Tensor, key: tuple[tuple[int, ...], ...]) -> _Pass:
         """A pass that was not there before."""
-        shared, begun = max(((_shared(key, rows), rows) for rows in self.known), key=lambda pair: pair[0], default=(0, ()))
+        shared, begun = max(
+            ((_shared(key, rows), rows) for rows in self.known), key=lambda pair: pair[0], default=(0, ())
+        )
         if self.copies or shared < _WORTH:
             out = self.plain(input_ids=ids, use_cache=True)
             return _Pass(key, out.last_hidden_state, out.past_key_values)
@@ -169,7 +171,9 @@ def _begun(cache: Any, length: int, batch: int) -> Any:
 
     begun = DynamicCache()
     for number, pair in enumerate(_layers(cache)):
-        keys, values = (part[:1, :, :length].expand(batch, -1, -1, -1) for part in pair)  # [batch, kv_head, token, d_head]
+        keys, values = (
+            part[:1, :, :length].expand(batch, -1, -1, -1) for part in pair
+        )  # [batch, kv_head, token, d_head]
         begun.update(keys, values, number)
     return begun
 

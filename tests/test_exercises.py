@@ -172,7 +172,11 @@ def test_no_value_hangs_on_a_tie_or_on_the_last_bits(exercise, first, monkeypatc
     def moved(value):
         if isinstance(value, torch.Tensor) and value.dim() == 1 and value.is_floating_point():
             return value + way * (1e-9 if value.dtype == torch.float64 else 1e-7) * torch.arange(len(value)).to(value)
-        if isinstance(value, list) and value and all(isinstance(each, tuple) and type(each[-1]) is float for each in value):
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(each, tuple) and type(each[-1]) is float for each in value)
+        ):
             return [(*each, score + way * 1e-9 * place) for place, (*each, score) in enumerate(value)]
         return value
 
