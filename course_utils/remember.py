@@ -58,7 +58,7 @@ class _Passes:
     head: nn.Module
     plain: Any
     known: dict[tuple[tuple[int, ...], ...], _Pass] = field(default_factory=dict)
-    weights: list[tuple[int, ...]] = field(default_factory=list)
+    weights: list[tuple[int, int, int]] = field(default_factory=list)  # which, where, and how often changed
     copies: list[Tensor] = field(default_factory=list)  # of the weights, where the model is small
     logits: dict[tuple[tuple[int, ...], ...], Tensor] = field(default_factory=dict)  # of first rows, where it is large
     given: tuple[Tensor, int, _Pass] | None = None  # what was given out last
