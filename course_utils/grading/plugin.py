@@ -102,7 +102,6 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
                 self._look_for_exit(message)
                 return message
             except Empty:
-                self._look_after()
                 if time.monotonic() >= until:
                     if stream == "iopub" and self.asked:  # the system drops what is sent too fast, the end among it
                         self._end("did not come to the end of its output")

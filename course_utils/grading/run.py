@@ -229,7 +229,8 @@ def _nbval(notebook: NotebookNode, limits: Limits, place: _Place) -> tuple[str, 
         which = ["--nbval-current-env"] if kernel is None else [f"--nbval-kernel-name={kernel}"]
         (outside / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         arguments = ["-c", str(outside / "pytest.ini"), f"--rootdir={outside}", "--noconftest", "-q"]
-        for plugin in ("no:cacheprovider", "nbval.plugin", "course_utils.grading.plugin"):
+        unused = ("cacheprovider", "unraisableexception", "threadexception")  # these collect garbage again and again
+        for plugin in (*(f"no:{name}" for name in unused), "nbval.plugin", "course_utils.grading.plugin"):
             arguments += ["-p", plugin]
         log = outside / "log"
         code = run_pytest([*arguments, "--nbval", *which, str(target)], outside, environment, log, limits.total_seconds)

@@ -103,8 +103,17 @@ def _end(session: Popen[str], late: threading.Event) -> None:
 
 
 def _main() -> None:
+    import gc
+    from importlib import import_module
+
+    import IPython.display  # noqa: F401  # nbval wants it
+    from _pytest.config import default_plugins
+
     from . import plugin, provisioner  # noqa: F401  # with all that takes long: pytest, nbval, jupyter_client
 
+    for name in default_plugins:
+        import_module(f"_pytest.{name}")
+    gc.freeze()  # no fork looks through it again
     for line in sys.stdin:
         told = json.loads(line)
         if not _FORKS:
