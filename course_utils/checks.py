@@ -172,7 +172,7 @@ def expect_heads(value: Any, candidates: Sequence[tuple[int, int]]) -> list[tupl
 def show(*values: Any, seal: str, digits: int = 3) -> None:
     """Print rounded values, the last thing that a check does; fail unless their seal is this one.
 
-    A seal says nothing about the values: it is a digest of the printed text.
+    A seal says nothing about the values: it is a digest of the printed text. With "" somebody else compares.
 
     >>> show([0.12345, -2], seal="74f762c3260b")
       0.123  -2.000
@@ -180,7 +180,7 @@ def show(*values: Any, seal: str, digits: int = 3) -> None:
     text = "\n".join(_table(value, digits) for value in values)
     print(text)
     expect(
-        sealed(text) == seal,
+        not seal or sealed(text) == seal,
         "Its shape and its properties are right, these values are not; `course check` shows them beside the expected.",
     )
 

@@ -397,22 +397,24 @@ def _merged(model: Any, adapter: str) -> Any:
     """
     told = json.loads((Path(adapter) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if set(told) == _PLAIN and told["peft_type"] == "LORA":  # as ours are: no need of a library that takes a second
-        return _with_products(model, Path(adapter) / "adapter_model.safetensors", told["lora_alpha"] / told["r"])
+        return _with_products(model, Path(adapter) / "adapter_model.safetensors", told["r"], told["lora_alpha"])
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
 @torch.no_grad()
-def _with_products(model: Any, weights: Path, scale: float) -> Any:
+def _with_products(model: Any, weights: Path, rank: int, alpha: float) -> Any:
     from safetensors.torch import load_file
 
     parts = load_file(weights, device=str(model.device))
     for name, a in parts.items():  # [rank, in]
         if name.endswith(".lora_A.weight"):
+            if len(a) != rank:
+                raise ValueError(f"expected an adapter of rank {rank}, got one of {len(a)}")
             b = parts[name.replace(".lora_A.", ".lora_B.")]  # [out, rank]
             weight = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")).weight
-            weight.data = weight + (scale * (b.float() @ a.float())).to(weight)
+            weight.data = weight + (alpha / rank * (b.float() @ a.float())).to(weight)
     return model
 
 

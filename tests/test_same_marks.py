@@ -11,6 +11,7 @@ from course_utils.grading.notebook import ANSWER, MANUAL, grade_id, kind, read, 
 from course_utils.grading.release import exercise_from
 from course_utils.grading.run import Limits
 from course_utils.grading.sandbox import trouble
+from course_utils.seal import sealed
 from tests.shared import cell_of
 
 pytestmark = pytest.mark.skipif(bool(trouble()), reason=f"no sandbox: {trouble()}")
@@ -187,3 +188,103 @@ def test_what_was_left_out_earns_nothing(solution, released, how):
     assert sum(earned(result).values()) == 0
     assert "return 2 * x" not in result.notebook.decode()
     assert "secret model answer" not in result.notebook.decode()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import builtins\nbuiltins.print = lambda *a, **k: None",
+        "import sys\nsys.stdout = open('results.txt', 'w')",
+        "import torch\ntorch.set_default_device('meta')",
+        "import course_utils.checks as c\nc.ask = c.show = c.expect = lambda *a, **k: None",
+        "import course_utils.checks as c\nc.show.__code__ = (lambda *values, seal, digits=3: None).__code__",
+        "math = None\nimport builtins\nbuiltins.sum = None",
+    ],
+)
+def test_what_a_last_cell_changes_for_all_costs_nothing(solution, mine, source):
+    tools = "from course_utils.checks import ask, show\n"
+    check = cell_of(solution, "double-check")
+    check.source = f'{tools}show([ask(double, 1.5), ask(double, -4)], seal="")'
+    check.outputs[0].text = "  3.000  -8.000\n"
+    put(mine, None, source)
+    assert earned(grade(solution, mine)) == FULL
+
+
+def test_what_stands_below_is_left_out_where_hidden_checks_fail_for_it(solution, mine):
+    cell_of(mine, "double").source = "table = {1: 2}\ndef double(x):\n    return x * table[1]"
+    put(mine, None, "table[1] = 3")
+    assert earned(grade(solution, mine)) == FULL
+
+
+def test_a_seal_helps_nobody_in_a_hidden_check(solution, mine):
+    hidden = cell_of(solution, "double-hidden")
+    hidden.source = (
+        "### BEGIN HIDDEN TESTS\nfrom course_utils.checks import ask, show\n"
+        f'show(ask(double, 4567), seal="{sealed("9134.000")}")\n### END HIDDEN TESTS'
+    )
+    hidden.outputs[0].text = "9134.000\n"
+    put(
+        mine,
+        "double",
+        textwrap.dedent("""
+        import course_utils.checks as c, sys
+        def show(value, seal, digits=3):
+            assert seal, "there is no seal"
+            print("9134.000")
+        c.show = show
+    """),
+    )
+    cell_of(mine, "double").source = "def double(x): return 2 * x if x < 9 else 0"
+    assert earned(grade(solution, mine)) == {**FULL, "double-check": 0, "double-hidden": 0}
+
+
+def test_a_display_or_a_figure_in_an_answer_costs_nothing(solution, mine):
+    cell_of(mine, "double").source = (
+        "from IPython.display import display\nimport matplotlib.pyplot as plt\n"
+        "def double(x):\n    display('look'); plt.plot([x]); print\n    return 2 * x"
+    )
+    assert earned(grade(solution, mine)) == FULL
+
+
+@pytest.mark.parametrize("where", ["with the other answer", "both in a cell of one's own", "above all"])
+def test_a_deleted_answer_that_stands_elsewhere_is_not_overwritten(solution, mine, where):
+    halve = "def halve(x): return x / 2"
+    if where == "with the other answer":
+        cell_of(mine, "double").source += f"\n{halve}"
+        del mine.cells[place_of(mine, "halve")]
+    elif where == "above all":
+        del mine.cells[place_of(mine, "halve")]
+        mine.cells.insert(0, new_code_cell(halve))
+    else:
+        put(mine, "double", f"double = lambda x: 2 * x\n{halve}")
+        for name in ("double", "halve"):
+            del mine.cells[place_of(mine, name)]
+    assert earned(grade(solution, mine)) == FULL
+
+
+def test_an_experiment_in_a_copy_below_the_check_takes_nothing(solution, mine):
+    copy = nbformat.from_dict(cell_of(mine, "double"))
+    copy.source, copy.id = "def double(x): return 3 * x  # what if?", "a-copy"
+    mine.cells.insert(place_of(mine, "halve"), copy)
+    assert earned(grade(solution, mine)) == FULL
+
+
+def test_long_experiments_below_keep_nothing_from_being_checked(solution, mine):
+    for _ in range(5):
+        put(mine, None, "import time\ntime.sleep(4)")
+    assert earned(grade_one(Work(write(solution), write(mine), Limits(6, 14)))) == FULL
+
+
+def test_what_all_cells_print_together_is_cut(solution, mine):
+    for _ in range(60):
+        put(mine, None, "print('x' * 190_000)")
+    result = grade(solution, mine)
+    assert earned(result) == FULL
+    assert len(result.notebook) < 10_000_000
+
+
+def test_more_cells_than_anybody_writes_are_refused_at_once(solution, mine):
+    mine.cells += [new_code_cell("") for _ in range(3000)]
+    result = grade(solution, mine)
+    assert result.status == "refused"
+    assert "at most 2000 cells" in result.messages[0]

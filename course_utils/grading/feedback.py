@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -47,13 +49,12 @@ def write_feedback(book: Gradebook, folder: Path) -> int:
     students: dict[str, list[Graded]] = {}
     for graded in book.current():
         students.setdefault(graded.student, []).append(graded)
-    taken: set[str] = set()
+    stems = {student: re.sub(r"[^\w .@+'-]", "_", student).strip(". ")[:80] or "student" for student in students}
+    often = Counter(stem.casefold() for stem in stems.values())
     for student, exercises in students.items():
-        stem = name = re.sub(r"[^\w .@+'-]", "_", student).strip(". ")[:80] or "student"
-        number = 2
-        while name.casefold() in taken:
-            name, number = f"{stem} {number}", number + 1
-        taken.add(name.casefold())
+        name = stems[student]
+        if often[name.casefold()] > 1 or name != student:  # a name that no other student's can be
+            name += f" #{hashlib.sha256(student.encode('utf-8', 'replace')).hexdigest()[:8]}"
         write_whole(folder / f"{name}.html", page_of(book, student, exercises))
     return len(students)
 
@@ -140,7 +141,7 @@ def _by_a_person(entry: Entry) -> str:
 
 def notebook_html(notebook: bytes) -> str:
     """All cells of a notebook as it was run."""
-    return "".join(map(cell_html, read(notebook).cells))
+    return "".join(map(cell_html, read(notebook, largest=1 << 30).cells))
 
 
 def cell_html(cell: NotebookNode) -> str:

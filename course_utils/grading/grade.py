@@ -87,7 +87,7 @@ def grade_one(work: Work) -> Result:
 
 def _plain(submission: bytes) -> bytes:
     """A submission as a notebook of the present format: all that is read later is read fast."""
-    return write(read(submission, "the submission"))
+    return write(read(submission, "the submission"), indent=None)
 
 
 def refused(reference: bytes, why: str) -> Result:

@@ -404,7 +404,7 @@ class Gradebook:
     def notebook(self, result: int) -> NotebookNode:
         """The notebook of a result, as it was run."""
         found = self._db.execute("SELECT notebook FROM result WHERE id = ?", (result,)).fetchone()
-        return read(zlib.decompress(found[0]))
+        return read(zlib.decompress(found[0]), largest=1 << 30)
 
     def _answers(self, result: int) -> dict[str, str]:
         cells = self.notebook(result).cells

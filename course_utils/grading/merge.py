@@ -12,6 +12,7 @@ from .notebook import ANSWER, CHECK, FREE, MANUAL, NOT_RUN, grade_id, has_code, 
 
 _MARKER = re.compile(r"(?m)^([ \t]*#+[ \t]*)(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)[ \t]*$")
 _DEFINED = re.compile(r"(?m)^(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)")
+_ASSIGNED = re.compile(r"(?m)^(\w+)[ \t]*=(?!=)")
 _OWN = (ANSWER, MANUAL)  # the cells that a learner writes
 
 
@@ -49,7 +50,8 @@ def merge(reference: NotebookNode, submission: NotebookNode) -> Merged:
     taken = {cell.id for cell in reference.cells}
     for place in range(-1, len(released)):
         if place >= 0 and kind(released[place]) in _OWN:
-            cells.append(_answered(released[place], [submission.cells[index] for index in found.written(place)]))
+            own = [submission.cells[index] for index in found.written(place)]
+            cells.append(_answered(released[place], own, is_elsewhere=found.is_elsewhere(released[place])))
         elif place >= 0:
             cells.append(_checked(reference.cells[place]))
         for index in found.free.get(place, []):
@@ -70,18 +72,28 @@ def defined(source: str) -> list[str]:
     return _DEFINED.findall(source)
 
 
-def is_stub(cell: NotebookNode, released: list[NotebookNode]) -> bool:
-    """Whether an answer stands as it was handed out."""
-    return any(grade_id(cell) == grade_id(other) and _same(cell, other) for other in released)
+def bound(source: str) -> set[str]:
+    """The names that a source defines or assigns at its left margin."""
+    return {*defined(source), *_ASSIGNED.findall(source)}
+
+
+def is_open(cell: NotebookNode) -> bool:
+    """Whether an answer, or a function of it, stands as it was handed out, or was emptied."""
+    return not has_code(cell.source) or "raise NotImplementedError" in cell.source
 
 
 def _same(one: NotebookNode, other: NotebookNode) -> bool:
     return bool(one.source.strip() == other.source.strip())
 
 
-def _answered(stub: NotebookNode, own: list[NotebookNode]) -> NotebookNode:
-    """An answer cell as it was handed out, with the learner's source in it, unmarked and not run."""
+def _answered(stub: NotebookNode, own: list[NotebookNode], *, is_elsewhere: bool) -> NotebookNode:
+    """An answer cell as it was handed out, with the learner's source in it, unmarked and not run.
+
+    Where the learner has deleted it and defines its names in another cell, nothing is put in their way.
+    """
     result: NotebookNode = nbformat.from_dict(stub)
+    if not own and is_elsewhere:
+        result.source = ""
     if own:
         sources = [cell.source for cell in own]
         result.source = _unmarked(sources[0]) if stub.cell_type == "code" else "\n\n".join(sources)
@@ -167,7 +179,8 @@ class _Matching:
         """An answer without its marks: of the code between its neighbours, what defines its function, or the first."""
         before = max((self.of[p] for p in self.of if p < place), default=-1)
         after = min((self.of[p] for p in self.of if p > place), default=len(self.submission))
-        free = [i for i in range(before + 1, after) if i not in {*self.of.values(), *self._dropped}]
+        taken = {*self.of.values(), *self.copies, *self._dropped}
+        free = [i for i in range(before + 1, after) if i not in taken]
         free = [i for i in free if kind(self.submission[i]) == FREE]
         cell = self.reference[place]
         same = [i for i in free if self.submission[i].cell_type == cell.cell_type]
@@ -206,6 +219,13 @@ class _Matching:
             elif index not in self._dropped and not self._is_text_copy(index):
                 free.setdefault(last, []).append(index)
         return free
+
+    def is_elsewhere(self, stub: NotebookNode) -> bool:
+        """Whether cells that stand for no answer, or for another one, define all that an answer is to define."""
+        kept = [cell for index, cell in enumerate(self.submission) if index not in self._dropped]
+        codes = [cell.source for cell in kept if cell.cell_type == "code"]
+        names = bound(stub.source)
+        return stub.cell_type == "code" and bool(names) and names <= set().union(*map(bound, codes))
 
     def _is_text_copy(self, index: int) -> bool:
         return index in self.copies and self.reference[self.copies[index]].cell_type != "code"

@@ -18,6 +18,7 @@ ANSWER, CHECK, MANUAL, TASK, LOCKED, FREE = "answer", "check", "manual", "task",
 NAMESPACE = "nbgrader"
 STUB = "YOUR ANSWER HERE"  # what stands where text is to be written
 NOT_RUN = "(not run yet; a right answer prints)\n"  # what stands above the output expected of a check, in an exercise
+MOST_CELLS = 2_000  # an exercise has about thirty
 LARGEST = 30_000_000  # bytes: beyond that it is no notebook that anybody wrote
 PICTURES = ("image/png", "image/jpeg")  # the kinds that are shown
 METADATA = {
@@ -28,7 +29,7 @@ REGIONS = ("SOLUTION", "HIDDEN TESTS", "MARK SCHEME")
 _NEXT = re.compile(r"#\s*NEXT:\s*(.+)")
 
 
-def read(data: bytes, name: str = "this file") -> NotebookNode:
+def read(data: bytes, name: str = "this file", *, largest: int = LARGEST) -> NotebookNode:
     """A notebook of any version as version 4.5, valid, each cell with an id of its own.
 
     Raises:
@@ -37,9 +38,9 @@ def read(data: bytes, name: str = "this file") -> NotebookNode:
     >>> read(b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 2}').nbformat_minor
     5
     """
-    if len(data) > LARGEST:
+    if len(data) > largest:
         raise CourseError(
-            f"Expected a notebook of at most {LARGEST // 10**6} MB, got {name} of {len(data) // 10**6} MB."
+            f"Expected a notebook of at most {largest // 10**6} MB, got {name} of {len(data) // 10**6} MB."
         )
     try:
         content = json.loads(data.decode("utf-8-sig"))
@@ -48,6 +49,8 @@ def read(data: bytes, name: str = "this file") -> NotebookNode:
         raise CourseError(f"Expected a notebook, got {name}, {what}; save it again from Jupyter.") from error
     if not isinstance(content, dict) or not isinstance(content.get("cells", content.get("worksheets")), list):
         raise CourseError(f"Expected a notebook, got {name}, which is JSON without cells; save it again from Jupyter.")
+    if (count := len(content.get("cells", []))) > MOST_CELLS:
+        raise CourseError(f"Expected a notebook of at most {MOST_CELLS} cells, got {name} with {count}.")
     major = content.get("nbformat")
     if not isinstance(major, int) or not 1 <= major <= nbformat.current_nbformat:
         raise CourseError(f"Expected a notebook of format {nbformat.current_nbformat}, got {name} of format {major!r}.")
@@ -88,7 +91,7 @@ def _normal(notebook: NotebookNode) -> NotebookNode:
         source = cell.get("source") or ""
         plain: dict[str, Any] = {
             "cell_type": kind,
-            "source": whole_text(source if isinstance(source, str) else "".join(map(str, source))),
+            "source": whole_text(source if isinstance(source, str) else "".join(map(str, source))).lstrip("\ufeff"),
             "metadata": cell.get("metadata") if isinstance(cell.get("metadata"), dict) else {},
         }
         if kind == "code":
@@ -125,9 +128,9 @@ def _is_output(output: Any) -> bool:
     )
 
 
-def write(notebook: NotebookNode) -> bytes:
+def write(notebook: NotebookNode, *, indent: int | None = 1) -> bytes:
     """The bytes of a notebook, the same for the same notebook."""
-    return (whole_text(json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True)) + "\n").encode()
+    return (whole_text(json.dumps(notebook, ensure_ascii=False, indent=indent, sort_keys=True)) + "\n").encode()
 
 
 def whole_text(text: str) -> str:

@@ -25,6 +25,7 @@ from ..threads import wait_asleep
 from .run import SETTINGS
 
 MOST_MESSAGES = 20_000  # of one cell
+LONGEST, MOST_SHOWN = 100_000, 8_000_000  # characters that are kept of a printed text, and of all outputs
 GONE = "ended the Python process it ran in"
 _PATIENCE = 3  # seconds on the wall for each that a cell may take of the processor
 _GRACE = 10  # seconds for a cell that was interrupted
@@ -220,10 +221,16 @@ def _blame(cell: int, why: str) -> None:
 
 
 def _short(output: Any) -> Any:
-    """An output as it came, an error without its traceback, which nobody reads here."""
-    if output["output_type"] != "error":
-        return output
-    return {**output, "evalue": str(output["evalue"])[:2000], "traceback": []}
+    """An output as it came, as long as a reader can take; an error without its traceback, which nobody reads here."""
+    if output["output_type"] == "error":
+        return {**output, "evalue": str(output["evalue"])[:2000], "traceback": []}
+    size = len(str(output))
+    _settings["shown"] = _settings.get("shown", 0) + min(size, LONGEST)
+    if _settings["shown"] > MOST_SHOWN:
+        return {"output_type": "stream", "name": "stderr", "text": "(more than is kept)\n"}
+    if output["output_type"] == "stream" and size > LONGEST:
+        return {**output, "text": str(output["text"])[:LONGEST]}
+    return output
 
 
 def _tell(line: dict[str, Any]) -> None:

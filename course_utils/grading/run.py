@@ -23,7 +23,7 @@ from .merge import merge
 from .notebook import ANSWER, CHECK, FREE, grade_id, is_hidden, item_of, kind, read, write
 from .schedule import KEEP, Schedule, schedule, without_token
 from .session import run_pytest
-from .verdict import UNREACHED, Mark, judge, together
+from .verdict import UNREACHED, Mark, best, judge, together
 
 if TYPE_CHECKING:
     from .warm import Parent
@@ -139,15 +139,30 @@ def run(
         seen = {i: o for i, o in outcome.items() if i not in seen or i in missing} | {
             i: o for i, o in seen.items() if i not in missing
         }
-    marks = together([judged[index] for index in sorted(judged, key=lambda index: plan.places[index])], plan.cells)
+    if below := _in_the_way(plan, merged.added - set(merged.belongs), judged):
+        _, lines, _ = _nbval(plan.without(cut | below), limits, place)
+        again = dict(judge(plan.cells, _by_place(plan, lines)))
+        judged |= {index: mark for index, mark in again.items() if mark.passed and is_hidden(plan.cells[index])}
+    in_order = sorted(judged, key=lambda index: plan.places[index])
+    marks = together(best([judged[index] for index in in_order]), plan.cells)
     if forged := [index for index, found in seen.items() if found.get("forged")]:
         name = grade_id(plan.cells[forged[0]])
         messages.append(f"{name} did not run as it stands: something in this notebook ran in its place.")
-    executed = write(
-        _executed(merged.notebook, {plan.places[index]: seen[index] for index in seen if plan.places[index] != KEEP})
-    )
+    shown = {plan.places[index]: found for index, found in seen.items() if plan.places[index] != KEEP}
+    executed = write(_executed(merged.notebook, shown))
     seconds = round(time.perf_counter() - began, 1)
     return Result(status, tuple(marks), tuple(merged.repairs), tuple(messages), executed, seconds)
+
+
+def _in_the_way(plan: Schedule, added: set[int], judged: dict[int, Mark]) -> set[int]:
+    """The learner's own cells below an item of which all passed but what is hidden, and so runs after these cells."""
+    shown = {mark.item for index, mark in judged.items() if mark.passed and not is_hidden(plan.cells[index])}
+    failed = [
+        plan.places[i]
+        for i, mark in judged.items()
+        if is_hidden(plan.cells[i]) and not mark.passed and mark.item in shown
+    ]
+    return {i for i, place in enumerate(plan.places) if failed and place in added and place > min(failed)}
 
 
 def _by_place(plan: Schedule, lines: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import nbformat
 from nbformat import NotebookNode
 
-from .merge import Merged, defined, is_stub
-from .notebook import ANSWER, CHECK, grade_id, has_code, is_hidden, item_of, kind, printed
+from ..seal import SEAL
+from .merge import Merged, bound, is_open
+from .notebook import ANSWER, CHECK, LOCKED, MANUAL, grade_id, has_code, is_hidden, item_of, kind, printed
 
 KEEP = -1  # the place of a step that is no cell: it remembers what names mean where a hidden check stands, or the like
+_COURSE = re.compile(r"(?m)^[ \t]*(?:from|import)[ \t]+(course_utils[\w.]*)")
 
 
 @dataclass(frozen=True)
@@ -44,76 +46,87 @@ def schedule(merged: Merged, token: str) -> Schedule:
     """All cells in order, but each check after all that belongs to its item, and hidden checks last.
 
     So nothing that a student is shown came out after a hidden check had gone in; what names meant where it stands is
-    kept for it.
+    kept for it. A check with further copies of its answer below it runs where it stands, too: the better mark counts.
     """
     cells = merged.notebook.cells
-    places = [index for index in range(len(cells)) if not _belongs_later(merged, index)]
-    for index in reversed([index for index in range(len(cells)) if index not in places]):
-        places.insert(places.index(_belongs_later(merged, index)) + 1, index)
-    hidden = [index for index in places if is_hidden(cells[index])]
-    steps: list[tuple[int, int]] = []
-    for index in places:
-        steps.append((KEEP if index in hidden else index, index))
-        if kind(cells[index]) == ANSWER and cells[index].cell_type == "code":
-            steps.append((KEEP, index))
-    steps += [(index, index) for index in hidden]
-    answered = {item_of(cell): _names(cell) for cell in merged.released if kind(cell) == ANSWER}
-    shown = [cells[index] if place != KEEP else _beside(cells[index]) for place, index in steps]
-    told = [
-        cell if place == KEEP or place in merged.added or kind(cell) == ANSWER else _wrapped(cell, answered, token)
-        for cell, (place, _) in zip(shown, steps, strict=True)
-    ]
+    order: list[int] = []
+    for index in range(len(cells)):
+        later, also_here = _later(merged, index)
+        if not later or also_here:
+            order.append(index)
+    for index in reversed(range(len(cells))):
+        if later := _later(merged, index)[0]:
+            order.insert(order.index(later) + 1, index)
+    used = "\n".join(cell.source for cell in cells if cell.cell_type == "code" and kind(cell) in (LOCKED, CHECK))
+    steps = [_Step(KEEP, _call("begin", sorted(set(_COURSE.findall(used)))))]
+    last: list[_Step] = []
+    answered = {item_of(cell): bound(cell.source) for cell in merged.released if kind(cell) == ANSWER}
+    for number, index in enumerate(order):
+        cell = cells[index]
+        if is_hidden(cell):
+            steps.append(_Step(KEEP, _call("keep", f"{number}")))
+            last.append(_Step(index, _wrapped(cell, answered, token, f"{number}")))
+        else:
+            own = index in merged.added or kind(cell) in (ANSWER, MANUAL)
+            steps.append(_Step(index, cell.source if own else _wrapped(cell, answered, token)))
+            if kind(cell) == ANSWER and cell.cell_type == "code":
+                steps.append(_Step(KEEP, _call("salvage", cell.source)))
+    steps += last
+    shown = [_beside(number) if step.place == KEEP else cells[step.place] for number, step in enumerate(steps)]
+    told = [_told(cell, steps[number].source, number, token) for number, cell in enumerate(shown)]
     notebook = nbformat.from_dict({**merged.notebook, "cells": told})
-    return Schedule(shown, [place for place, _ in steps], notebook, token)
+    return Schedule(shown, [step.place for step in steps], notebook, token)
 
 
-def _belongs_later(merged: Merged, index: int) -> int:
-    """The last cell below a check that belongs to its item, 0 for none: a copy, or what defines an answer left open."""
+@dataclass(frozen=True)
+class _Step:
+    place: int
+    source: str
+
+
+def _later(merged: Merged, index: int) -> tuple[int, bool]:
+    """The last cell below a check that belongs to its item (0: none), and whether the check runs where it stands, too.
+
+    What belongs to it: further copies of its answer, and what defines an answer that was left open.
+    """
     cell = merged.notebook.cells[index]
     if kind(cell) != CHECK or not has_code(cell.source):
-        return 0
-    item = item_of(cell)
-    open_names = {
-        name
-        for answer in merged.notebook.cells
-        if kind(answer) == ANSWER and item_of(answer) == item and is_stub(answer, merged.released)
-        for name in _names(answer)
-    }
-    return max(
-        (
-            other
-            for other in merged.added
-            if other > index
-            and merged.notebook.cells[other].cell_type == "code"
-            and (merged.belongs.get(other) == item or open_names & _names(merged.notebook.cells[other]))
-        ),
-        default=0,
-    )
+        return 0, True
+    item, below = item_of(cell), [other for other in merged.added if other > index]
+    answers = [one for one in merged.notebook.cells if kind(one) == ANSWER and item_of(one) == item]
+    stubs = [one for one in merged.released if kind(one) == ANSWER and item_of(one) == item]
+    names = {name for stub in stubs for name in bound(stub.source)}
+    is_left = any(map(is_open, answers))
+    copies = [other for other in below if merged.belongs.get(other) == item]
+    fills = [other for other in below if is_left and names & bound(_code(merged.notebook.cells[other]))]
+    return max([*copies, *fills], default=0), not is_left
 
 
-def _names(cell: NotebookNode) -> set[str]:
-    return set(defined(cell.source)) | set(re.findall(r"(?m)^(\w+)[ \t]*=(?!=)", cell.source))
+def _code(cell: NotebookNode) -> str:
+    return str(cell.source) if cell.cell_type == "code" else ""
 
 
-def _beside(cell: NotebookNode) -> NotebookNode:
-    """What runs after an answer, or where a hidden check stands."""
-    source = _call("salvage", cell.source) if kind(cell) == ANSWER else _call("keep", item_of(cell))
-    return nbformat.v4.new_code_cell(source, id=f"beside-{cell.id}"[:64])
+def _beside(number: int) -> NotebookNode:
+    return nbformat.v4.new_code_cell("", id=f"beside-{number}")
 
 
-def _wrapped(cell: NotebookNode, answered: dict[str, set[str]], token: str) -> NotebookNode:
-    """A cell of the course's own as the kernel is told to run it."""
+def _told(cell: NotebookNode, source: str, number: int, token: str) -> NotebookNode:
+    """A cell as the kernel is told to run it, a check with what it must print."""
+    result: NotebookNode = nbformat.from_dict({**cell, "source": source, "id": f"step-{number}"})
+    if cell.cell_type == "code" and kind(cell) == CHECK and has_code(cell.source):
+        result.outputs = [nbformat.v4.new_output("stream", name="stdout", text=printed(cell.outputs) + token)]
+    return result
+
+
+def _wrapped(cell: NotebookNode, answered: dict[str, set[str]], token: str, place: str = "") -> str:
+    """A cell of the course's own as a call that runs it; a hidden check without its seal, for others compare."""
     if cell.cell_type != "code" or not has_code(cell.source):
-        return cell
-    result: NotebookNode = nbformat.from_dict(cell)
+        return str(cell.source)
     name = grade_id(cell) or cell.id
     if kind(cell) != CHECK:
-        result.source = _call("locked", cell.source, name)
-        return result
-    names = sorted(answered.get(item_of(cell), set()))
-    result.source = _call("check", cell.source, name, names, token, item_of(cell) if is_hidden(cell) else "")
-    result.outputs = [nbformat.v4.new_output("stream", name="stdout", text=printed(cell.outputs) + token)]
-    return result
+        return _call("locked", cell.source, name)
+    source = re.sub(SEAL, 'seal=""', cell.source) if place else cell.source
+    return _call("check", source, name, sorted(answered.get(item_of(cell), set())), token, place)
 
 
 def _call(name: str, *arguments: object) -> str:

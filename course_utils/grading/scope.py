@@ -12,17 +12,52 @@ import builtins
 import contextlib
 import linecache
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from types import FunctionType, ModuleType
 from typing import Any
 
-_own: dict[str, Any] = {"__name__": "__main__", "__builtins__": vars(builtins).copy()}
+_builtins, _stdout = vars(builtins).copy(), sys.stdout
+_modules: dict[ModuleType, dict[str, Any]] = {}  # the course's own, and what they held before a learner came
+_functions: dict[FunctionType, tuple[Any, ...]] = {}  # the same of each of their functions
+_own: dict[str, Any] = {"__name__": "__main__", "__builtins__": _builtins.copy()}
 _given: dict[str, Any] = {}  # what the course's cells have defined, and have it again after each check
 _lent: set[str] = set()  # names that the learner has from checks alone
-_kept: dict[str, dict[str, Any]] = {}  # item -> the learner's names as they were where its checks stand
+_kept: dict[str, dict[str, Any]] = {}  # place -> the learner's names as they were where a hidden check stands
+
+
+def begin(modules: Iterable[str]) -> None:
+    """Before any cell: remember what the course's modules hold, these among them."""
+    for name in modules:
+        with contextlib.suppress(ImportError):
+            import_module(name)
+    _remember()
+
+
+def _remember() -> None:
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "course_utils" and module not in _modules:
+            _modules[module] = {key: value for key, value in vars(module).items() if callable(value)}
+            for value in _modules[module].values():
+                if isinstance(value, FunctionType):
+                    _functions.setdefault(value, (value.__code__, value.__defaults__, value.__kwdefaults__))
+
+
+def _restore() -> None:
+    """Put back what a learner's code may have changed under the course's own."""
+    vars(builtins).update(_builtins)
+    sys.stdout = _stdout
+    for module, names in _modules.items():
+        vars(module).update(names)
+    for function, (code, defaults, named) in _functions.items():
+        function.__code__, function.__defaults__, function.__kwdefaults__ = code, defaults, named
+    if torch := sys.modules.get("torch"):
+        torch.set_default_device(None)
 
 
 def locked(source: str, name: str) -> None:
     """Run a cell of the course's own, and hand what it defines to the learner."""
+    _restore()
     _fill(())
     before = dict(_own)
     try:
@@ -31,26 +66,29 @@ def locked(source: str, name: str) -> None:
         new = {key: value for key, value in _own.items() if key not in before or before[key] is not value}
         _given.update(new)
         _learners().update(new)
+        _remember()
 
 
-def keep(item: str) -> None:
-    """Remember what names mean here, for a check of this item that runs later."""
-    _kept[item] = dict(_learners())
+def keep(place: str) -> None:
+    """Remember what names mean here, for a check that runs later."""
+    _kept[place] = dict(_learners())
 
 
-def check(source: str, name: str, names: Iterable[str], token: str, item: str = "") -> None:
+def check(source: str, name: str, names: Iterable[str], token: str, place: str = "") -> None:
     """Run a check of the functions with these names, and say at its end, by a token, that it was run.
 
-    With an item, names mean what they meant when `keep(item)` was called.
+    With a place, names mean what they meant when `keep(place)` was called.
     """
     learners = _learners()
-    if kept := _kept.get(item):
+    _restore()
+    if kept := _kept.get(place):
         learners.clear()
         learners.update(kept)
     _fill(names)
     before = dict(_own)
     try:
-        _run(source, name)
+        with _without_pictures():
+            _run(source, name)
     finally:
         new = {key: value for key, value in _own.items() if key not in before or before[key] is not value}
         free = [key for key in new if key in _lent or key not in learners]
@@ -58,6 +96,21 @@ def check(source: str, name: str, names: Iterable[str], token: str, item: str = 
         _lent.update(free)
         _own.update(_given)
     sys.stdout.write(token)
+
+
+@contextlib.contextmanager
+def _without_pictures() -> Iterator[None]:
+    """Show nothing of what a learner's function displays or draws while it is checked."""
+    from IPython import get_ipython
+
+    publisher = get_ipython().display_pub  # type: ignore[no-untyped-call]
+    publisher.publish = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del publisher.publish
+        if pyplot := sys.modules.get("matplotlib.pyplot"):
+            pyplot.close("all")
 
 
 def _learners() -> dict[str, Any]:
@@ -114,6 +167,6 @@ def salvage(source: str) -> None:
 
 def _compiled(source: str) -> Any:
     try:
-        return compile(source, "<answer>", "exec")
+        return compile(source, "<answer>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
