@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from contextlib import suppress
 from pathlib import Path
 from shutil import copyfile
 from urllib.error import HTTPError
@@ -374,6 +375,10 @@ class Lab:
         while not (found := re.search(printed, self.log.read_text())):
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.2)
+        while time.monotonic() < deadline:  # the address is printed a moment before somebody answers there
+            with suppress(OSError), socket.create_connection(("127.0.0.1", int(found[1])), timeout=5):
+                break
             time.sleep(0.2)
         return found[0], int(found[1]), found[2]
 

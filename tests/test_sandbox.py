@@ -186,8 +186,8 @@ class TestWhatEndsOrSurvives:
                 for i in range(120): threading.Thread(target=time.sleep, args=(100,)).start()
                 time.sleep(5)
                 """,
-                "not run,not run,passed",
-                "not run: double started more than 80 processes and threads",
+                "not run,not run,passed|failed,failed,passed",  # ended by us, or refused by the system before
+                "double started more than 80 processes and threads|can't start new thread",
             ),
             (
                 """
@@ -226,7 +226,7 @@ class TestWhatEndsOrSurvives:
         result = inside(with_sources(mine, double=textwrap.dedent(code)))
         assert time.monotonic() - began < 25
         assert result.status == DONE
-        assert list(outcomes(result).values()) == statuses.split(","), messages(result)
+        assert ",".join(outcomes(result).values()) in statuses.split("|"), messages(result)
         assert re.search(told, messages(result)["double-check"])
 
     def test_the_whole_has_a_limit_and_all_that_a_cell_started_ends_with_it(self, mine, inside):
@@ -240,7 +240,7 @@ class TestWhatEndsOrSurvives:
         """
         result = inside(with_sources(mine, halve=textwrap.dedent(code)), Limits(60, 6))
         assert result.status == SLOW
-        assert list(outcomes(result).values()) == ["passed", "not run", "not run"]  # what is hidden runs last
+        assert list(outcomes(result).values()) == ["passed", "passed", "not run"]
         assert messages(result)["halve-check"] == "not run: halve took too long"
 
     @pytest.mark.parametrize("who", ["nbval", "grader"])

@@ -193,8 +193,9 @@ def _plain(output: Any) -> NotebookNode:
 
 def _culprits(cells: Sequence[NotebookNode], outcome: dict[int, dict[str, Any]], cut: set[int]) -> set[int]:
     """The cells that kept others from running: the one that ended the kernel, those that took too long."""
-    found = {index for index, told in outcome.items() if told["hangs"] or told.get("interrupted")}
-    found |= {min((index for index, told in outcome.items() if told.get("ended")), default=-1)} - {-1}
+    ends = [index for index, told in outcome.items() if told.get("ended")]
+    last = min(ends, default=len(cells))  # those after it found no kernel
+    found = {i for i, told in outcome.items() if i <= last and (i == last or told["hangs"] or told.get("interrupted"))}
     return {index for index in found - cut if _all_of(cells, index)}
 
 
