@@ -275,8 +275,12 @@ class TestWatching:
 class TestShow:
     def test_prints_rounded_rows_and_no_minus_zero(self, capsys):
         with pytest.raises(CheckFailed, match="these values are not"):
-            show(torch.tensor([[1.23456, -0.00001], [100, -7]]), "and", 2, seal="")
+            show(torch.tensor([[1.23456, -0.00001], [100, -7]]), "and", 2, seal="another")
         assert capsys.readouterr().out == "  1.235   0.000\n100.000  -7.000\nand\n  2.000\n"
+
+    def test_without_a_seal_somebody_else_compares(self, capsys):
+        show(2, seal="")
+        assert capsys.readouterr().out == "  2.000\n"
 
     def test_the_seal_of_what_is_printed_fits(self, capsys):
         show([1, 2], seal=sealed("  1.000   2.000\n"))
