@@ -63,10 +63,6 @@ def titles_of(given: Iterable[str]) -> dict[str, str]:
     return {name: title.strip() for name, _, title in pairs}
 
 
-ITEM_COLUMNS = "student exercise item check points earned status comment late machine reason by"
-SUM_COLUMNS = "student, name, section, exercise, points, earned, subtracted, total, why, handed in"
-
-
 def as_csv(book: Gradebook, about: About = About()) -> dict[str, bytes]:
     """Two files: a line for each student, exercise and item; a line for each exercise, with what being late cost.
 

@@ -63,7 +63,7 @@ def locked(source: str, name: str) -> None:
     try:
         _run(source, name)
     finally:
-        new = {key: value for key, value in _own.items() if key not in before or before[key] is not value}
+        new = _new(before)
         _given.update(new)
         _learners().update(new)
         _remember()
@@ -90,12 +90,17 @@ def check(source: str, name: str, names: Iterable[str], token: str, place: str =
         with _without_pictures():
             _run(source, name)
     finally:
-        new = {key: value for key, value in _own.items() if key not in before or before[key] is not value}
+        new = _new(before)
         free = [key for key in new if key in _lent or key not in learners]
         learners.update({key: new[key] for key in free})
         _lent.update(free)
         _own.update(_given)
     sys.stdout.write(token)
+
+
+def _new(before: dict[str, Any]) -> dict[str, Any]:
+    """What the course's names have come to mean since."""
+    return {key: value for key, value in _own.items() if key not in before or before[key] is not value}
 
 
 @contextlib.contextmanager
