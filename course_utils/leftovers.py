@@ -51,9 +51,9 @@ class _ModelState:
         self.hooks = [(module, kind, set(its[kind])) for module, its in inside for kind in _HOOKS]
         self.training = [(module, its["training"]) for module, its in inside]
         self.forward = [(module, its.get("forward")) for module, its in inside]
-        self.parameters = dict(model.named_parameters())
+        self.parameters = _parameters(model)
         self.versions = {name: (id(p), p._version, p.requires_grad) for name, p in self.parameters.items()}
-        small = sum(p.numel() for p in self.parameters.values()) < _SMALL
+        small = sum(p.numel() for p in set(self.parameters.values())) < _SMALL
         self.weights = {name: p.detach().clone() for name, p in self.parameters.items()} if small else {}
 
     def restore(self) -> str:
@@ -84,7 +84,7 @@ class _ModelState:
         return "left the model in another mode (`train` for `eval`): put it back." * bool(retrained)
 
     def _parameters(self) -> str:
-        now = dict(self.model.named_parameters())
+        now = _parameters(self.model)
         changed = [name for name, p in now.items() if self._differs(name, p)]
         for name in changed:
             p = now[name].requires_grad_(self.versions[name][2])
@@ -96,6 +96,12 @@ class _ModelState:
         if name not in self.versions or (id(p), p._version, p.requires_grad) != self.versions[name]:
             return True
         return name in self.weights and not torch.equal(p, self.weights[name])
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What `named_parameters` gives, several times as fast; a tied one under each of its names."""
+    inside = ((where, module.__dict__["_parameters"]) for where, module in model.named_modules())
+    return {f"{where}.{name}": p for where, own in inside for name, p in own.items() if p is not None}
 
 
 def _of_transformers(hook: Any) -> bool:

@@ -106,7 +106,8 @@ class _Passes:
         return not (torch.is_grad_enabled() and any(p.requires_grad for p in self.base.parameters()))
 
     def _forget_other_weights(self) -> None:
-        parameters = [*self.base.parameters(), *self.head.parameters()]
+        inside = (module.__dict__["_parameters"] for part in (self.base, self.head) for module in part.modules())
+        parameters = [p for own in inside for p in own.values() if p is not None]
         weights = [(id(p), p.data_ptr(), p._version) for p in parameters]
         same = weights == self.weights and all(map(torch.equal, parameters, self.copies))
         if not same:

@@ -28,9 +28,8 @@ def main(limits: dict[str, int], sockets: dict[str, int], doors: list[int]) -> N
     for number in sockets.values():
         os.set_inheritable(number, False)
     _take_over(sockets)
-    sys.argv.append(
-        "--InteractiveShell.xmode=Minimal"
-    )  # nobody reads tracebacks, and those of endless recursion take long
+    sys.argv.append("--InteractiveShell.xmode=Minimal")  # nobody reads tracebacks; those of endless recursion take long
+    sys.argv.append("--HistoryManager.enabled=False")  # nor what was entered
     from ipykernel.kernelapp import launch_new_instance
 
     launch_new_instance()

@@ -19,7 +19,8 @@ import nbval.plugin
 import psutil
 import pytest
 import zmq
-from nbval.kernel import RunningKernel
+from jupyter_client.manager import KernelManager
+from nbval.kernel import NbvalKernelspecManager, RunningKernel
 
 from ..threads import wait_asleep
 from .run import SETTINGS
@@ -78,7 +79,25 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
         self.sent: Counter[int] = Counter()
         self.messages: Counter[int] = Counter()
         wait_asleep()  # what starts now inherits it, on a worker of a cluster, too
-        super().__init__(kernel_name, cwd=_settings["folder"], startup_timeout=startup_timeout)
+        self.km = KernelManager(kernel_name=kernel_name, kernel_spec_manager=NbvalKernelspecManager())
+        with Path(os.devnull).open("w") as nothing:
+            self.km.start_kernel(stderr=nothing, cwd=_settings["folder"])
+        self.kc = self.km.client()
+        self.kc.start_channels()
+        self._ask_until_heard(time.monotonic() + startup_timeout)
+
+    def _ask_until_heard(self, until: float) -> None:
+        """Ask the kernel who it is until the answer comes, and what it says beside it: then it is ready.
+
+        jupyter_client's own way listens for a fifth of a second more, to be sure that nothing else comes.
+        """
+        while time.monotonic() < until:
+            asked = self.kc.kernel_info()
+            with suppress(Empty):
+                self.await_reply(asked, timeout=until - time.monotonic())
+                self.await_idle(asked, timeout=0.2)  # what was said before we could listen is lost
+                return
+        raise RuntimeError("it does not answer")
 
     def execute_cell_input(self, cell_input: str, allow_stdin: bool | None = None) -> Any:
         self.clock, self.interrupted = Clock(self._first()), 0.0

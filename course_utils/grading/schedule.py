@@ -14,6 +14,7 @@ from .merge import Merged, bound, is_open
 from .notebook import ANSWER, CHECK, LOCKED, MANUAL, grade_id, has_code, is_hidden, item_of, kind, printed
 
 KEEP = -1  # the place of a step that is no cell: it remembers what names mean where a hidden check stands, or the like
+_SALVAGE = '__import__("course_utils.grading.scope", fromlist=["salvage"])'
 _COURSE = re.compile(r"(?m)^[ \t]*(?:from|import)[ \t]+(course_utils[\w.]*)")
 
 
@@ -49,28 +50,39 @@ def schedule(merged: Merged, token: str) -> Schedule:
     kept for it. A check with further copies of its answer below it runs where it stands, too: the better mark counts.
     """
     cells = merged.notebook.cells
-    order: list[int] = []
-    for index in range(len(cells)):
-        later, also_here = _later(merged, index)
-        if not later or also_here:
-            order.append(index)
-    for index in reversed(range(len(cells))):
-        if later := _later(merged, index)[0]:
+    moves = [_later(merged, index) for index in range(len(cells))]
+    order = [index for index, (later, also_here) in enumerate(moves) if not later or also_here]
+    for index, (later, _) in reversed(list(enumerate(moves))):
+        if later:
             order.insert(order.index(later) + 1, index)
     used = "\n".join(cell.source for cell in cells if cell.cell_type == "code" and kind(cell) in (LOCKED, CHECK))
     steps = [_Step(KEEP, _call("begin", sorted(set(_COURSE.findall(used)))))]
     last: list[_Step] = []
     answered = {item_of(cell): bound(cell.source) for cell in merged.released if kind(cell) == ANSWER}
     for number, index in enumerate(order):
-        cell = cells[index]
+        cell, before = cells[index], steps[-1]
         if is_hidden(cell):
-            steps.append(_Step(KEEP, _call("keep", f"{number}")))
             last.append(_Step(index, _wrapped(cell, answered, token, f"{number}")))
+            keep, above = _call("keep", f"{number}"), cells[before.place]
+            if (
+                before.place != KEEP
+                and kind(above) == CHECK
+                and item_of(above) == item_of(cell)
+                and has_code(above.source)
+            ):
+                indented = before.source.replace("\n", "\n    ")
+                steps[-1] = _Step(before.place, f"try:\n    {indented}\nfinally:\n    {keep}")  # one request, not two
+            else:
+                steps.append(_Step(KEEP, keep))
+            continue
+        own = index in merged.added or kind(cell) in (ANSWER, MANUAL)
+        source = str(cell.source) if own else _wrapped(cell, answered, token)
+        if before.place == KEEP and before.source.startswith(_SALVAGE) and kind(cell) == CHECK and has_code(source):
+            steps[-1] = _Step(index, f"{before.source}\n{source}")
         else:
-            own = index in merged.added or kind(cell) in (ANSWER, MANUAL)
-            steps.append(_Step(index, cell.source if own else _wrapped(cell, answered, token)))
-            if kind(cell) == ANSWER and cell.cell_type == "code":
-                steps.append(_Step(KEEP, _call("salvage", cell.source)))
+            steps.append(_Step(index, source))
+        if kind(cell) == ANSWER and cell.cell_type == "code":
+            steps.append(_Step(KEEP, _call("salvage", cell.source)))
     steps += last
     shown = [_beside(number) if step.place == KEEP else cells[step.place] for number, step in enumerate(steps)]
     told = [_told(cell, steps[number].source, number, token) for number, cell in enumerate(shown)]

@@ -35,6 +35,7 @@ MODULES = (
     "tokenizers", "scipy.stats", "sklearn.linear_model", "sklearn.model_selection", "sklearn.pipeline",
     "sklearn.preprocessing",
     "matplotlib.figure", "matplotlib.font_manager", "matplotlib.backends.backend_agg", "ipykernel.kernelapp",
+    "ipykernel.debugger", "IPython.core.completerlib", "IPython.extensions.storemagic", "tornado.platform.asyncio",
     "pandas", "tqdm.auto", "course_utils.checks", "course_utils.models",
     "course_utils.attribution", "course_utils.attention", "course_utils.probing", "course_utils.ablation",
     "course_utils.patching", "course_utils.plots", "course_utils.grading.launch",
