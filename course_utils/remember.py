@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_for_all
 
+from .leftovers import inside_of, parameters_of
+
 if TYPE_CHECKING:
     from .models import LocalModel
 
@@ -99,15 +101,14 @@ class _Passes:
         """Whether nothing inside the model could change what it makes of an input, or is to hear of it."""
         if hooks_for_all._global_forward_hooks or hooks_for_all._global_forward_pre_hooks:
             return False
-        for module in self.base.modules():
+        for _, module in inside_of(self.base):
             its = module.__dict__
             if module is not self.base and ("forward" in its or any(its[kind] for kind in _AROUND)):
                 return False
         return not (torch.is_grad_enabled() and any(p.requires_grad for p in self.base.parameters()))
 
     def _forget_other_weights(self) -> None:
-        inside = (module.__dict__["_parameters"] for part in (self.base, self.head) for module in part.modules())
-        parameters = [p for own in inside for p in own.values() if p is not None]
+        parameters = [*parameters_of(self.base).values(), *parameters_of(self.head).values()]
         weights = [(id(p), p.data_ptr(), p._version) for p in parameters]
         same = weights == self.weights and all(map(torch.equal, parameters, self.copies))
         if not same:

@@ -47,14 +47,15 @@ class Clock:
 
     def __init__(self, first: psutil.Process | None = None) -> None:
         self.first, self.began = first, time.monotonic()
-        self.before = _worked(first)
+        self.before: float | None = None  # looked up with the first question: most cells end before it
 
     def lasted(self, least: float) -> float:
         """Seconds; on the wall if these are fewer than `least`, and never less than a third of those on the wall."""
-        wall = time.monotonic() - self.began
+        wall, worked = time.monotonic() - self.began, _worked(self.first)
+        self.before = worked if self.before is None else self.before
         if wall <= least:
             return wall
-        return max(wall / _PATIENCE, min(wall, _worked(self.first) - self.before))
+        return max(wall / _PATIENCE, min(wall, worked - self.before))
 
 
 def _worked(first: psutil.Process | None) -> float:
@@ -106,7 +107,10 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
         return self.asked
 
     def get_message(self, stream: str, timeout: float | None = None) -> Any:
-        """The next message; a kernel that died, or that goes on after its time, is not waited for."""
+        """The next message; a kernel that died, or that goes on after its time, is not waited for.
+
+        While a reply is waited for, what else is said is taken too: who says too much is ended while at it.
+        """
         until = time.monotonic() + (timeout if timeout is not None else 1e9)
         while True:
             if time.monotonic() - self.looked > 0.25:
@@ -114,30 +118,36 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
             if stream == "iopub" and self.heard:
                 return self.heard.popleft()
             wait = min(0.5, max(0.01, until - time.monotonic()))
-            try:
-                if stream == "shell":
-                    self._listen(wait)
-                message = super().get_message(stream, timeout=0 if stream == "shell" else wait)
-                self._count(message)
+            ready = self._ready(("shell", "iopub") if stream == "shell" else ("iopub",), wait)
+            for _ in range(100 if stream == "shell" and "iopub" in ready else 0):
+                if (said := self._taken("iopub")) is None:
+                    break
+                self.heard.append(said)
+            if stream in ready and (message := self._taken(stream)) is not None:
                 self._look_for_exit(message)
                 return message
-            except Empty:
-                if time.monotonic() >= until:
-                    if stream == "iopub" and self.asked:  # the system drops what is sent too fast, the end among it
-                        self._end("did not come to the end of its output")
-                    raise
+            if time.monotonic() >= until:
+                if stream == "iopub" and self.asked:  # the system drops what is sent too fast, the end among it
+                    self._end("did not come to the end of its output")
+                raise Empty
 
-    def _listen(self, seconds: float) -> None:
-        """Wait for a reply, and meanwhile take what else is said: who says too much is ended while at it."""
-        sockets = {name: getattr(self.kc, f"{name}_channel").socket for name in ("shell", "iopub")}
-        poller = zmq.Poller()
-        for socket in sockets.values():
+    def _ready(self, streams: tuple[str, ...], seconds: float) -> set[str]:
+        """Which of these have something to say, within so much time."""
+        poller, names = zmq.Poller(), {getattr(self.kc, f"{name}_channel").socket: name for name in streams}
+        for socket in names:
             poller.register(socket, zmq.POLLIN)
-        if sockets["iopub"] in dict(poller.poll(int(1000 * seconds))):
-            with suppress(Empty):
-                for _ in range(100):
-                    self.heard.append(super().get_message("iopub", timeout=0))
-                    self._count(self.heard[-1])
+        return {names[socket] for socket in dict(poller.poll(int(1000 * seconds)))}
+
+    def _taken(self, stream: str) -> Any:
+        """The next message of those that are there, counted, or None; jupyter_client's way costs an event loop each."""
+        channel = getattr(self.kc, f"{stream}_channel")
+        try:
+            parts = channel.socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        message = channel.session.deserialize(channel.session.feed_identities(parts)[1])
+        self._count(message)
+        return message
 
     def _count(self, message: Any) -> None:
         """Count what was said to the cell that said it, though it may come when the next is at work."""

@@ -107,12 +107,14 @@ def _main() -> None:
     from importlib import import_module
 
     import IPython.display  # noqa: F401  # nbval wants it
+    import nbformat
     from _pytest.config import default_plugins
 
     from . import plugin, provisioner  # noqa: F401  # with all that takes long: pytest, nbval, jupyter_client
 
     for name in default_plugins:
         import_module(f"_pytest.{name}")
+    nbformat.validate(nbformat.v4.new_notebook())  # it makes its validator once, which takes a tenth of a second
     gc.freeze()  # no fork looks through it again
     for line in sys.stdin:
         told = json.loads(line)
