@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from .errors import CourseError
+from .grading.light import without_grammar
 from .threads import wait_asleep
 
 EXPORTS = ["csv", "canvas", "moodle", "history", "canvas-feedback", "moodle-feedback"]
@@ -35,9 +36,12 @@ class Course(click.Group):
 
 @click.group(cls=Course, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="interpretability-course")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Interpretability for language models on your own machine."""
     wait_asleep()
+    if context.invoked_subcommand != "lab":  # which is others' code, and may use all of it
+        without_grammar()
     for stream in (sys.stdout, sys.stderr):  # a console or pipe of an old encoding shows ? for what it cannot
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")

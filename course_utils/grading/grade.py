@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -16,15 +17,13 @@ from typing import Any
 import psutil
 
 from ..errors import CourseError, first_line
-from . import scratch
+from . import limited, scratch, session
 from .bundle import suspect_of, with_suspect
 from .gradebook import Change, Gradebook
 from .intake import Submission, Taken
-from .limited import within
 from .merge import merge
 from .notebook import grade_id, is_hidden, read, write
 from .run import BROKEN, REFUSED, Limits, Result, run
-from .session import nothing_begins
 from .suspects import SUSPECTS, named
 from .verdict import judge
 
@@ -72,7 +71,7 @@ def grade_one(work: Work) -> Result:
     if work.trouble:
         return refused(work.reference, work.trouble)
     try:
-        mine = within(_plain, work.submission)
+        mine = limited.within(_plain, work.submission)
     except CourseError as error:
         return refused(work.reference, str(error))
     with scratch.folder() as folder:
@@ -186,12 +185,24 @@ def grade(
             while len(pending) >= _AHEAD * at_once:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     finish(future, *pending.pop(future))
+            if not (scheduler or report.graded or pending):
+                _get_ready(at_once, forks=sandboxed and warm)
             work = Work(reference, content, limits, sandboxed, warm, beside or {}, trouble)
             pending[executor.submit(grade_one, work)] = submission, number, reference
         while pending:
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 finish(future, *pending.pop(future))
     return report
+
+
+def _get_ready(at_once: int, *, forks: bool) -> None:
+    """Start, side by side, what the first submissions would start one after the other."""
+    limited.start(at_once)
+    session.start(at_once)
+    if forks:
+        from .warm import trouble
+
+        threading.Thread(target=trouble, name="first-warm-kernel", daemon=True).start()
 
 
 def _content(submission: Submission) -> tuple[bytes, str]:
@@ -216,7 +227,7 @@ def _reference(
     own = named((suspects or {}).get(submission.student, ""))
     if not own:
         try:
-            own = within(suspect_of, content)
+            own = limited.within(suspect_of, content)
         except CourseError:
             own = given
     if own == given or not (own in SUSPECTS or own in private):
@@ -243,7 +254,7 @@ def _executor(scheduler: str, jobs: int, sandboxed: bool) -> Iterator[tuple[Exec
     try:
         yield executor, at_once
     except BaseException:
-        with nothing_begins():
+        with session.nothing_begins():
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()

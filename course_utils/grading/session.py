@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from .light import without_grammar
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -71,16 +73,19 @@ def nothing_begins() -> Iterator[None]:
         _closed.clear()
 
 
+def start(count: int) -> None:
+    """Have so many sessions begin, for who will come."""
+    with _lock:
+        _idle.extend(_begun() for _ in range(count - len(_idle) if _FORKS else 0))
+
+
 @contextmanager
 def _session() -> Iterator[Popen[str]]:
     """A session that nobody else uses, put back if it can be used again."""
     with _lock:
         session = _idle.pop() if _idle else None
     if session is None or session.poll() is not None:
-        paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-        command = [sys.executable, "-m", "course_utils.grading.session"]
-        session = Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=environment, start_new_session=True)
+        session = _begun()
     try:
         yield session
     except BaseException:
@@ -90,6 +95,13 @@ def _session() -> Iterator[Popen[str]]:
     if _FORKS and session.poll() is None:
         with _lock:
             _idle.append(session)
+
+
+def _begun() -> Popen[str]:
+    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "course_utils.grading.session"]
+    return Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=environment, start_new_session=True)
 
 
 def _end(session: Popen[str], late: threading.Event) -> None:
@@ -103,6 +115,7 @@ def _end(session: Popen[str], late: threading.Event) -> None:
 
 
 def _main() -> None:
+    without_grammar()
     import gc
     from importlib import import_module
 
