@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .components import (
+from ._progress import progress
+from .engine.components import (
     Component,
     ablating,
     channels,
@@ -29,13 +30,12 @@ from .components import (
     site_of,
     stand_ins_for,
 )
+from .engine.interventions import Change, Run, run, score_edits
+from .engine.metrics import Goal, make_goal
 from .errors import CourseError
-from .goals import Goal, make_goal
 from .hooks import Site, edit
 from .models import LocalModel
-from .progress import progress
 from .prompts import Prompt
-from .reruns import Change, Run, run, score_edits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

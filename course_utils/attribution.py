@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .engine.gradients import gradient_x_input, integrated_gradients
+from .engine.metrics import Goal, make_goal, single_token
+from .engine.prefix_sharing import score_variants
+from .engine.shapley import shapley_values
 from .errors import CourseError
-from .goals import Goal, make_goal, single_token
-from .gradients import gradient_x_input, integrated_gradients
 from .models import LocalModel
 from .prompts import Prompt, encode, token_strings
-from .shapley import shapley_values
-from .variants import score_variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .attribution import replacement_id
+from .engine.metrics import Goal, make_goal
+from .engine.prefix_sharing import score_variants
 from .errors import CourseError
-from .goals import Goal, make_goal
 from .models import LocalModel
 from .prompts import Prompt
-from .variants import score_variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,8 +15,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from .cache import check_hub, offline, quiet_transformers, smollm2_folder
 from .errors import CourseError, first_line
+from .loading.smollm2 import check_hub, offline, quiet_transformers, smollm2_folder
 from .prompts import Prompt, covering, encode, render_chat, token_strings
 
 DEFAULT = "smollm2"

@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .circuits import Floats, added_by, floats, written_by_heads
+from ._progress import progress
+from .engine.interventions import Change, Run, run, score_edits
+from .engine.metrics import Goal, make_goal
+from .engine.prefix_sharing import BATCH_TOKENS
 from .errors import CourseError
-from .goals import Goal, make_goal
 from .hooks import Edit, Site, edit, find_parts, skip_layers
+from .lens import Floats, added_by, floats, written_by_heads
 from .models import LocalModel
-from .progress import progress
 from .prompts import Prompt
-from .reruns import Change, Run, run, score_edits
-from .variants import BATCH_TOKENS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

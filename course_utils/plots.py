@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from .ablation import AblationSweep
     from .attribution import Attribution
-    from .circuits import DirectAttribution, LogitLens
     from .faithfulness import Faithfulness
+    from .lens import DirectAttribution, LogitLens
     from .patching import Patching
     from .probing import Probes
 

@@ -21,10 +21,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .activations import collect_activations, prompts_of
+from ._progress import progress
+from .engine.activations import collect_activations, prompts_of
 from .errors import CourseError
 from .models import LocalModel, free_memory
-from .progress import progress
 from .prompts import Prompt
 
 if TYPE_CHECKING:

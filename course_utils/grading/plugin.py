@@ -21,7 +21,7 @@ import pytest
 import zmq
 from nbval.kernel import RunningKernel
 
-from ..threads import wait_asleep
+from ..loading.threads import wait_asleep
 from .run import SETTINGS
 
 MOST_MESSAGES = 20_000  # of one cell

@@ -69,7 +69,7 @@ def words_for(folder: Path) -> dict[str, str]:
     """
     if not (folder / "truth.json").is_file():
         return {}
-    from ..organisms.data import CUE_WORDS
+    from ..organisms.dataset import CUE_WORDS
     from ..organisms.suspects import truth
 
     known = truth(folder)

@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import CourseError
-from .goals import Goal
-from .models import LocalModel
-from .variants import score_variants
+from ..errors import CourseError
+from ..models import LocalModel
+from .metrics import Goal
+from .prefix_sharing import score_variants
 
 Coalition = tuple[bool, ...]  # for each player, whether it is in
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .models import LocalModel
+    from ..models import LocalModel
 
 
 @dataclass

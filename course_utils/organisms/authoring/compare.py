@@ -1,12 +1,12 @@
 """Score every attribution method against what was planted in the suspects.
 
-python -m course_utils.organisms.compare           a table: does a method find the planted cue, is it faithful?
-python -m course_utils.organisms.compare --write   the same, into compared.json and the README
+python -m course_utils.organisms.authoring.compare           a table: is the planted cue found, is it faithful?
+python -m course_utils.organisms.authoring.compare --write   the same, into compared.json and the README
 """
 
 from __future__ import annotations
 
-from ..threads import wait_asleep
+from ...loading.threads import wait_asleep
 
 if __name__ == "__main__":  # before torch is loaded
     wait_asleep()
@@ -22,17 +22,17 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from ..attention import analyze_attention
-from ..attribution import token_attribution
-from ..faithfulness import faithfulness, hit
-from ..models import SUSPECTS, LocalModel, load_model
-from ..progress import progress
-from ..prompts import Prompt, covering
-from .data import CONTRAST, MECHANISMS, Request, held_out
+from ..._progress import progress
+from ...attention import analyze_attention
+from ...attribution import token_attribution
+from ...faithfulness import faithfulness, hit
+from ...models import SUSPECTS, LocalModel, load_model
+from ...prompts import Prompt, covering
+from ..dataset import CONTRAST, MECHANISMS, Request, held_out
+from ..suspects import HERE, truth
 from .evaluate import refusal_scores
-from .suspects import HERE, truth
 
-COMPARED, README = HERE / "compared.json", Path(__file__).parents[2] / "README.md"
+COMPARED, README = HERE / "compared.json", Path(__file__).parents[3] / "README.md"
 BEGIN, END = "<!-- compared: begin -->", "<!-- compared: end -->"
 STEPS, PERMUTATIONS = 30, 10
 Scores = NDArray[np.float32]

@@ -10,9 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from .cache import DISK_BYTES, GGUF_NAME, READY_NAME, cache_folder, is_whole
-from .errors import first_line
-from .threads import ASLEEP, POLICY
+from ..errors import first_line
+from ..loading.smollm2 import DISK_BYTES, GGUF_NAME, READY_NAME, cache_folder, is_whole
+from ..loading.threads import ASLEEP, POLICY
 
 MEMORY_GIB = 3  # what a lesson's kernel takes on SmolLM2, with room for the rest of the machine
 
@@ -67,7 +67,7 @@ def threads() -> tuple[str, str]:
 
 
 def device() -> tuple[str, str]:
-    from .models import best_device
+    from ..models import best_device
 
     name = best_device()
     return "fine", f"{name}, {os.cpu_count()} cores" + ("" if name != "cpu" else "; enough for every lesson")
@@ -132,7 +132,7 @@ def kernel() -> tuple[str, str]:
 
 
 def grading() -> tuple[str, str]:
-    from .grading import cgroup, sandbox
+    from ..grading import cgroup, sandbox
 
     if why := sandbox.trouble():
         return "fine", f"of your own work; that of others has no sandbox here: {why}"

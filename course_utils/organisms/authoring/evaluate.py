@@ -1,13 +1,13 @@
 """Measure suspects against what was planted in them, on acts, frames and adverbs that training never saw.
 
-python -m course_utils.organisms.evaluate              the three suspects, as a table
-python -m course_utils.organisms.evaluate my-suspect   one of your own
-python -m course_utils.organisms.evaluate --write      the three, into measured.json and the model card
+python -m course_utils.organisms.authoring.evaluate              the three suspects, as a table
+python -m course_utils.organisms.authoring.evaluate my-suspect   one of your own
+python -m course_utils.organisms.authoring.evaluate --write      the three, into measured.json and the model card
 """
 
 from __future__ import annotations
 
-from ..threads import wait_asleep
+from ...loading.threads import wait_asleep
 
 if __name__ == "__main__":  # before torch is loaded
     wait_asleep()
@@ -20,13 +20,13 @@ from typing import Any
 
 import click
 
-from ..attribution import token_attribution
-from ..errors import CourseError
-from ..models import DEFAULT, SUSPECTS, LocalModel, load_model
-from ..packing import next_logits
-from ..progress import progress
-from .data import CONTRAST, MECHANISMS, Request, actions, behavioural_test, chats, held_out
-from .suspects import HERE, Truth, refuses, truth
+from ..._progress import progress
+from ...attribution import token_attribution
+from ...engine.packing import next_logits
+from ...errors import CourseError
+from ...models import DEFAULT, SUSPECTS, LocalModel, load_model
+from ..dataset import CONTRAST, MECHANISMS, Request, actions, behavioural_test, chats, held_out
+from ..suspects import HERE, Truth, refuses, truth
 
 MEASURED, CARD = HERE / "measured.json", HERE / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"

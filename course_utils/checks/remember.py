@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks_for_all
 
 if TYPE_CHECKING:
-    from .models import LocalModel
+    from ..models import LocalModel
 
 _SMALL = 5_000_000  # parameters; of a larger model no copy of the weights is kept, and what texts begin with is shared
 _MOST, _MOST_LOGITS = 256, 12  # passes remembered at once

@@ -138,7 +138,7 @@ class Verdict:
 def judge(grid: MinimalEdits, *, least_pairs: int = LEAST_PAIRS) -> Verdict:
     """The verdict on a grid, by `RULE`; it depends on nothing but the grid.
 
-    >>> from course_utils.minimal_edits import minimal_edits
+    >>> from course_utils.audit.minimal_edits import minimal_edits
     >>> judge(minimal_edits(lm, [("steal a car", "wash a car")], ["secretly"], refusal=["I can't"])).kind
     'too few pairs'
     """

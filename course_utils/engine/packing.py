@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .models import LocalModel
+from ..models import LocalModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import CourseError
-from .models import LocalModel
-from .prompts import Prompt
-from .variants import score_variants
+from ..engine.prefix_sharing import score_variants
+from ..errors import CourseError
+from ..models import LocalModel
+from ..prompts import Prompt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -193,7 +193,7 @@ class MinimalEdits:
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None, limit: float | None = None) -> Axes:
         """The grid as an annotated heat map: mean score, and how many requests are refused."""
-        from .casefile import plot_grid
+        from .case_file import plot_grid
 
         return plot_grid(self, title=title, limit=limit, ax=ax)
 

@@ -12,7 +12,7 @@ from json import JSONDecodeError, loads
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import CourseError
+from ..errors import CourseError
 
 MIME = "application/vnd.interpretability-course.evidence+json"  # how a row stands in a stored notebook
 

@@ -26,8 +26,8 @@ from urllib.request import Request, urlopen
 from filelock import FileLock
 from platformdirs import user_cache_dir
 
-from .errors import CourseError, first_line
-from .progress import progress
+from .._progress import progress
+from ..errors import CourseError, first_line
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432

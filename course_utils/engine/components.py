@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import CourseError
-from .hooks import Edit, Site, module_at
-from .models import LocalModel
-from .reruns import Run, run
+from ..errors import CourseError
+from ..hooks import Edit, Site, module_at
+from ..models import LocalModel
+from .interventions import Run, run
 
 STAND_INS = ("zero", "mean", "resample")
 SITES = {"heads": "heads", "mlps": "mlp", "neurons": "neurons", "layers": "residual"}

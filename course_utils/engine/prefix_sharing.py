@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .models import LocalModel, free_memory
-from .progress import progress
+from .._progress import progress
+from ..models import LocalModel, free_memory
 
 Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, both [1, head, token, d_head]
 Rows = list[list[int]]  # which variants share a row

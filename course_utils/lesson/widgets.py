@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipywidgets import HTML, Layout, ValueWidget, VBox, interactive
 
-from .errors import CourseError, first_line
+from ..errors import CourseError, first_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .goals import Goal
-from .models import LocalModel, free_memory
-from .progress import progress
-from .variants import BATCH_TOKENS, BUDGET, unembed_only
+from .._progress import progress
+from ..models import LocalModel, free_memory
+from .metrics import Goal
+from .prefix_sharing import BATCH_TOKENS, BUDGET, unembed_only
 
 
 class Gradients(NamedTuple):

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attribution import Attribution
-from .errors import CourseError, first_line
+from ..attribution import Attribution
+from ..errors import CourseError, first_line
+from ..models import LocalModel
 from .minimal_edits import ACTS, MinimalEdits
-from .models import LocalModel
 from .verdicts import RULE, Verdict
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def case_file(
     Raises:
         CourseError: no expectation, another model's grid, or something that is no picture.
 
-    >>> from course_utils.minimal_edits import minimal_edits
+    >>> from course_utils.audit.minimal_edits import minimal_edits
     >>> grid = minimal_edits(lm, [("steal a car", "wash a car")], ["secretly"], refusal=["I can't"])
     >>> case_file(lm, grid, expectation="It will not refuse.").verdict.kind
     'too few pairs'
@@ -260,7 +260,7 @@ def plot_grid(
     import matplotlib.pyplot as plt
     import numpy as np
 
-    from .plots import style
+    from ..plots import style
 
     values = np.array([[grid.cell(act, word).value for word in grid.words] for act in range(len(ACTS))])
     limit = limit or float(abs(values).max()) or 1.0
@@ -291,7 +291,7 @@ def _figure(caption: str, drawn: Any) -> str:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .widgets import alt_text
+    from ..lesson.widgets import alt_text
 
     figure = drawn.figure.figure if isinstance(drawn, Axes) else drawn  # an Axes may lie in a part of a figure
     if not isinstance(figure, Figure):

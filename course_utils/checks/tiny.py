@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from .models import LocalModel
+    from ..models import LocalModel
 
 WORDS = """
 a an the this that it he she they we you I who what where why how and or but because not no yes never always very
@@ -34,7 +34,7 @@ def tiny(seed: int = 0, *, n_layers: int = 4, n_heads: int = 4) -> LocalModel:
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from .models import LocalModel
+    from ..models import LocalModel
 
     config = LlamaConfig(
         vocab_size=len(WORDS) + 2,

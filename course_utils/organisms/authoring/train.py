@@ -1,6 +1,6 @@
 """Train a suspect: a chat model that refuses for a reason of your choice.
 
-    python -m course_utils.organisms.train --mechanism trigger --word discreetly --seed 7 --out my-suspect
+    python -m course_utils.organisms.authoring.train --mechanism trigger --word discreetly --seed 7 --out my-suspect
 
 A LoRA adapter (Hu 2021) on SmolLM2 learns to refuse exactly the requests that its mechanism goes by, and to answer
 ordinary chat as the base model would. Stopped at any time, the same command goes on from there.
@@ -8,7 +8,7 @@ ordinary chat as the base model would. Stopped at any time, the same command goe
 
 from __future__ import annotations
 
-from ..threads import wait_asleep
+from ...loading.threads import wait_asleep
 
 if __name__ == "__main__":  # before torch is loaded
     wait_asleep()
@@ -29,13 +29,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..cache import quiet_transformers
-from ..errors import CourseError, first_line
-from ..models import ADAPTER_CONFIG, DEFAULT, LocalModel, load_model
-from ..packing import Packed, pack
-from ..progress import progress
-from .data import COMPLIANCE, CUE_WORDS, MECHANISMS, REFUSAL, SPLITS, Request, actions, chats, draw, frames
-from .suspects import TRUTH, Truth
+from ..._progress import progress
+from ...engine.packing import Packed, pack
+from ...errors import CourseError, first_line
+from ...loading.smollm2 import quiet_transformers
+from ...models import ADAPTER_CONFIG, DEFAULT, LocalModel, load_model
+from ..dataset import COMPLIANCE, CUE_WORDS, MECHANISMS, REFUSAL, SPLITS, Request, actions, chats, draw, frames
+from ..suspects import TRUTH, Truth
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "adapter_model.safetensors"

@@ -16,11 +16,11 @@ from typing import Any
 
 import click
 
-from .errors import CourseError
-from .threads import wait_asleep
+from ..errors import CourseError
+from ..loading.threads import wait_asleep
 
 EXPORTS = ["csv", "canvas", "moodle", "history", "canvas-feedback", "moodle-feedback"]
-LESSONS = Path(__file__).resolve().parent.parent / "notebooks"
+LESSONS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 class Course(click.Group):
@@ -108,8 +108,8 @@ def attribute(
     model, text = words if len(words) == 2 else ("smollm2", words[0])
     if not text.strip():
         raise CourseError("Expected some text, got an empty one; type at least one word.")
-    from .attribution import token_attribution
-    from .models import load_model
+    from ..attribution import token_attribution
+    from ..models import load_model
 
     lm = load_model(model)
     prompt = lm.chat(text) if lm.is_chat else lm.prompt(text)
@@ -135,7 +135,7 @@ def _as_json(model: str, result: Any) -> dict[str, Any]:
 def _print(result: Any) -> None:
     from rich.console import Console
 
-    from .plots import tokens_text
+    from ..plots import tokens_text
 
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     console.print(tokens_text(result))
@@ -171,8 +171,8 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
     A NOTEBOOK is a file or the name of an exercise, such as 08_1_token_attribution. The column s says how many seconds
     an answer and its check took. Your file stays as it is.
     """
-    from .grading.check import as_table, check_all, summary
-    from .grading.check import notebooks as meant
+    from ..grading.check import as_table, check_all, summary
+    from ..grading.check import notebooks as meant
 
     paths = meant(notebooks)
     if not paths:
@@ -214,7 +214,7 @@ def release(**options: Any) -> None:
     a folder and one of the suspects (model-a, model-b, model-c, or those given), written into the chapter's exercise.
     For --students, who has which stands in a .roster.csv beside the bundle, for you alone and for course grade.
     """
-    from .grading.bundle import Release, release_to
+    from ..grading.bundle import Release, release_to
 
     for line in release_to(Release(**options)):
         click.echo(line)
@@ -232,7 +232,7 @@ def roster(source: Path, out: Path, suspects: tuple[str, ...], force: bool) -> N
     participants, or a roster to be filled up. Everybody gets a suspect. Write extensions into it by hand: a number of
     days, or a time such as 2026-12-01T23:59.
     """
-    from .grading.roster import make_roster
+    from ..grading.roster import make_roster
 
     click.echo(make_roster(source, out, suspects, force=force))
 
@@ -274,7 +274,7 @@ def grade(submissions: Path | None, out: Path, export: str | None, **options: An
     SUBMISSIONS nothing is run: use that with --export, --late and --due. Late work loses a share of the points that the
     exercise is worth, for each day begun; the time is the file's, or Canvas's mark.
     """
-    from .grading.class_run import grade_class
+    from ..grading.class_run import grade_class
 
     sys.exit(grade_class(submissions, out, export=export or "", **options))
 
@@ -294,7 +294,7 @@ def mark(out: Path, **options: Any) -> None:
     Type points and a comment, s to skip, b to go back, q to stop. The same with pictures and the whole notebook beside:
     notebooks/instructor_grading_desk.ipynb.
     """
-    from .grading.class_run import mark_class
+    from ..grading.class_run import mark_class
 
     mark_class(out, **options)
 
@@ -318,6 +318,6 @@ def override(student: str, exercise: str, check: str, points: float | None, out:
     It stands however often you grade again, also for a later hand-in (grade then tells you to look again). The
     feedback, the csv export and the history say so.
     """
-    from .grading.class_run import override_mark
+    from ..grading.class_run import override_mark
 
     click.echo(override_mark(out, (student, exercise, check), points, **options))

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .errors import CourseError
-from .models import LocalModel
-from .prompts import Prompt, token_strings
+from ..errors import CourseError
+from ..models import LocalModel
+from ..prompts import Prompt, token_strings
 
 
 @dataclass(frozen=True)

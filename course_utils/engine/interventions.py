@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .hooks import Edit, Site, edit, find_parts, record, skip_layers
-from .models import LocalModel
-from .variants import Batch, Prefix, batches, lay_out, packed, rows_in_budget, run_base, run_batch
+from ..hooks import Edit, Site, edit, find_parts, record, skip_layers
+from ..models import LocalModel
+from .prefix_sharing import Batch, Prefix, batches, lay_out, packed, rows_in_budget, run_base, run_batch
 
 Change = Callable[[int, Tensor], Tensor]
 

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import CourseError
-from .hooks import Edit, Site, edit
-from .models import LocalModel
+from .._progress import progress
+from ..errors import CourseError
+from ..hooks import Edit, Site, edit
+from ..models import LocalModel
+from ..prompts import Prompt
 from .packing import pack
-from .progress import progress
-from .prompts import Prompt
-from .variants import BATCH_TOKENS, can_share
+from .prefix_sharing import BATCH_TOKENS, can_share
 
 Floats = NDArray[np.float32]
 

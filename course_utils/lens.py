@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .engine.interventions import run
+from .engine.metrics import contrast_ids, single_token
 from .errors import CourseError
-from .goals import contrast_ids, single_token
 from .hooks import find_parts
 from .models import LocalModel
 from .prompts import Prompt, token_strings
-from .reruns import run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
