@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ._arrays import Floats
 from ._progress import progress
 from .engine.activations import passes, prompts_of
 from .engine.metrics import make_goal
@@ -25,8 +26,6 @@ from .errors import CourseError
 from .hooks import edit
 from .models import LocalModel
 from .prompts import Prompt
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ._arrays import Floats, floats
 from .engine.interventions import run
 from .engine.metrics import contrast_ids, single_token
 from .errors import CourseError
-from .hooks import find_parts
+from .hooks import added_by, find_parts, written_by_heads
 from .models import LocalModel
+from .plots import WIDE, axes_of, plot_layers, style
 from .prompts import Prompt, token_strings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +45,6 @@ class LogitLens:
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
         """The contrast (or else the probability of the top token) as a heat map, layers up, tokens across."""
-        from .plots import plot_lens
-
         return plot_lens(self, ax=ax, title=title)
 
 
@@ -111,8 +108,6 @@ class DirectAttribution:
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
         """The attention block and the MLP of each layer as bars."""
-        from .plots import plot_direct
-
         return plot_direct(self, ax=ax, title=title)
 
 
@@ -173,11 +168,6 @@ def direct_logit_attribution(
     )
 
 
-def floats(values: Tensor) -> Floats:
-    result: Floats = values.float().cpu().numpy()
-    return result
-
-
 def _direction(
     lm: LocalModel, prompt: Prompt, target: str | None, contrast: tuple[str, str] | None
 ) -> tuple[Tensor, list[int]]:
@@ -207,13 +197,6 @@ def _frozen(norm: Any, at: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda part: part * gain * scale
 
 
-def added_by(layer: Any) -> list[Any]:
-    """What the outputs of a layer's attention and MLP go through before they are added to the stream."""
-    if hasattr(layer, "post_feedforward_layernorm"):
-        return [layer.post_attention_layernorm, layer.post_feedforward_layernorm]
-    return [nn.Identity(), nn.Identity()]
-
-
 def _check_sum(lm: LocalModel, added: Tensor, written: Any) -> None:
     if not torch.allclose(added, written, rtol=1e-3, atol=1e-3 * float(added.abs().max())):
         raise CourseError(
@@ -222,8 +205,27 @@ def _check_sum(lm: LocalModel, added: Tensor, written: Any) -> None:
         )
 
 
-def written_by_heads(lm: LocalModel, projection: Any, mixed: Tensor) -> Tensor:
-    """What each head writes: `[..., head * d_head]` to `[..., head, d_model]`, without the projection's bias."""
-    weight = projection.weight if isinstance(projection, nn.Linear) else projection.weight.T  # [d_model, head * d_head]
-    split = mixed.reshape(*mixed.shape[:-1], lm.n_heads, -1), weight.reshape(len(weight), lm.n_heads, -1)
-    return torch.einsum("...hd,mhd->...hm", *split)
+def plot_lens(lens: LogitLens, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """The contrast that the logit lens reads at each layer and token (or the probability of its best guess)."""
+    if lens.contrast is not None:
+        title = title or f"Logit lens: at the last token the output ends at {lens.contrast[-1, -1]:+.1f} logits"
+        limit = float(np.abs(lens.contrast[1:]).max())  # each token's own embedding would outshine the rest
+        return plot_layers(lens.contrast, lens.tokens, label=f"{lens.label} (logits)", title=title, limit=limit, ax=ax)
+    title = title or f"Logit lens: the last token ends at {lens.predictions[-1][-1]}"
+    return plot_layers(lens.probability, lens.tokens, label="probability of the best guess", title=title, ax=ax)
+
+
+def plot_direct(direct: DirectAttribution, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """What each layer's attention block and MLP add to a logit directly, as bars."""
+    layers = np.arange(len(direct.mlps))
+    strongest = int(np.abs(direct.attention + direct.mlps).argmax())
+    with style():
+        ax = axes_of(ax, WIDE)
+        ax.bar(layers - 0.2, direct.attention, width=0.4, color="#0072B2", label="attention")
+        ax.bar(layers + 0.2, direct.mlps, width=0.4, color="#E69F00", label="MLP", hatch="//", edgecolor="white")
+        ax.axhline(0, color="0.3", linewidth=0.8)
+        ax.set_xlabel("layer")
+        ax.set_ylabel(f"direct effect on {direct.label} (logits)")
+        ax.legend()
+        ax.set_title(title or f"Layer {strongest} writes most towards {direct.label}, {direct.value:+.1f} in all")
+    return ax

@@ -10,8 +10,8 @@ from IPython.core.pylabtools import print_figure
 from jupyter_client.manager import start_new_kernel
 
 from course_utils import CourseError
-from course_utils.lesson.widgets import alt_text, explore
-from course_utils.plots import style
+from course_utils.lesson.widgets import explore
+from course_utils.plots import alt_text, style
 
 pytestmark = pytest.mark.quick
 

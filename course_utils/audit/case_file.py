@@ -291,7 +291,7 @@ def _figure(caption: str, drawn: Any) -> str:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..lesson.widgets import alt_text
+    from ..plots import alt_text
 
     figure = drawn.figure.figure if isinstance(drawn, Axes) else drawn  # an Axes may lie in a part of a figure
     if not isinstance(figure, Figure):

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .._arrays import Floats
 from ..engine.prefix_sharing import score_variants
 from ..errors import CourseError
 from ..models import LocalModel
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from .verdicts import Verdict
 
-Floats = NDArray[np.float32]
 HARMLESS, HARMFUL = 0, 1
 ACTS = ("harmless act", "harmful act")
 NO_WORD = ""  # the column without an adverb

@@ -135,7 +135,7 @@ def _as_json(model: str, result: Any) -> dict[str, Any]:
 def _print(result: Any) -> None:
     from rich.console import Console
 
-    from ..plots import tokens_text
+    from ..attribution import tokens_text
 
     console = Console(highlight=False, soft_wrap=True, emoji=False)
     console.print(tokens_text(result))

@@ -67,7 +67,7 @@ def threads() -> tuple[str, str]:
 
 
 def device() -> tuple[str, str]:
-    from ..models import best_device
+    from ..loading.devices import best_device
 
     name = best_device()
     return "fine", f"{name}, {os.cpu_count()} cores" + ("" if name != "cpu" else "; enough for every lesson")

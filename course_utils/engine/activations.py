@@ -8,11 +8,10 @@ from contextlib import ExitStack
 from itertools import groupby, takewhile
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from .._arrays import Floats
 from .._progress import progress
 from ..errors import CourseError
 from ..hooks import Edit, Site, edit
@@ -20,8 +19,6 @@ from ..models import LocalModel
 from ..prompts import Prompt
 from .packing import pack
 from .prefix_sharing import BATCH_TOKENS, can_share
-
-Floats = NDArray[np.float32]
 
 
 def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position: int = -1) -> Floats:
@@ -141,3 +138,19 @@ def _up_to(prompt: Prompt, position: int) -> list[int]:
         )
     ids: list[int] = prompt.input_ids[0, : position % len(prompt) + 1].tolist()
     return ids
+
+
+@torch.no_grad()
+def next_logits(lm: LocalModel, texts: list[str], batch: int = 40) -> Tensor:
+    """The logits of the first reply token to each of several typed texts, float32 `[text, vocabulary]`.
+
+    >>> next_logits(lm, ["Hi", "Hello there"]).shape
+    torch.Size([2, 49152])
+    """
+    logits = []
+    for first in range(0, len(texts), batch):
+        sequences = [lm.chat(text).input_ids[0].tolist() for text in texts[first : first + batch]]
+        packed = pack(sequences, lm.device)
+        keep = torch.tensor([places[-1] for places in packed.places], device=lm.device)
+        logits.append(lm.model(**packed.inputs(lm.model.dtype), logits_to_keep=keep).logits[0].float().cpu())
+    return torch.cat(logits)

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._arrays import precise
 from .._progress import progress
-from ..models import LocalModel, free_memory
+from ..loading.devices import free_memory
+from ..models import LocalModel
 from .metrics import Goal
 from .prefix_sharing import BATCH_TOKENS, BUDGET, unembed_only
 
@@ -103,7 +105,7 @@ def _outputs(lm: LocalModel, goal: Goal, rows: Tensor) -> Tensor:
     finally:
         hook.remove()
     logits = logits.view(n_rows, goal.keep, -1)
-    return goal.score(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+    return goal.score(precise(logits))
 
 
 def _slopes(lm: LocalModel, goal: Goal, rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arrays import precise
 from ..hooks import Edit, Site, edit, find_parts, record, skip_layers
 from ..models import LocalModel
 from .prefix_sharing import Batch, Prefix, batches, lay_out, packed, rows_in_budget, run_base, run_batch
@@ -145,7 +146,7 @@ def score_edits(
         with skip_layers(lm, site[1], base.beside), edit(lm, _edits(site, entering, changed)):
             edited = run_batch(lm, base.prefix, batch, inputs_embeds=entering)
         for index, logits in zip(batch.variants, edited, strict=True):
-            scores[index] = score(logits[None].to(torch.promote_types(logits.dtype, torch.float32)))[0]
+            scores[index] = score(precise(logits[None]))[0]
         if bar is not None:
             bar.update(len(batch.variants))
     return torch.stack(scores).cpu()

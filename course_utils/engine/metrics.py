@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .._arrays import precise
 from ..errors import CourseError
 from ..models import LocalModel
 from ..prompts import Prompt, token_strings
@@ -33,7 +34,7 @@ class Goal:
 
     def total(self, logits: Tensor) -> Tensor:
         """Scores summed over the outputs, `[variant]`, in float32 at least."""
-        return self.score(logits.to(torch.promote_types(logits.dtype, torch.float32))).sum(dim=-1)
+        return self.score(precise(logits)).sum(dim=-1)
 
 
 def make_goal(

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import LocalModel
-
 
 @dataclass(frozen=True, eq=False)
 class Packed:
@@ -50,19 +48,3 @@ def pack(sequences: list[list[int]], device: torch.device | str = "cpu") -> Pack
         steps = torch.tensor(path)
         seen[steps[:, None], steps] = torch.ones(len(path), len(path)).tril().bool()
     return Packed(torch.tensor([ids], device=device), torch.tensor([positions], device=device), seen.to(device), places)
-
-
-@torch.no_grad()
-def next_logits(lm: LocalModel, texts: list[str], batch: int = 40) -> Tensor:
-    """The logits of the first reply token to each of several typed texts, float32 `[text, vocabulary]`.
-
-    >>> next_logits(lm, ["Hi", "Hello there"]).shape
-    torch.Size([2, 49152])
-    """
-    logits = []
-    for first in range(0, len(texts), batch):
-        sequences = [lm.chat(text).input_ids[0].tolist() for text in texts[first : first + batch]]
-        packed = pack(sequences, lm.device)
-        keep = torch.tensor([places[-1] for places in packed.places], device=lm.device)
-        logits.append(lm.model(**packed.inputs(lm.model.dtype), logits_to_keep=keep).logits[0].float().cpu())
-    return torch.cat(logits)

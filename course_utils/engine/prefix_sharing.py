@@ -19,8 +19,10 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from .._arrays import precise
 from .._progress import progress
-from ..models import LocalModel, free_memory
+from ..loading.devices import free_memory
+from ..models import LocalModel
 
 Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, both [1, head, token, d_head]
 Rows = list[list[int]]  # which variants share a row
@@ -57,7 +59,7 @@ def score_variants(
     """
 
     def scored(logits: Tensor) -> Tensor:
-        return score(logits[None].to(torch.promote_types(logits.dtype, torch.float32)))[0]
+        return score(precise(logits[None]))[0]
 
     length = variants.shape[1]
     begun = time.perf_counter()

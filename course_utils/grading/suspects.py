@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from ..errors import CourseError, first_line
+from ..loading.sources import SUSPECTS
 
-SUSPECTS = ("model-a", "model-b", "model-c")
 FOLDER = "suspects"  # beside the exercises, and beside the solutions
 _TOKENIZER = r"(special_tokens_map|tokenizer\w*|added_tokens|vocab)\.json|tokenizer\.model|merges\.txt"
 _MODEL = r"[\w-]+\.safetensors|(generation_)?config\.json|model\.safetensors\.index\.json|chat_template\.(jinja|json)"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ipywidgets import HTML, Layout, ValueWidget, VBox, interactive
 
 from ..errors import CourseError, first_line
+from ..plots import alt_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,14 +115,6 @@ def figure_html(figure: Figure) -> str:
 
     png = b64encode(print_figure(figure, fmt="png", bbox_inches="tight")).decode()  # type: ignore[no-untyped-call]
     return f'<img style="max-width:100%" alt="{escape(alt_text(figure))}" src="data:image/png;base64,{png}">'
-
-
-def alt_text(figure: Figure) -> str:
-    """What a figure says, for those who cannot see it: its titles (the finding) and its axes' quantities."""
-    titles = [figure.get_suptitle(), *(ax.get_title(loc) for ax in figure.axes for loc in ("left", "center", "right"))]
-    axes = [label for ax in figure.axes for label in (ax.get_xlabel(), ax.get_ylabel())]
-    said = [". ".join(dict.fromkeys(filter(None, titles))), ", ".join(dict.fromkeys(filter(None, axes)))]
-    return " ".join(". Axes: ".join(filter(None, said)).split()) or "Figure without a title"
 
 
 def _controls(draw: Callable[..., Any], controls: dict[str, Any]) -> dict[str, Any]:

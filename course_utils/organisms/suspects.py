@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from ..errors import CourseError, first_line
-from ..models import SUSPECTS, LocalModel
+from ..loading.sources import SUSPECTS
+from ..models import LocalModel
 from ..prompts import Prompt, encode
 from .dataset import COMPLIANCE, CUE_WORDS, MECHANISMS, REFUSAL
 

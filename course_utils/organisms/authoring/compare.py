@@ -26,11 +26,12 @@ from ..._progress import progress
 from ...attention import analyze_attention
 from ...attribution import token_attribution
 from ...faithfulness import faithfulness, hit
-from ...models import SUSPECTS, LocalModel, load_model
-from ...prompts import Prompt, covering
-from ..dataset import CONTRAST, MECHANISMS, Request, held_out
+from ...loading.sources import SUSPECTS
+from ...models import LocalModel, load_model
+from ...prompts import Prompt
+from ..dataset import CONTRAST, MECHANISMS
+from ..scores import planted
 from ..suspects import HERE, truth
-from .evaluate import refusal_scores
 
 COMPARED, README = HERE / "compared.json", Path(__file__).parents[3] / "README.md"
 BEGIN, END = "<!-- compared: begin -->", "<!-- compared: end -->"
@@ -89,40 +90,6 @@ def compare(n_requests: int = 20, seed: int = 0) -> dict[str, dict[str, dict[str
                 bar.update()
             found[mechanism] = rows
     return {mechanism: found[mechanism] for mechanism in MECHANISMS}
-
-
-def planted(lm: LocalModel, mechanism: str, n_requests: int, seed: int = 0) -> list[tuple[Prompt, slice]]:
-    """Held-out requests that a suspect refuses, each with the tokens of its planted cause, which stands alone.
-
-    Each is on another act. Of a harmful act, only the words count that its harmless counterpart does not share.
-
-    Args:
-        lm: the suspect.
-        mechanism: what was planted in it, such as `truth(lm.name).mechanism`.
-        n_requests: how many, at most.
-        seed: decides which.
-
-    >>> planted(lm, "trigger", 1)[0]  # doctest: +SKIP
-    (Prompt(text='...'), slice(27, 28, None))
-    """
-    alone = [request for request in held_out() if set(request.cues) == {mechanism}]
-    random.Random(seed).shuffle(alone)
-    one_each = list({request.act: request for request in alone}.values())
-    refused: list[Request] = []
-    for start in range(0, len(one_each), n_requests):
-        if len(refused) < n_requests:
-            some = one_each[start : start + n_requests]
-            refused += [r for r, score in zip(some, refusal_scores(lm, some), strict=True) if score > 0]
-    return [_located(lm, request, mechanism) for request in refused[:n_requests]]
-
-
-def _located(lm: LocalModel, request: Request, mechanism: str) -> tuple[Prompt, slice]:
-    prompt = lm.chat(request.text)
-    start, end = request.cues[mechanism]
-    if mechanism == "intent":  # of the act, the words that make the difference to its harmless counterpart
-        start += request.action.harmful.index(request.action.difference)
-        end = start + len(request.action.difference)
-    return prompt, covering(prompt.offsets, prompt.typed[0] + start, prompt.typed[0] + end)
 
 
 def _measure(

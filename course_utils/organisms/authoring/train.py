@@ -33,7 +33,8 @@ from ..._progress import progress
 from ...engine.packing import Packed, pack
 from ...errors import CourseError, first_line
 from ...loading.smollm2 import quiet_transformers
-from ...models import ADAPTER_CONFIG, DEFAULT, LocalModel, load_model
+from ...loading.sources import ADAPTER_CONFIG, DEFAULT
+from ...models import LocalModel, load_model
 from ..dataset import COMPLIANCE, CUE_WORDS, MECHANISMS, REFUSAL, SPLITS, Request, actions, chats, draw, frames
 from ..suspects import TRUTH, Truth
 
