@@ -24,7 +24,7 @@ from course_utils.grading import sandbox, scratch, warm
 from course_utils.grading.class_run import _cell_seconds
 from course_utils.grading.notebook import METADATA, read, student_view, write
 from course_utils.grading.run import Limits, run
-from course_utils.threads import ASLEEP, POLICY
+from course_utils.loading.threads import ASLEEP, POLICY
 from tests.shared import cell_of
 
 COURSE = Path(sysconfig.get_path("scripts")) / "course"
@@ -97,7 +97,7 @@ class TestThreadsWaitAsleep:
     @pytest.mark.parametrize("module", ["train", "evaluate", "compare"])
     def test_the_programs_of_the_suspects(self, module):
         done = subprocess.run(
-            [sys.executable, "-m", f"course_utils.organisms.{module}", "--help"],
+            [sys.executable, "-m", f"course_utils.organisms.authoring.{module}", "--help"],
             env=bare(OMP_DISPLAY_ENV="true"),
             capture_output=True,
             text=True,

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course_utils import CourseError
+from course_utils._output_digest import sealed
 from course_utils.cli import main
 from course_utils.grading import bundle
 from course_utils.grading.merge import merge
@@ -34,7 +35,6 @@ from course_utils.grading.notebook import (
 )
 from course_utils.grading.release import exercise_from
 from course_utils.grading.run import BROKEN, DONE, SLOW, Limits, run
-from course_utils.seal import sealed
 from tests.shared import (
     ANSWERED,
     ANSWERED_TOO,

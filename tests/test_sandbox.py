@@ -21,11 +21,11 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import course_utils
 from course_utils import CourseError
-from course_utils.cache import cache_folder
+from course_utils._output_digest import sealed
 from course_utils.grading import cgroup, sandbox, scratch, warm
 from course_utils.grading.notebook import METADATA, read, student_view, write
 from course_utils.grading.run import DONE, SLOW, Limits, run
-from course_utils.seal import sealed
+from course_utils.loading.smollm2 import cache_folder
 from tests.shared import ANSWERED, ANSWERED_TOO, cell_of, marked, messages, outcomes, right, with_sources
 
 pytestmark = pytest.mark.skipif(
@@ -42,7 +42,7 @@ SMALL = Limits(
     disk_bytes=50_000_000,
 )
 HIDDEN = f"""### BEGIN HIDDEN TESTS
-from course_utils.seal import sealed  # {SECRET}
+from course_utils._output_digest import sealed  # {SECRET}
 print(double(4567), sealed(str(double(21))))
 ### END HIDDEN TESTS"""
 
@@ -520,7 +520,7 @@ PROBES = {
             try: open(place + "/MARK", "w").close(); print("wrote to", place)
             except OSError: pass
         for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/proc/1/oom_score_adj",
-                     "COURSE/seal.py", sys.executable):
+                     "COURSE/_output_digest.py", sys.executable):
             try: os.close(os.open(path, os.O_WRONLY)); print("could write", path)
             except OSError: pass
             try: os.chmod(path, os.stat(path).st_mode); print("could change", path)
@@ -632,12 +632,12 @@ CHEATS = {
         """,
     "the package is another": """
         import sys, types
-        fake = types.ModuleType("course_utils.seal")
+        fake = types.ModuleType("course_utils._output_digest")
         class Same(str):
             def __eq__(self, other): return True
             __hash__ = str.__hash__
         fake.sealed = lambda text: Same("anything")
-        sys.modules["course_utils.seal"] = fake
+        sys.modules["course_utils._output_digest"] = fake
         double = lambda x: 4567 + 4567 if x == 4567 else 0
         """,
     "outputs are sent by hand": """
@@ -718,7 +718,7 @@ class TestOneWarmKernelAfterAnother:
     def test_takes_nothing_over(self, mine, inside):
         leaves = """
             import builtins, math, numpy, socket, sys
-            math.pi, builtins.left, sys.modules["course_utils.seal"] = 3, True, None
+            math.pi, builtins.left, sys.modules["course_utils._output_digest"] = 3, True, None
             open("/tmp/left", "w").close(), open("/dev/shm/left", "w").close(), open("left", "w").close()
             waits = socket.socket(socket.AF_UNIX); waits.bind("\\0left"); waits.listen()
             numpy.random.seed(3)
@@ -726,7 +726,7 @@ class TestOneWarmKernelAfterAnother:
         """
         looks = """
             import math, numpy, os, random, sys
-            print(math.pi == 3, "left" in vars(__builtins__), sys.modules.get("course_utils.seal", 1) is None)
+            print(math.pi == 3, "left" in vars(__builtins__), sys.modules.get("course_utils._output_digest", 1) is None)
             print([path for path in ("/tmp/left", "/dev/shm/left", "left") if os.path.exists(path)])
             print(numpy.random.rand(), random.random(), os.urandom(8).hex())
         """

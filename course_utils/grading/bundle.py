@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import os
 import re
-import tempfile
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from nbformat import NotebookNode
 
+from .._files import write_folder, write_whole, write_zip
 from ..errors import CourseError, first_line
+from ..loading.sources import SUSPECTS
 from .notebook import ANSWER, FREE, MANUAL, grade_id, kind, read, write
 from .release import exercise_from
-from .suspects import FOLDER, SUSPECTS, handed_out, named, words_for
+from .suspects import FOLDER, handed_out, named, words_for
 
 if TYPE_CHECKING:
     from .roster import Roster
@@ -27,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SOLUTIONS, EXERCISES = ROOT / "solutions", ROOT / "exercises"
 UNTOUCHED = ".checks"  # the folder of a bundle that keeps a copy of each exercise for `course check`
 _SUSPECT = re.compile(r'(?m)^SUSPECT = "([^"\n]*)"')
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip file knows
 
 
 @dataclass(frozen=True)
@@ -315,42 +312,3 @@ def _for_suspect(exercises: Mapping[str, bytes], suspect: str) -> tuple[dict[str
         for name, content in exercises.items()
     }
     return own, beside
-
-
-def write_folder(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write files into a folder, each whole or not at all."""
-    for name, content in files.items():
-        write_whole(folder / name, content)
-
-
-def write_zip(files: Mapping[str, bytes], path: Path) -> None:
-    """Write files into a zip file, the same bytes for the same files."""
-    write_whole(path, zipped(files))
-
-
-def zipped(files: Mapping[str, bytes]) -> bytes:
-    """A zip file of some files, the same bytes for the same files."""
-    memory = io.BytesIO()
-    with zipfile.ZipFile(memory, "w") as archive:
-        for name in sorted(files):
-            entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.compress_type, entry.external_attr, entry.create_system = zipfile.ZIP_STORED, 0o644 << 16, 3
-            archive.writestr(entry, files[name])
-    return memory.getvalue()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that nobody ever sees half of it.
-
-    Raises:
-        CourseError: it cannot be written there.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=".unfinished-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        Path(unfinished).chmod(0o644)
-        Path(unfinished).replace(path)
-    except OSError as error:
-        raise CourseError(f"Expected to write {path}, and could not ({first_line(error)}).") from error

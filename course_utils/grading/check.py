@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CourseError, first_line
+from ..loading.sources import SUSPECTS
 from .bundle import EXERCISES, SOLUTIONS, UNTOUCHED, suspect_of, with_suspect
 from .notebook import read, student_view, write
 from .run import Limits, Result, run
-from .suspects import SUSPECTS
 from .verdict import PASSED, READ, UNANSWERED
 
 if TYPE_CHECKING:

@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 import click
 from tqdm.auto import tqdm
 
+from .._files import write_folder, write_whole
 from ..errors import CourseError
+from ..loading.sources import SUSPECTS
 from . import cgroup
-from .bundle import SOLUTIONS, write_folder, write_whole
+from .bundle import SOLUTIONS
 from .duplicates import Alike, alike
 from .duplicates import table_of as duplicates_table
 from .earlier import earlier_in, needs_folder
@@ -30,7 +32,7 @@ from .overview import overview
 from .release import faults
 from .roster import Roster, bind, read_roster
 from .run import Limits
-from .suspects import FOLDER, SUSPECTS, beside, named, private_in
+from .suspects import FOLDER, beside, named, private_in
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 

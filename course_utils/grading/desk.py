@@ -10,8 +10,9 @@ from typing import Any
 
 from ipywidgets import HTML, Button, Checkbox, HBox, Layout, Text, VBox
 
+from .._files import write_whole
 from ..errors import CourseError
-from .bundle import SOLUTIONS, write_whole
+from .bundle import SOLUTIONS
 from .class_run import duplicates_in, gradebook_in
 from .duplicates import rows_of
 from .export import statistics

@@ -10,8 +10,8 @@ from datetime import datetime, timezone
 from statistics import median
 from typing import TYPE_CHECKING
 
+from .._files import zipped
 from ..errors import CourseError
-from .bundle import zipped
 from .gradebook import Entry, Gradebook, Graded
 from .owners import canvas_name, moodle_name
 from .tables import Rows, rows_as_csv

@@ -20,8 +20,8 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from .._files import write_whole
 from ..errors import CourseError
-from .bundle import write_whole
 from .gradebook import Entry, Gradebook, Graded
 from .limited import within
 from .notebook import CHECK, LOCKED, PICTURES, REGIONS, TASK, grade_id, is_hidden, kind, read, without_regions, write

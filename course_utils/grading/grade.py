@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from ..errors import CourseError, first_line
+from ..loading.sources import SUSPECTS
 from . import limited, scratch, session
 from .bundle import suspect_of, with_suspect
 from .gradebook import Change, Gradebook
@@ -24,7 +25,7 @@ from .intake import Submission, Taken
 from .merge import merge
 from .notebook import grade_id, is_hidden, read, write
 from .run import BROKEN, REFUSED, Limits, Result, run
-from .suspects import SUSPECTS, named
+from .suspects import named
 from .verdict import judge
 
 _AHEAD = 2  # submissions in memory for each that is being run

@@ -22,7 +22,7 @@ import zmq
 from jupyter_client.manager import KernelManager
 from nbval.kernel import NbvalKernelspecManager, RunningKernel
 
-from ..threads import wait_asleep
+from ..loading.threads import wait_asleep
 from .run import SETTINGS
 
 MOST_MESSAGES = 20_000  # of one cell

@@ -115,7 +115,7 @@ def faults(solution: NotebookNode) -> list[str]:
 
 def _check_faults(cell: NotebookNode) -> list[str]:
     """What is wrong with one check cell."""
-    from ..seal import SEAL, sealed
+    from .._output_digest import SEAL, sealed
 
     if any(output["output_type"] == "error" for output in cell.outputs):
         return ["fails on the solution itself: mend the check or the answer, and run the solution again."]

@@ -202,8 +202,10 @@ def make_roster(source: Path, out: Path, suspects: Sequence[str] = (), *, force:
     Raises:
         CourseError: no class list, a suspect that is not there, or a file in the way.
     """
-    from .bundle import check_suspect, write_whole
-    from .suspects import SUSPECTS, named
+    from .._files import write_whole
+    from ..loading.sources import SUSPECTS
+    from .bundle import check_suspect
+    from .suspects import named
 
     if out.exists() and not force:
         raise CourseError(f"Expected a new file, got {out}, which is there; name another with --out, or say --force.")

@@ -22,9 +22,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cache import cache_folder
 from ..errors import CourseError
-from ..threads import ASLEEP, POLICY
+from ..loading.smollm2 import cache_folder
+from ..loading.threads import ASLEEP, POLICY
 from . import cgroup
 
 if TYPE_CHECKING:

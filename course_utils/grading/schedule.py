@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import nbformat
 from nbformat import NotebookNode
 
-from ..seal import SEAL
+from .._output_digest import SEAL
 from .merge import Merged, bound, is_open
 from .notebook import ANSWER, CHECK, LOCKED, MANUAL, grade_id, has_code, is_hidden, item_of, kind, printed
 

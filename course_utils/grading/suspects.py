@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from ..errors import CourseError, first_line
+from ..loading.sources import SUSPECTS
 
-SUSPECTS = ("model-a", "model-b", "model-c")
 FOLDER = "suspects"  # beside the exercises, and beside the solutions
 _TOKENIZER = r"(special_tokens_map|tokenizer\w*|added_tokens|vocab)\.json|tokenizer\.model|merges\.txt"
 _MODEL = r"[\w-]+\.safetensors|(generation_)?config\.json|model\.safetensors\.index\.json|chat_template\.(jinja|json)"
@@ -69,7 +69,7 @@ def words_for(folder: Path) -> dict[str, str]:
     """
     if not (folder / "truth.json").is_file():
         return {}
-    from ..organisms.data import CUE_WORDS
+    from ..organisms.dataset import CUE_WORDS
     from ..organisms.suspects import truth
 
     known = truth(folder)
