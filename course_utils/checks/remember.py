@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_for_all
 
-from .leftovers import inside_of, parameters_of
+from .side_effects import inside_of, parameters_of
 
 if TYPE_CHECKING:
     from ..models import LocalModel

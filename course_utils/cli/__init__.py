@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from ..errors import CourseError
-from ..grading.light import without_grammar
+from ..grading.processes import without_grammar
 from ..loading.threads import wait_asleep
 
 EXPORTS = ["csv", "canvas", "moodle", "history", "canvas-feedback", "moodle-feedback"]
@@ -218,7 +218,7 @@ def release(**options: Any) -> None:
     a folder and one of the suspects (model-a, model-b, model-c, or those given), written into the chapter's exercise.
     For --students, who has which stands in a .roster.csv beside the bundle, for you alone and for course grade.
     """
-    from ..grading.bundle import Release, release_to
+    from ..grading.handout.release import Release, release_to
 
     for line in release_to(Release(**options)):
         click.echo(line)
@@ -236,7 +236,7 @@ def roster(source: Path, out: Path, suspects: tuple[str, ...], force: bool) -> N
     participants, or a roster to be filled up. Everybody gets a suspect. Write extensions into it by hand: a number of
     days, or a time such as 2026-12-01T23:59.
     """
-    from ..grading.roster import make_roster
+    from ..grading.handout.release import make_roster
 
     click.echo(make_roster(source, out, suspects, force=force))
 
@@ -278,7 +278,7 @@ def grade(submissions: Path | None, out: Path, export: str | None, **options: An
     SUBMISSIONS nothing is run: use that with --export, --late and --due. Late work loses a share of the points that the
     exercise is worth, for each day begun; the time is the file's, or Canvas's mark.
     """
-    from ..grading.class_run import grade_class
+    from ..grading.classroom.commands import grade_class
 
     sys.exit(grade_class(submissions, out, export=export or "", **options))
 
@@ -298,7 +298,7 @@ def mark(out: Path, **options: Any) -> None:
     Type points and a comment, s to skip, b to go back, q to stop. The same with pictures and the whole notebook beside:
     notebooks/instructor_grading_desk.ipynb.
     """
-    from ..grading.class_run import mark_class
+    from ..grading.classroom.commands import mark_class
 
     mark_class(out, **options)
 
@@ -322,6 +322,6 @@ def override(student: str, exercise: str, check: str, points: float | None, out:
     It stands however often you grade again, also for a later hand-in (grade then tells you to look again). The
     feedback, the csv export and the history say so.
     """
-    from ..grading.class_run import override_mark
+    from ..grading.classroom.commands import override_mark
 
     click.echo(override_mark(out, (student, exercise, check), points, **options))

@@ -132,10 +132,10 @@ def kernel() -> tuple[str, str]:
 
 
 def grading() -> tuple[str, str]:
-    from ..grading import cgroup, sandbox
+    from ..grading.sandbox import bubblewrap, control_groups
 
-    if why := sandbox.trouble():
+    if why := bubblewrap.trouble():
         return "fine", f"of your own work; that of others has no sandbox here: {why}"
-    if why := cgroup.trouble():
+    if why := control_groups.trouble():
         return "note", f"in a sandbox; memory in socket buffers and page tables is not counted: {why}"
     return "fine", "in a sandbox, whose memory and processes the system itself counts"

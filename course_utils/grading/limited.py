@@ -14,12 +14,11 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, TypeVar
 
 from ..errors import CourseError, first_line
-from .light import without_grammar
+from .processes import with_package, without_grammar
 
 SECONDS = 30.0  # for one step; the largest notebook needs two
 _MEMORY = 8_000_000_000  # bytes of address space
@@ -86,8 +85,7 @@ def _worker() -> Popen[bytes]:
 
 
 def _begun() -> Popen[bytes]:
-    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    environment = with_package() | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from course_utils.grading.limited import main; main()"]
     return Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True)
 
