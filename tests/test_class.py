@@ -20,7 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from course_utils import CourseError
 from course_utils.cli import main
-from course_utils.grading import grade as grading
+from course_utils.grading.classroom import grade as grading
 from course_utils.grading.classroom.export import FORMATS, statistics
 from course_utils.grading.classroom.feedback import page, write_feedback
 from course_utils.grading.classroom.grade import grade, grade_one, refused

@@ -7,7 +7,6 @@ import time
 import pytest
 
 from course_utils import CourseError
-from course_utils.grading import run as running
 from course_utils.grading.classroom.feedback import cell_html, write_feedback
 from course_utils.grading.classroom.grade import Work, grade_one
 from course_utils.grading.classroom.gradebook import Gradebook
@@ -17,6 +16,7 @@ from course_utils.grading.limited import within
 from course_utils.grading.marks import judge
 from course_utils.grading.merge import merge
 from course_utils.grading.notebook import read, student_view, write
+from course_utils.grading.runner import run as running
 from course_utils.grading.runner.schedule import schedule
 from tests.shared import cell_of
 

@@ -21,8 +21,9 @@ from course_utils.grading.classroom.commands import earlier_overrides
 from course_utils.grading.classroom.export import FORMATS
 from course_utils.grading.classroom.feedback import page_of
 from course_utils.grading.classroom.grade import grade
-from course_utils.grading.classroom.gradebook import _BY_HAND, _TABLES, Gradebook, Override, Tick
-from course_utils.grading.classroom.gradebook_file import gradebook_path, is_ours, statements
+from course_utils.grading.classroom.gradebook import Gradebook
+from course_utils.grading.classroom.gradebook_file import _BY_HAND, _TABLES, gradebook_path, is_ours, statements
+from course_utils.grading.classroom.standing import Override, Tick
 from course_utils.grading.classroom.submissions import take
 from course_utils.grading.marks import Mark
 from course_utils.grading.notebook import student_view, write

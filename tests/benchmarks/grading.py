@@ -16,12 +16,12 @@ from pathlib import Path
 
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from course_utils.grading import run as running
 from course_utils.grading.classroom.feedback import write_feedback
 from course_utils.grading.classroom.grade import grade
 from course_utils.grading.classroom.gradebook import Gradebook
 from course_utils.grading.classroom.submissions import take
 from course_utils.grading.notebook import METADATA, NAMESPACE, student_view, write
+from course_utils.grading.runner import run as running
 from course_utils.grading.sandbox import fork_client
 from tests.shared import cell_of, nbgrader, nbgrader_marks
 

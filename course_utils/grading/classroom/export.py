@@ -15,7 +15,8 @@ from ...errors import CourseError
 from ..marks import READ, UNANSWERED, UNREACHED, Mark
 from ..people.owners import canvas_name, moodle_name
 from ..people.tables import Rows, rows_as_csv
-from .gradebook import Entry, Gradebook, Graded
+from .gradebook import Gradebook
+from .standing import Entry, Graded
 
 if TYPE_CHECKING:
     from ..people.roster import Roster, Student

@@ -26,7 +26,8 @@ from ..limited import within
 from ..marks import PASSED, READ
 from ..notebook import CHECK, LOCKED, PICTURES, REGIONS, TASK, grade_id, is_hidden, kind, read, without_regions, write
 from ..result import BROKEN
-from .gradebook import Entry, Gradebook, Graded
+from .gradebook import Gradebook
+from .standing import Entry, Graded
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _LONGEST = 20_000  # characters of one output

@@ -28,7 +28,8 @@ from ..processes import PACKAGE
 from ..result import BROKEN, REFUSED, Limits, Result
 from ..runner import pytest_server
 from ..runner.run import run
-from .gradebook import Change, Gradebook
+from .gradebook import Gradebook
+from .standing import Change
 from .submissions import Submission, Taken
 
 _AHEAD = 2  # submissions in memory for each that is being run

@@ -12,7 +12,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -26,197 +26,9 @@ from ..marks import PASSED, READ, Mark
 from ..notebook import CHECK, MANUAL, NAMESPACE, TASK, grade_id, kind, read, whole_text, write
 from ..notebook import points as points_of
 from ..result import BROKEN, Result
-from .gradebook_file import connect, name_of, needs_own_tables, statements, tables_of, trouble
+from .gradebook_file import connect, prepare, trouble
+from .standing import Change, Entry, Graded, Override, Tick
 from .submissions import Submission
-
-_FORMAT = 2  # of the file; a later one says so in user_version
-_TABLES = """
-CREATE TABLE submission (
-    id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL, digest TEXT NOT NULL, number TEXT NOT NULL,
-    late INTEGER NOT NULL, place TEXT NOT NULL, taken TEXT NOT NULL, turn INTEGER NOT NULL, label TEXT NOT NULL,
-    handed_in TEXT NOT NULL, extension TEXT NOT NULL, penalty REAL NOT NULL DEFAULT 0, why TEXT NOT NULL DEFAULT '',
-    UNIQUE (student, exercise, digest)
-);
-CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE result (
-    id INTEGER PRIMARY KEY, submission INTEGER NOT NULL REFERENCES submission, reference TEXT NOT NULL,
-    version TEXT NOT NULL, status TEXT NOT NULL, seconds REAL NOT NULL, repairs TEXT NOT NULL, messages TEXT NOT NULL,
-    notebook BLOB NOT NULL, finished TEXT NOT NULL
-);
-CREATE INDEX result_of ON result (submission);
-CREATE VIEW standing AS
-    SELECT s.student, s.exercise, s.number, s.late, s.label, s.handed_in, s.penalty, s.why, r.*
-    FROM submission s JOIN result r ON r.submission = s.id
-    WHERE s.turn = (SELECT max(turn) FROM submission o WHERE o.student = s.student AND o.exercise = s.exercise)
-    AND r.id = (SELECT max(id) FROM result o WHERE o.submission = s.id);
-CREATE TABLE mark (
-    result INTEGER NOT NULL REFERENCES result, place INTEGER NOT NULL, hidden INTEGER NOT NULL, item TEXT NOT NULL,
-    name TEXT NOT NULL, points REAL NOT NULL, earned REAL, status TEXT NOT NULL, expected TEXT NOT NULL,
-    received TEXT NOT NULL, message TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (result, place)
-) WITHOUT ROWID;
-CREATE TABLE manual (
-    id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL, name TEXT NOT NULL, answer TEXT NOT NULL,
-    points REAL, comment TEXT NOT NULL, who TEXT NOT NULL, at TEXT NOT NULL
-);
-CREATE INDEX manual_of ON manual (student, exercise, name);
-"""
-_BY_HAND = """
-CREATE TABLE override (
-    id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL,
-    points REAL, reason TEXT NOT NULL, who TEXT NOT NULL, at TEXT NOT NULL
-);
-CREATE INDEX override_of ON override (student, exercise, name);
-CREATE TABLE tick (
-    manual INTEGER NOT NULL REFERENCES manual, place INTEGER NOT NULL, criterion TEXT NOT NULL, points REAL NOT NULL,
-    given REAL NOT NULL, PRIMARY KEY (manual, place)
-) WITHOUT ROWID;
-CREATE TABLE reference (digest TEXT PRIMARY KEY, bare TEXT NOT NULL) WITHOUT ROWID;
-"""  # since format 2; an override of NULL points: the one before is taken back
-_ADDED = (  # to submission, since format 2
-    "label TEXT NOT NULL DEFAULT ''",
-    "handed_in TEXT NOT NULL DEFAULT ''",
-    "extension TEXT NOT NULL DEFAULT ''",
-    "penalty REAL NOT NULL DEFAULT 0",
-    "why TEXT NOT NULL DEFAULT ''",
-)
-
-
-@dataclass(frozen=True)
-class Override:
-    """What a person says that a check is worth, whatever the run says.
-
-    Attributes:
-        points: what stands, at most what the check is worth.
-        machine: what the run gave.
-        reason: why, for the student to read.
-        who: who says so.
-        at: when.
-        is_earlier: whether it was said of an earlier submission than the one that counts now.
-    """
-
-    points: float
-    machine: float
-    reason: str
-    who: str
-    at: str
-    is_earlier: bool = False
-
-
-@dataclass(frozen=True)
-class Tick:
-    """One criterion of a rubric: what it is worth, and what of that was given."""
-
-    criterion: str
-    points: float
-    given: float
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One mark as it stands: what the run said, and what a person added.
-
-    Attributes:
-        mark: of a manual item that was read, `earned` is what the person gave; of one that was overridden likewise.
-        hidden: whether students do not see the check.
-        comment: the person's.
-        who: who that was.
-        override: where a person has overridden what the run said.
-        ticks: the criteria by which a person gave the points, if they did.
-    """
-
-    mark: Mark
-    hidden: bool = False
-    comment: str = ""
-    who: str = ""
-    override: Override | None = None
-    ticks: tuple[Tick, ...] = ()
-
-
-@dataclass(frozen=True)
-class Graded:
-    """A student's exercise as it stands: the latest result of the latest submission.
-
-    Attributes:
-        number: the learning platform's for the student.
-        late: whether the platform says so.
-        status: of the run.
-        entries: one for each check and manual item.
-        label: the learning platform's own name for what was handed in.
-        handed_in: when, "" where that is not known.
-        penalty: the share of the points that being late costs.
-        why: it costs that, "" where there is nothing to say.
-    """
-
-    student: str
-    exercise: str
-    number: str
-    late: bool
-    status: str
-    seconds: float
-    repairs: tuple[str, ...]
-    messages: tuple[str, ...]
-    entries: tuple[Entry, ...]
-    result: int
-    label: str = ""
-    handed_in: str = ""
-    penalty: float = 0.0
-    why: str = ""
-
-    @property
-    def subtracted(self) -> float:
-        """Points that being late costs: of those earned, never more than these."""
-        return min(self.earned, round(self.penalty * self.points, 2))
-
-    @property
-    def total(self) -> float:
-        """Points earned without those subtracted."""
-        return self.earned - self.subtracted
-
-    @property
-    def earned(self) -> float:
-        """Points so far."""
-        return sum(entry.mark.earned or 0.0 for entry in self.entries)
-
-    @property
-    def points(self) -> float:
-        """Points there are."""
-        return sum(entry.mark.points for entry in self.entries)
-
-    @property
-    def unread(self) -> int:
-        """How many items wait for a person."""
-        return sum(entry.mark.earned is None for entry in self.entries)
-
-
-@dataclass(frozen=True)
-class Change:
-    """A mark that came out otherwise than before on the same submission."""
-
-    student: str
-    exercise: str
-    check: str
-    before: float
-    after: float
-
-
-def _prepare(path: Path, db: sqlite3.Connection) -> None:
-    """Make the tables of a new file, and what an older format lacks."""
-    everything = statements(_TABLES, _BY_HAND)
-    needs_own_tables(path, db, tables_of(everything))
-    made = db.execute("PRAGMA user_version").fetchone()[0]
-    if made not in (0, 1, _FORMAT):
-        raise CourseError(f"Expected a gradebook of format {_FORMAT} in {path}, got {made}; update the course kit.")
-    if made == _FORMAT:
-        return
-    if made == 1:
-        for column in _ADDED:
-            db.execute(f"ALTER TABLE submission ADD COLUMN {column}")
-        db.execute("DROP VIEW standing")
-    there = {name for (name,) in db.execute("SELECT name FROM sqlite_master").fetchall()}
-    for statement in everything:
-        if name_of(statement) not in there:
-            db.execute(statement)
-    db.execute(f"PRAGMA user_version = {_FORMAT}")
 
 
 class Gradebook:
@@ -237,7 +49,7 @@ class Gradebook:
             raise CourseError(trouble(path, error)) from error
         try:
             with self._change() as db:
-                _prepare(path, db)
+                prepare(path, db)
         except BaseException:
             self._db.close()
             raise

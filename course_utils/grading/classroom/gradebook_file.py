@@ -12,6 +12,56 @@ from typing import Any, TypeVar
 
 from ...errors import CourseError, first_line
 
+_FORMAT = 2  # of the file; a later one says so in user_version
+_TABLES = """
+CREATE TABLE submission (
+    id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL, digest TEXT NOT NULL, number TEXT NOT NULL,
+    late INTEGER NOT NULL, place TEXT NOT NULL, taken TEXT NOT NULL, turn INTEGER NOT NULL, label TEXT NOT NULL,
+    handed_in TEXT NOT NULL, extension TEXT NOT NULL, penalty REAL NOT NULL DEFAULT 0, why TEXT NOT NULL DEFAULT '',
+    UNIQUE (student, exercise, digest)
+);
+CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE result (
+    id INTEGER PRIMARY KEY, submission INTEGER NOT NULL REFERENCES submission, reference TEXT NOT NULL,
+    version TEXT NOT NULL, status TEXT NOT NULL, seconds REAL NOT NULL, repairs TEXT NOT NULL, messages TEXT NOT NULL,
+    notebook BLOB NOT NULL, finished TEXT NOT NULL
+);
+CREATE INDEX result_of ON result (submission);
+CREATE VIEW standing AS
+    SELECT s.student, s.exercise, s.number, s.late, s.label, s.handed_in, s.penalty, s.why, r.*
+    FROM submission s JOIN result r ON r.submission = s.id
+    WHERE s.turn = (SELECT max(turn) FROM submission o WHERE o.student = s.student AND o.exercise = s.exercise)
+    AND r.id = (SELECT max(id) FROM result o WHERE o.submission = s.id);
+CREATE TABLE mark (
+    result INTEGER NOT NULL REFERENCES result, place INTEGER NOT NULL, hidden INTEGER NOT NULL, item TEXT NOT NULL,
+    name TEXT NOT NULL, points REAL NOT NULL, earned REAL, status TEXT NOT NULL, expected TEXT NOT NULL,
+    received TEXT NOT NULL, message TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (result, place)
+) WITHOUT ROWID;
+CREATE TABLE manual (
+    id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL, name TEXT NOT NULL, answer TEXT NOT NULL,
+    points REAL, comment TEXT NOT NULL, who TEXT NOT NULL, at TEXT NOT NULL
+);
+CREATE INDEX manual_of ON manual (student, exercise, name);
+"""
+_BY_HAND = """
+CREATE TABLE override (
+    id INTEGER PRIMARY KEY, student TEXT NOT NULL, exercise TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL,
+    points REAL, reason TEXT NOT NULL, who TEXT NOT NULL, at TEXT NOT NULL
+);
+CREATE INDEX override_of ON override (student, exercise, name);
+CREATE TABLE tick (
+    manual INTEGER NOT NULL REFERENCES manual, place INTEGER NOT NULL, criterion TEXT NOT NULL, points REAL NOT NULL,
+    given REAL NOT NULL, PRIMARY KEY (manual, place)
+) WITHOUT ROWID;
+CREATE TABLE reference (digest TEXT PRIMARY KEY, bare TEXT NOT NULL) WITHOUT ROWID;
+"""  # since format 2; an override of NULL points: the one before is taken back
+_ADDED = (  # to submission, since format 2
+    "label TEXT NOT NULL DEFAULT ''",
+    "handed_in TEXT NOT NULL DEFAULT ''",
+    "extension TEXT NOT NULL DEFAULT ''",
+    "penalty REAL NOT NULL DEFAULT 0",
+    "why TEXT NOT NULL DEFAULT ''",
+)
 NAME = "course-gradebook.sqlite"
 NBGRADERS = "gradebook.db"  # what nbgrader calls its own, and what this course called its own at first
 _PATIENCE = 60.0  # seconds to wait for another who writes
@@ -159,3 +209,23 @@ def _copy_ours(db: sqlite3.Connection, path: Path) -> None:
             copy.execute(f'DROP TABLE "{quoted}"')
         copy.execute("VACUUM")
     unfinished.rename(path)
+
+
+def prepare(path: Path, db: sqlite3.Connection) -> None:
+    """Make the tables of a new file, and what an older format lacks."""
+    everything = statements(_TABLES, _BY_HAND)
+    needs_own_tables(path, db, tables_of(everything))
+    made = db.execute("PRAGMA user_version").fetchone()[0]
+    if made not in (0, 1, _FORMAT):
+        raise CourseError(f"Expected a gradebook of format {_FORMAT} in {path}, got {made}; update the course kit.")
+    if made == _FORMAT:
+        return
+    if made == 1:
+        for column in _ADDED:
+            db.execute(f"ALTER TABLE submission ADD COLUMN {column}")
+        db.execute("DROP VIEW standing")
+    there = {name for (name,) in db.execute("SELECT name FROM sqlite_master").fetchall()}
+    for statement in everything:
+        if name_of(statement) not in there:
+            db.execute(statement)
+    db.execute(f"PRAGMA user_version = {_FORMAT}")

@@ -14,7 +14,7 @@ from statistics import StatisticsError, correlation, mean
 
 from ..marks import READ, UNANSWERED, UNREACHED
 from ..result import BROKEN
-from .gradebook import Entry, Graded
+from .standing import Entry, Graded
 
 _FEWEST = 10  # students below whom a correlation says nothing
 _MISTAKES = 3

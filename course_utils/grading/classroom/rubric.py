@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ...errors import CourseError
-from .gradebook import Tick
+from .standing import Tick
 
 _BULLET = re.compile(r"^ {0,3}[-*+] +(?:\[[ xX]\] +)?(?P<rest>\S.*)$")
 _NUMBER = r"(?P<points>\d+(?:[.,]\d+)?)"
