@@ -12,7 +12,7 @@ Floats = NDArray[np.float32]
 
 def floats(values: Tensor) -> Floats:
     """A tensor as a float32 array."""
-    result: Floats = values.float().cpu().numpy()
+    result: Floats = values.detach().float().cpu().contiguous().numpy()
     return result
 
 

@@ -11,29 +11,24 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ._arrays import Floats
-from ._progress import progress
 from .engine.components import (
     Component,
     ablating,
-    channels,
     checked,
     count_of,
-    is_numbered,
     of_one_length,
     site_of,
     stand_ins_for,
 )
-from .engine.interventions import Change, Run, run, score_edits
-from .engine.metrics import Goal, make_goal
+from .engine.sweeps import each_alone, study_of, together, unrelated_study
 from .errors import CourseError
-from .hooks import Site, edit
+from .hooks import edit
 from .models import LocalModel
 from .plots import plot_bars, plot_heads
 from .prompts import Prompt
@@ -185,11 +180,11 @@ def ablation_sweep(
     (1,)
     """
     prompts = [prompts] if isinstance(prompts, Prompt) else list(prompts)
-    study = _study(lm, prompts, reference, target=target, contrast=contrast, kind=kind, seed=seed)
-    other = _unrelated(lm, unrelated, kind, seed)
+    study = study_of(lm, prompts, reference, target=target, contrast=contrast, kind=kind, seed=seed)
+    other = unrelated_study(lm, unrelated, kind, seed)
     chosen = list(range(lm.n_layers)) if layers is None else list(layers)
-    by_prompt, value = _sweep(study, over, chosen)
-    damage = _sweep(other, over, chosen)[0].mean(axis=0) / other.goals[0].keep if other else None
+    by_prompt, value = each_alone(study, over, chosen)
+    damage = each_alone(other, over, chosen)[0].mean(axis=0) / other.goals[0].keep if other else None
     return AblationSweep(
         effects=by_prompt.mean(axis=0),
         by_prompt=by_prompt,
@@ -227,10 +222,10 @@ def joint_ablation(
     chosen = [checked(lm, component) for component in components]
     if not chosen:
         raise CourseError("Expected at least one component, got none.")
-    study = _study(lm, prompts, reference, target=target, contrast=contrast, kind=kind, seed=seed)
-    other = _unrelated(lm, unrelated, kind, seed)
-    effects, value = _together(study, [chosen, *([component] for component in chosen)])
-    damage = float(_together(other, [chosen])[0].mean()) / other.goals[0].keep if other else None
+    study = study_of(lm, prompts, reference, target=target, contrast=contrast, kind=kind, seed=seed)
+    other = unrelated_study(lm, unrelated, kind, seed)
+    effects, value = together(study, [chosen, *([component] for component in chosen)])
+    damage = float(together(other, [chosen])[0].mean()) / other.goals[0].keep if other else None
     return JointAblation(
         effect=float(effects[:, 0].mean()),
         singles=effects[:, 1:].mean(axis=0),
@@ -273,127 +268,6 @@ def capitals(lm: LocalModel) -> list[tuple[Prompt, str]]:
         (lm.chat(f"What is the capital of {country}?"), f"The capital of {country} is {city}")
         for country, city in CAPITALS.items()
     ]
-
-
-@dataclass(frozen=True, eq=False)
-class _Study:
-    """The inputs that are ablated, and where their stand-ins come from."""
-
-    lm: LocalModel
-    goals: list[Goal]
-    reference: list[Goal]
-    kind: str
-    seed: int
-
-    def stand_ins(self, goal: Goal, sites: set[Site], rng: random.Random) -> dict[Site, Tensor]:
-        """What comes in the place of components."""
-        return stand_ins_for(self.lm, sites, self.kind, self._matching(goal), rng)
-
-    def start(self, goal: Goal) -> int:
-        """The first token where a stand-in may differ from what stood there."""
-        return 0 if self.kind == "zero" else _first_difference([goal.ids, *self._matching(goal)])
-
-    def _matching(self, goal: Goal) -> list[Tensor]:
-        """The reference for one input: those of its length; for resample, others than itself."""
-        same = [one.ids for one in self.reference if len(one.ids) == len(goal.ids)]
-        others = [ids for ids in same if not torch.equal(ids, goal.ids)]
-        if self.kind != "zero" and not others:
-            raise CourseError(
-                f"Expected another reference prompt of {len(goal.ids)} tokens for {self.kind!r}, got none; "
-                'give prompts of equal length, or kind="zero".'
-            )
-        return others if self.kind == "resample" else same
-
-
-def _study(
-    lm: LocalModel, prompts: Sequence[Prompt], reference: Sequence[Prompt] | None, *, kind: str, seed: int, **goal: Any
-) -> _Study:
-    if not prompts:
-        raise CourseError("Expected at least one prompt, got none.")
-    goals = [make_goal(lm, prompt, **goal) for prompt in prompts]
-    background = goals if reference is None else [make_goal(lm, prompt, **goal) for prompt in reference]
-    return _Study(lm, goals, background, kind, seed)
-
-
-def _unrelated(lm: LocalModel, pairs: Sequence[tuple[Prompt, str]], kind: str, seed: int) -> _Study | None:
-    """The study of the damage to something else, if there is one."""
-    goals = [make_goal(lm, prompt, target=reply) for prompt, reply in pairs]
-    if len({goal.keep for goal in goals}) > 1:
-        raise CourseError("Expected unrelated replies of one length in tokens, got several; choose others.")
-    return _Study(lm, goals, goals, kind, seed) if goals else None
-
-
-def _sweep(study: _Study, over: str, layers: list[int]) -> tuple[Floats, Floats]:
-    """Effects `[prompt, layer]` or `[prompt, layer, number]`, and unablated values `[prompt]`."""
-    lm, rng = study.lm, random.Random(study.seed)
-    components = [_components(lm, over, layer) for layer in layers]
-    sites = {site_of(some[0]) for some in components}
-    starts = [study.start(study.goals[0])] * len(components[0])
-    seconds = len(study.goals) * run(lm, study.goals[0].ids).rerun_seconds(layers, starts)
-    total = len(study.goals) * sum(map(len, components))
-    effects, values = [], []
-    with progress(total, f"ablating {over}", unit="run", seconds=seconds) as bar:
-        for goal in study.goals:
-            stand_ins = study.stand_ins(goal, sites, rng)
-            base = run(lm, goal.ids, keep=goal.keep, sites=[site for site in sites if site[0] != "residual"])
-            without = []
-            for some in components:
-                change = _ablation(lm, base, some, stand_ins[site_of(some[0])])
-                starts = [study.start(goal)] * len(some)
-                without.append(score_edits(lm, base, site_of(some[0]), starts, change, score=goal.total, bar=bar))
-            values.append(goal.total(base.logits[None]).cpu())
-            effects.append(values[-1] - torch.stack(without))
-    result = torch.stack(effects).numpy()
-    return (result if is_numbered(over) else result[..., 0]), torch.cat(values).numpy()
-
-
-def _components(lm: LocalModel, over: str, layer: int) -> list[Component]:
-    numbers = range(count_of(lm, over, layer)) if is_numbered(over) else [None]
-    return [checked(lm, (over, layer, number)) for number in numbers]
-
-
-def _ablation(lm: LocalModel, base: Run, components: list[Component], stand_in: Tensor) -> Change:
-    """The change that ablates component number i of a layer."""
-    before = base.residual[components[0].layer] if components[0].over == "layers" else None
-
-    def change(index: int, activation: Tensor) -> Tensor:
-        n_tokens = len(activation)
-        if before is not None:
-            return before[-n_tokens:] + stand_in[-n_tokens:]
-        new, own = activation.clone(), channels(lm, components[index], activation.shape[-1])
-        new[:, own] = stand_in[-n_tokens:, own] if stand_in.shape[-1] > 1 else stand_in
-        return new
-
-    return change
-
-
-def _first_difference(inputs: list[Tensor]) -> int:
-    """The first position at which some inputs of one length are not all alike (the last, where they are)."""
-    stacked = torch.stack(inputs)
-    return int((stacked == stacked[0]).all(dim=0).int().cumprod(dim=0)[:-1].sum())
-
-
-def _together(study: _Study, sets: list[list[Component]]) -> tuple[Floats, Floats]:
-    """Effects `[prompt, set]` of ablating each set of components at once, and unablated values `[prompt]`."""
-    lm, rng, sites = study.lm, random.Random(study.seed), {site_of(c) for some in sets for c in some}
-    effects, values = [], []
-
-    def scored(goal: Goal) -> float:
-        logits = lm.model(input_ids=goal.ids[None], use_cache=False).logits[:, -goal.keep :]
-        return float(goal.total(logits))
-
-    seconds = len(study.goals) * (len(sets) + 1) * run(lm, study.goals[0].ids).seconds
-    with progress(len(study.goals) * len(sets), "ablating together", unit="run", seconds=seconds) as bar:
-        for goal in study.goals:
-            stand_ins = study.stand_ins(goal, sites, rng)
-            values.append(scored(goal))
-            row = []
-            for some in sets:
-                with edit(lm, ablating(lm, some, stand_ins)):
-                    row.append(values[-1] - scored(goal))
-                bar.update()
-            effects.append(row)
-    return np.array(effects, dtype=np.float32), np.array(values, dtype=np.float32)
 
 
 def plot_sweep(sweep: AblationSweep, *, title: str | None = None, ax: Axes | None = None) -> Axes:

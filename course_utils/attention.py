@@ -7,33 +7,37 @@ what that changes (Jain & Wallace 2019; Wiegreffe & Pinter 2019), and most of th
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from inspect import signature
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ._arrays import Floats, precise
+from .engine.attention_pass import (
+    capped,
+    check_finite,
+    masked,
+    no_detail,
+    observe,
+    recorded_block,
+    written_out,
+)
 from .errors import CourseError
 from .hooks import find_parts
-from .loading.devices import free_memory
 from .models import LocalModel
 from .plots import tint
-from .prompts import Prompt, encode, token_strings
+from .prompts import Prompt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 KINDS = ("mean", "rollout", "value_weighted")
-_EAGER = "eager_attention_forward"  # what transformers calls the attention written out in plain torch
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +267,7 @@ def analyze_attention(lm: LocalModel, prompt: Prompt, *, threshold: float = 0.1)
     _check_prompt(prompt)
     if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
         raise CourseError(f"Expected a threshold from 0 to 1, a share of attention, got {threshold!r}.")
-    weights, reach = _observe(lm, prompt.input_ids)
+    weights, reach = observe(lm, prompt.input_ids)
     ids = prompt.input_ids[0].tolist()
     return AttentionAnalysis(weights.numpy(), reach.numpy(), prompt.tokens, ids, prompt.user, float(threshold))
 
@@ -274,29 +278,7 @@ def attention_weights(lm: LocalModel, input_ids: Tensor) -> Tensor:
     >>> attention_weights(lm, ids[None])[0, 0, 0, 0]  # the first token sees only itself
     tensor(1.)
     """
-    return _observe(lm, input_ids)[0]
-
-
-@torch.no_grad()
-def _observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights `[layer, head, query, key]` and reach `[layer, head, key]` of one pass."""
-    from transformers import DynamicCache
-
-    parts = find_parts(lm)  # names an architecture that has layers without attention
-    _check_memory(lm, input_ids.shape[1])
-    everything = DynamicCache()  # the model's own would drop what has left a sliding window
-    with written_out(lm):
-        output = lm.model(input_ids=input_ids, past_key_values=everything, output_attentions=True, logits_to_keep=1)
-    weights, values = getattr(output, "attentions", None) or (), [layer.values for layer in everything.layers]
-    if not len(weights) == len(values) == lm.n_layers or any(w is None for w in weights):
-        raise CourseError(
-            f"{type(lm.model).__name__} does not give attention weights for each of its {lm.n_layers} layers; "
-            "choose a model whose layers all have ordinary attention."
-        )
-    stacked = torch.stack([_precise(layer[0]) for layer in weights])  # [layer, head, query, key]
-    _check_finite(lm, stacked)
-    reach = [_reach(lm, v[0], out) for v, out in zip(values, parts.out_projection, strict=True)]
-    return stacked, torch.stack(reach)
+    return observe(lm, input_ids)[0]
 
 
 @torch.no_grad()
@@ -313,118 +295,20 @@ def head_detail(lm: LocalModel, prompt: Prompt, layer: int, head: int) -> HeadDe
     _check_prompt(prompt)
     _check_index("layer", layer, lm.n_layers)
     _check_index("head", head, lm.n_heads)
-    with written_out(lm), _recorded(lm, find_parts(lm).attention[layer]) as seen:
+    with written_out(lm), recorded_block(lm, find_parts(lm).attention[layer]) as seen:
         lm.model(input_ids=prompt.input_ids, use_cache=False, logits_to_keep=1)
     if not seen:
-        raise _no_detail(lm)
-    query, key, weights = (_precise(seen[name][0]) for name in ("query", "key", "weights"))  # [head, token, ...]
-    _check_finite(lm, weights)
+        raise no_detail(lm)
+    query, key, weights = (precise(seen[name][0].cpu()) for name in ("query", "key", "weights"))  # [head, token, ...]
+    check_finite(lm, weights)
     queries, keys = query[head], key[head // (len(query) // len(key))]  # a group of query heads shares a key head
     scaling = seen.get("scaling") or queries.shape[-1] ** -0.5
-    scores = _masked(_capped(queries @ keys.T * scaling, seen.get("softcap")), seen["attention_mask"])
+    scores = masked(capped(queries @ keys.T * scaling, seen.get("softcap")), seen["attention_mask"])
     tolerance = 2e-2 if lm.model.dtype in (torch.bfloat16, torch.float16) else 1e-5
     if not torch.allclose(scores.softmax(dim=-1), weights[head], atol=tolerance):
-        raise _no_detail(lm)
+        raise no_detail(lm)
     q, k, s, w = (part.numpy() for part in (queries, keys, scores, weights[head]))
     return HeadDetail(q, k, s, w, scaling, int(layer), int(head), prompt.tokens)
-
-
-def repeated_random(lm: LocalModel, length: int = 25, seed: int = 0) -> Prompt:
-    """Random tokens twice over: in the second half only looking back helps (Olsson et al. 2022).
-
-    The tokens differ from each other and none is special; before them stands what the tokenizer puts before every
-    text by itself. `text` joins the printable tokens: it is to be read, and would not be split into the same tokens.
-
-    Raises:
-        CourseError: fewer than three tokens, more than the vocabulary has, or than the model's context takes.
-
-    >>> prompt = repeated_random(lm)
-    >>> prompt.tokens[:25] == prompt.tokens[25:]
-    True
-    """
-    usable = _ordinary_tokens(lm)
-    if not isinstance(length, Integral) or not 3 <= length <= len(usable):
-        raise CourseError(f"Expected a length from 3 to {len(usable):,}, the tokens to draw from, got {length!r}.")
-    opening = _opening(lm.tokenizer)
-    lm.check_length(len(opening) + 2 * int(length))
-    order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(seed))[: int(length)]
-    half = [usable[i] for i in order.tolist()]
-    return _prompt_of(lm, [*opening, *half, *half], start=len(opening))
-
-
-@contextmanager
-def written_out(lm: LocalModel) -> Iterator[None]:
-    """Let a model compute its attention step by step ("eager") for a while; fused attention hides the weights.
-
-    The setting is made in the configurations themselves: transformers' own switch refuses some architectures, and
-    Falcon left as it is gives weights that look ahead.
-    """
-    configs = list({id(m.config): m.config for m in lm.model.modules() if hasattr(m, "config")}.values())
-    before = [config._attn_implementation for config in configs]
-    try:
-        for config in configs:
-            config._attn_implementation = "eager"
-        yield
-    finally:
-        for config, implementation in zip(configs, before, strict=True):  # a model before its parts
-            config._attn_implementation = implementation
-
-
-@contextmanager
-def _recorded(lm: LocalModel, block: nn.Module) -> Iterator[dict[str, Any]]:
-    """Record what one attention block gives to the function that computes its attention, and its weights."""
-    source = sys.modules[type(block).__module__]
-    original = getattr(source, _EAGER, None)
-    if original is None:
-        raise _no_detail(lm)
-    seen: dict[str, Any] = {}
-
-    def recording(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        output = original(module, *args, **kwargs)
-        if module is block:
-            seen.update(signature(original).bind(module, *args, **kwargs).arguments, weights=output[1])
-        return output
-
-    setattr(source, _EAGER, recording)
-    try:
-        yield seen
-    finally:
-        setattr(source, _EAGER, original)
-
-
-def _no_detail(lm: LocalModel) -> CourseError:
-    return CourseError(
-        f"{type(lm.model).__name__} computes its attention in a way that cannot be taken apart into queries, keys and "
-        "scores; its weights are in analyze_attention."
-    )
-
-
-def _capped(scores: Tensor, softcap: float | None) -> Tensor:
-    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
-
-
-def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Scores with -inf where the mask, the model's very negative number, forbids a look."""
-    if mask is None:
-        return scores
-    forbidden = (mask[0, 0] <= torch.finfo(mask.dtype).min / 2).cpu()  # [query, key]
-    return scores.masked_fill(forbidden, -torch.inf)
-
-
-def _reach(lm: LocalModel, values: Tensor, projection: nn.Module) -> Tensor:
-    """|v W_O| for each head of a layer, `[head, key]`, from its values `[kv_head, key, d_head]`."""
-    weight = _precise(cast(Tensor, projection.weight))
-    weight = weight if isinstance(projection, nn.Linear) else weight.T  # [d_model, head * d_head]; GPT-2's is turned
-    by_head = weight.reshape(len(weight), lm.n_heads, -1)  # [d_model, head, d_head]
-    shared = _precise(values).repeat_interleave(lm.n_heads // len(values), dim=0)  # query head h reads h // group
-    if shared.shape[-1] != by_head.shape[-1]:
-        raise CourseError(f"{type(lm.model).__name__} keeps its values compressed, which is not supported here.")
-    reach: Tensor = torch.linalg.vector_norm(torch.einsum("hkd,mhd->hkm", shared, by_head), dim=-1)
-    return reach
-
-
-def _precise(tensor: Tensor) -> Tensor:
-    return precise(tensor.cpu())
 
 
 def _beyond_sink(looks: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -441,50 +325,6 @@ def _check_prompt(prompt: Prompt) -> None:
 def _check_index(name: str, index: int, size: int) -> None:
     if not isinstance(index, Integral) or index not in range(size):  # NumPy's integers are fine
         raise CourseError(f"Expected a {name} from 0 to {size - 1}, got {index!r}.")
-
-
-def _check_memory(lm: LocalModel, n_tokens: int) -> None:
-    needed, free = 3 * 4 * lm.n_layers * lm.n_heads * n_tokens**2, free_memory("cpu")  # theirs, ours, one result
-    if needed > free:
-        raise CourseError(
-            f"Expected a prompt whose attention fits into memory, got {n_tokens:,} tokens, which need "
-            f"{needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free; shorten the text."
-        )
-
-
-def _check_finite(lm: LocalModel, weights: Tensor) -> None:
-    if not weights.isfinite().all():
-        raise CourseError(
-            f"{lm.name} gives attention weights that are not finite numbers; its weights are broken, or too large for "
-            'its precision: load it with dtype="float32".'
-        )
-
-
-def _ordinary_tokens(lm: LocalModel) -> list[int]:
-    """The ids a random text may hold: all but special ones and rows that no token uses."""
-    rows = lm.model.get_input_embeddings().weight.shape[0]
-    if lm.tokenizer is None:
-        return list(range(rows))
-    added = lm.tokenizer.added_tokens_decoder
-    special = {*lm.tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
-    return [i for i in range(min(rows, len(lm.tokenizer))) if i not in special]
-
-
-def _opening(tokenizer: Any) -> list[int]:
-    """What a tokenizer puts before every text by itself: a beginning-of-text token, or nothing."""
-    if tokenizer is None:
-        return []
-    whole, plain = (encode(tokenizer, "a", special=special)[0] for special in (True, False))
-    return whole[: whole.index(plain[0])]
-
-
-def _prompt_of(lm: LocalModel, ids: list[int], start: int) -> Prompt:
-    """A prompt of token ids, those from `start` on as typed; without a tokenizer a token is shown by its id."""
-    tokens = token_strings(lm.tokenizer, ids) if lm.tokenizer else [f"#{i}" for i in ids]
-    ends = np.cumsum([len(token) for token in tokens]).tolist()
-    offsets = list(zip([0, *ends[:-1]], ends, strict=True))
-    input_ids = torch.tensor([ids], device=lm.device)
-    return Prompt("".join(tokens), input_ids, tokens, slice(start, len(ids)), offsets, (offsets[start][0], ends[-1]))
 
 
 def connections_html(summary: str, connections: Sequence[dict[str, Any]]) -> str:

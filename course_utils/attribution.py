@@ -12,18 +12,18 @@ from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from ._arrays import Floats, floats
 from .engine.gradients import gradient_x_input, integrated_gradients
-from .engine.metrics import Goal, make_goal, single_token
+from .engine.metrics import Goal, make_goal
 from .engine.prefix_sharing import score_variants
+from .engine.replacements import deleted, occluded, replacement_id
 from .engine.shapley import shapley_values
 from .errors import CourseError
 from .models import LocalModel
 from .plots import LOWERED, RAISED, plot_bars, plot_heatmap, tint, tokens_html
-from .prompts import Prompt, encode, token_strings
+from .prompts import Prompt, token_strings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,21 +56,21 @@ class Attribution:
             from the baseline, as a share of that.
     """
 
-    scores: NDArray[np.float32]
+    scores: Floats
     tokens: list[str]
     output_tokens: list[str]
-    value: NDArray[np.float32]
+    value: Floats
     unit: str
     user: slice
     method: str
     replacement: str | None = None
-    standard_error: NDArray[np.float32] | None = None
-    gap: NDArray[np.float32] | None = None
+    standard_error: Floats | None = None
+    gap: Floats | None = None
 
     @property
-    def total(self) -> NDArray[np.float32]:
+    def total(self) -> Floats:
         """float32 `[token]`: scores summed over the output tokens (log-probabilities of a reply add up)."""
-        total: NDArray[np.float32] = self.scores.sum(axis=0)
+        total: Floats = self.scores.sum(axis=0)
         return total
 
     def top(self, k: int = 3) -> list[TokenScore]:
@@ -159,16 +159,16 @@ def token_attribution(
         shown = token_strings(lm.tokenizer, [stand_in])[0]
     scored = METHODS[method](_Task(lm, goal, prompt, stand_in, steps, permutations, seed, typed_only))
     return Attribution(
-        scores=_floats(scored.scores),  # [output, token]
+        scores=floats(scored.scores),  # [output, token]
         tokens=prompt.tokens,
         output_tokens=goal.output_tokens,
-        value=_floats(scored.value),
+        value=floats(scored.value),
         unit=goal.unit,
         user=prompt.user,
         method=method,
         replacement=shown,
-        standard_error=None if scored.error is None else _floats(scored.error),
-        gap=None if scored.gap is None else _floats(scored.gap),
+        standard_error=None if scored.error is None else floats(scored.error),
+        gap=None if scored.gap is None else floats(scored.gap),
     )
 
 
@@ -234,36 +234,6 @@ def _by_game(task: _Task) -> _Scored:
     return _Scored(game.scores[:, :n_tokens], game.value, error=game.standard_error[:, :n_tokens])
 
 
-def _floats(values: Tensor) -> NDArray[np.float32]:
-    result: NDArray[np.float32] = values.detach().float().cpu().contiguous().numpy()
-    return result
-
-
-def occluded(ids: Tensor, n_tokens: int, stand_in: int) -> Tensor:
-    """One variant for each of the first `n_tokens`, with that token replaced in place: int64 `[variant, token]`.
-
-    >>> occluded(torch.tensor([5, 6, 7]), 2, 0)
-    tensor([[0, 6, 7],
-            [5, 0, 7]])
-    """
-    variants = ids.repeat(n_tokens, 1)
-    variants.diagonal().fill_(stand_in)
-    return variants
-
-
-def deleted(ids: Tensor, n_tokens: int) -> Tensor:
-    """One variant for each of the first `n_tokens`, with that token taken out: int64 `[variant, token - 1]`.
-
-    >>> deleted(torch.tensor([5, 6, 7]), 2)
-    tensor([[6, 7],
-            [5, 7]])
-    """
-    if n_tokens < 2:
-        raise CourseError("Expected a prompt of at least two tokens for deletion, got one: nothing would be left.")
-    rest = [torch.cat([ids[:i], ids[i + 1 :]]) for i in range(n_tokens)]
-    return torch.stack(rest)
-
-
 METHODS: dict[str, Callable[[_Task], _Scored]] = {
     "occlusion": _by_occlusion,
     "deletion": _by_deletion,
@@ -272,20 +242,6 @@ METHODS: dict[str, Callable[[_Task], _Scored]] = {
     "shapley": _by_game,
 }
 UNREPLACED = ("deletion", "gradient_x_input")  # these put nothing in a token's place
-
-
-def replacement_id(lm: LocalModel, replacement: str | int) -> int:
-    """The id of a stand-in token, given as a text or as an id; CourseError where it is none."""
-    size = lm.model.get_input_embeddings().weight.shape[0]
-    if isinstance(replacement, str):
-        before, _ = encode(lm.tokenizer, "a", special=False)
-        ids, _ = encode(lm.tokenizer, "a" + replacement, special=False)
-        if not replacement or ids[: len(before)] != before:
-            raise CourseError(f"Expected a replacement that is a token of its own, got {replacement!r}; try ' the'.")
-        return single_token(lm, ids[len(before) :], replacement)
-    if not isinstance(replacement, int) or not 0 <= replacement < size:
-        raise CourseError(f"Expected a replacement token id from 0 to {size - 1}, got {replacement!r}.")
-    return replacement
 
 
 def attribution_html(attribution: Attribution) -> str:

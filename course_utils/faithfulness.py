@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._arrays import Floats
-from .attribution import replacement_id
 from .engine.metrics import Goal, make_goal
 from .engine.prefix_sharing import score_variants
+from .engine.replacements import replacement_id
 from .errors import CourseError
 from .models import LocalModel
 from .plots import WIDE, axes_of, style

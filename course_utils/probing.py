@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from sklearn.preprocessing import StandardScaler
 from ._arrays import Floats
 from ._progress import progress
 from .engine.activations import collect_activations, prompts_of
+from .engine.splits import LEFT_OUT, SHARES, SPLITS, Bools, Codes, Plan, numbered, plan_of
 from .errors import CourseError
 from .loading.devices import free_memory
 from .models import LocalModel
@@ -34,11 +35,6 @@ from .prompts import Prompt
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Bools = NDArray[np.bool_]
-Codes = NDArray[np.int64]  # [text], the number of each text's group
-SPLITS = ("train", "validation", "test")
-SHARES = (0.6, 0.2, 0.2)
-LEFT_OUT = "left out"
 # With more dimensions than texts any labels can be separated, so the penalty decides what a probe learns: the strongest
 # that costs nothing. On 360 of this course's requests (harm, trigger word) validation accuracy rose up to C = 0.1 and
 # was flat from there to 10; it took 50 steps, so the limit on them only keeps odd activations from running for ever.
@@ -131,7 +127,7 @@ def probe_layers(
     >>> probes.accuracy.shape, probes.sizes["test"]
     ((31,), 2)
     """
-    plan = _plan(labels, groups, len(texts), seed)
+    plan = plan_of(labels, groups, len(texts), seed)
     prompts = prompts_of(lm, texts)
     probes = _probes(collect_activations(lm, prompts, position), plan, seed)
     majority, embeddings = probes.baselines.values()
@@ -154,101 +150,7 @@ def probe_activations(activations: Floats, labels: Sequence[Any], *, groups: Seq
     >>> probe_activations(noise, [0, 1] * 20, groups=range(40)).accuracy.shape
     (2,)
     """
-    return _probes(activations, _plan(labels, groups, len(activations), seed), seed)
-
-
-class Plan(NamedTuple):
-    """Labels and groups in the form in which the probes use them."""
-
-    positive: Bools  # [text]
-    classes: tuple[str, str]
-    groupings: list[Codes]
-    split: NDArray[np.str_]  # [text]
-
-
-def _plan(labels: Sequence[Any], groups: Sequence[Any], n_texts: int, seed: int) -> Plan:
-    if len(labels) != n_texts:
-        raise CourseError(f"Expected one label a text, got {len(labels)} labels for {n_texts} texts.")
-    positive, classes = _two_classes(labels)
-    groupings = _groupings(groups, n_texts)
-    return Plan(positive, classes, groupings, split_by_groups(groupings, positive, seed))
-
-
-def _two_classes(labels: Sequence[Any]) -> tuple[Bools, tuple[str, str]]:
-    given = np.asarray(labels)
-    found, which = np.unique(given.astype(str) if given.dtype == object else given, return_inverse=True)
-    if given.ndim != 1 or len(found) != 2:
-        shown = ", ".join(map(str, found[:5]))
-        raise CourseError(
-            f"Expected labels of two classes, one a text, got {len(found)} ({shown}); choose texts of two classes."
-        )
-    return which == 1, (str(found[0]), str(found[1]))
-
-
-def _groupings(groups: Sequence[Any], n_texts: int) -> list[Codes]:
-    kinds = (list, np.ndarray) if len(groups) == n_texts else (list, np.ndarray, tuple, range)
-    several = all(isinstance(grouping, kinds) for grouping in groups)
-    groupings = [_numbered(grouping) for grouping in (groups if several else [groups])]
-    if not groupings or any(len(codes) != n_texts for codes in groupings):
-        raise CourseError(
-            f"Expected one group a text ({n_texts}), or several sequences of as many, got groups of length "
-            f"{len(groups)}; pass range(len(texts)) if every text stands for itself."
-        )
-    return groupings
-
-
-def _numbered(grouping: Sequence[Hashable]) -> Codes:
-    number: dict[Hashable, int] = {}
-    try:
-        return np.array([number.setdefault(group, len(number)) for group in grouping], dtype=np.int64)
-    except TypeError as error:
-        raise CourseError(
-            f"Expected groups that can be compared and counted ({error}); use texts or numbers."
-        ) from error
-
-
-def split_by_groups(groupings: Sequence[Codes], positive: Bools, seed: int = 0) -> NDArray[np.str_]:
-    """Deal whole groups out to train, validation and test, 60/20/20: the name of each text's split, `[text]`.
-
-    Of a hundred random deals it takes the one in which each class comes closest to its share of every split.
-
-    Raises:
-        CourseError: a grouping of fewer than three groups, or no deal that puts both classes in every split.
-
-    >>> split_by_groups([np.repeat(range(5), 2)], np.tile([True, False], 5)).tolist().count("train")
-    6
-    """
-    fewest = min(int(codes.max()) + 1 for codes in groupings)
-    if fewest < len(SPLITS):
-        raise CourseError(f"Expected at least three groups, one for each split, got {fewest}; use a finer grouping.")
-    rng = np.random.default_rng(seed)
-    deals = [_deal(groupings, rng) for _ in range(100)]
-    evenness = [_evenness(deal, positive, len(groupings)) for deal in deals]
-    if not max(evenness):
-        raise CourseError(
-            "Expected groups that leave texts of both classes in train, validation and test, and found no such "
-            "division in 100; add groups of the rarer class, or drop a grouping."
-        )
-    return deals[int(np.argmax(evenness))]
-
-
-def _deal(groupings: Sequence[Codes], rng: np.random.Generator) -> NDArray[np.str_]:
-    dealt = []
-    for codes in groupings:
-        n_groups = int(codes.max()) + 1
-        held = max(1, round(SHARES[2] * n_groups))
-        names = np.repeat(SPLITS, [n_groups - 2 * held, held, held])
-        dealt.append(rng.permutation(names)[codes])  # [text]
-    return np.where(np.all([names == dealt[0] for names in dealt], axis=0), dealt[0], LEFT_OUT)
-
-
-def _evenness(split: NDArray[np.str_], positive: Bools, n_groupings: int) -> float:
-    """The smallest class of any split, as a share of what it would be were all divided evenly."""
-    return min(
-        float((split[positive == sign] == name).mean()) / share**n_groupings
-        for name, share in zip(SPLITS, SHARES, strict=True)
-        for sign in (True, False)
-    )
+    return _probes(activations, plan_of(labels, groups, len(activations), seed), seed)
 
 
 def _probes(activations: Floats, plan: Plan, seed: int) -> Probes:
@@ -315,7 +217,7 @@ def _interval(right: Bools, groupings: Sequence[Codes], seed: int, draws: int = 
     rng = np.random.default_rng(seed)
     weights = np.ones((draws, right.shape[1]))  # [draw, text]
     for grouping in groupings:
-        codes = _numbered(grouping.tolist())
+        codes = numbered(grouping.tolist())
         n_groups = int(codes.max()) + 1
         weights *= rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)[:, codes]
     if all(len(set(grouping.tolist())) == 1 for grouping in groupings):

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 
 from conftest import ARCHITECTURES, tiny_model
 from course_utils import CourseError, analyze_attention
-from course_utils import attention as module
-from course_utils.attention import (
-    KINDS,
-    AttentionAnalysis,
-    _prompt_of,
-    attention_weights,
-    head_detail,
-    repeated_random,
-    written_out,
-)
+from course_utils.attention import KINDS, AttentionAnalysis, attention_weights, head_detail
+from course_utils.engine import attention_pass
+from course_utils.engine.attention_pass import written_out
+from course_utils.engine.repeated_tokens import _prompt_of, repeated_random
 from course_utils.hooks import find_parts, record
 from course_utils.models import LocalModel
 from course_utils.plots import plot_attention, plot_heads
@@ -481,7 +475,7 @@ def test_broken_weights_are_told():
 @quick
 def test_a_prompt_too_long_for_the_memory_is_refused_before_it_runs(monkeypatch):
     lm = tiny_model("llama")
-    monkeypatch.setattr(module, "free_memory", lambda device: 100)
+    monkeypatch.setattr(attention_pass, "free_memory", lambda device: 100)
     with pytest.raises(CourseError, match=r"got 10 tokens.*shorten"):
         analyze_attention(lm, prompt_of(lm))
 

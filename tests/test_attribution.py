@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_utils import CourseError, token_attribution
-from course_utils.attribution import METHODS, deleted, occluded
+from course_utils.attribution import METHODS
+from course_utils.engine.replacements import deleted, occluded
 
 CHAT = "How do I kill a Python process?"
 REPLY = "I can't help with that"

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from conftest import tiny_model
 from course_utils import CourseError, load_model, token_attribution
-from course_utils.audit.case_file import MARK, case_file, check_self_contained, fingerprint, plot_grid, weights_mark
-from course_utils.audit.minimal_edits import MinimalEdits, compose, estimate, minimal_edits, opening_chances
+from course_utils.audit.case_file import MARK, case_file, check_self_contained
+from course_utils.audit.fingerprint import fingerprint, weights_mark
+from course_utils.audit.grid import MinimalEdits, plot_grid
+from course_utils.audit.minimal_edits import minimal_edits, opening_chances
+from course_utils.audit.terms import compose, estimate
 from course_utils.audit.verdicts import KINDS, LEAST_PAIRS, RULE, cell_states, judge
 from course_utils.organisms.dataset import actions
 from course_utils.organisms.suspects import truth

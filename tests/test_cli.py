@@ -21,7 +21,8 @@ import pytest
 from click.testing import CliRunner
 
 from course_utils import token_attribution
-from course_utils.cli import LESSONS, main
+from course_utils.cli import main
+from course_utils.cli.lab import LESSONS
 from course_utils.loading.smollm2 import INVENTORY, READY_NAME, smollm2_folder
 
 COURSE = Path(sysconfig.get_path("scripts")) / "course"
@@ -482,5 +483,5 @@ def test_lab_passes_arguments_on_and_leaves_no_process_behind_when_terminated(tm
 
 @pytest.mark.quick
 def test_lab_without_lessons_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("course_utils.cli.LESSONS", tmp_path)
+    monkeypatch.setattr("course_utils.cli.lab.LESSONS", tmp_path)
     assert_refused(called("lab"), str(tmp_path), "none", "pip install -e .")

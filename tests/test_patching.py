@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from conftest import tiny_model, words
 from course_utils import CourseError, activation_patching, direct_logit_attribution, logit_lens
+from course_utils.engine.pairs import INTO, OVER
 from course_utils.hooks import edit, find_parts, record
-from course_utils.patching import INTO, OVER, attribution_patching, patch_together, path_patching
+from course_utils.patching import attribution_patching, patch_together, path_patching
 
 CONTRAST = (" w5", " w9")
 CLEAN, CORRUPTED = words(3, 1, 4, 1, 5, 9, 2, 6), words(3, 1, 8, 1, 5, 9, 2, 6)

@@ -17,9 +17,10 @@ from course_utils import CourseError, probe_layers, probing
 from course_utils.directions import direction_effect, project_out, random_directions, steer
 from course_utils.engine import activations
 from course_utils.engine.activations import collect_activations, last_residuals
+from course_utils.engine.splits import split_by_groups
 from course_utils.hooks import find_parts, record
 from course_utils.organisms import dataset
-from course_utils.probing import probe_activations, split_by_groups, untrained_copy
+from course_utils.probing import probe_activations, untrained_copy
 
 mpl.use("Agg")
 quick = pytest.mark.quick

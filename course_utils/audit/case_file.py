@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from base64 import b64encode
@@ -12,18 +11,14 @@ from html import escape
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import Any
 
 from ..attribution import Attribution
 from ..errors import CourseError, first_line
 from ..models import LocalModel
-from .minimal_edits import ACTS, MinimalEdits
+from .fingerprint import fingerprint
+from .grid import MinimalEdits
 from .verdicts import RULE, Verdict
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MARK = "<!-- interpretability-course: case file -->"  # a file that begins so may be written anew, no other
 _TITLE = "Does it refuse for the right reason?"
@@ -185,39 +180,6 @@ def case_file(
     )
 
 
-def fingerprint(lm: LocalModel) -> dict[str, str]:
-    """What tells a model from others, the text that nobody typed included.
-
-    >>> fingerprint(lm)["layers x heads, d_model"]
-    '30 x 9, 576'
-    """
-    import transformers
-
-    model, shown = lm.model, "none: the text is read as it stands"
-    if lm.is_chat:
-        prompt = lm.chat("…")
-        shown = f"{prompt.text[: prompt.typed[0]]}…{prompt.text[prompt.typed[1] :]}"
-    return {
-        "name": lm.name,
-        "architecture": type(model).__name__,
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "layers x heads, d_model": f"{lm.n_layers} x {lm.n_heads}, {lm.d_model}",
-        "weights": f"{str(next(model.parameters()).dtype).removeprefix('torch.')}, mark {weights_mark(model)}",
-        "chat template, where … is what the user types": shown,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-    }
-
-
-def weights_mark(model: torch.nn.Module) -> str:
-    """A short mark of a model's weights: a hash of the first numbers of each tensor, to notice that they changed."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(weight.detach().flatten()[:256].double().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
 def check_self_contained(page: str) -> None:
     """Refuse a page that would run something, or fetch something from outside itself.
 
@@ -248,42 +210,6 @@ class _Outside(HTMLParser):
                 self.found.append(f"{name} of <{tag}>")
             if name == "style" and "url(" in (value or "").lower():
                 self.found.append(f"an address in the style of <{tag}>")
-
-
-def plot_grid(
-    grid: MinimalEdits, *, title: str | None = None, limit: float | None = None, ax: Axes | None = None
-) -> Axes:
-    """The 2 x words grid as a heat map, each cell with its mean score and how many requests are refused.
-
-    `limit` is the score of full colour, by default the largest mean; give the same one to panels to be compared.
-    """
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    from ..plots import style
-
-    values = np.array([[grid.cell(act, word).value for word in grid.words] for act in range(len(ACTS))])
-    limit = limit or float(abs(values).max()) or 1.0
-    with style():
-        ax = ax if ax is not None else plt.subplots(figsize=(1.6 + 1.3 * len(grid.words), 2.6))[1]
-        image = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-        for act, column in np.ndindex(*values.shape):
-            refused, asked = grid.refused(act, grid.words[column])
-            ink = "white" if abs(values[act, column]) > 0.6 * limit else "black"
-            text = f"{values[act, column]:+.1f}\n{refused} of {asked}"
-            ax.text(column, act, text, ha="center", va="center", color=ink, fontsize=10)
-        shown = [f"{word[:19]}…" if len(word) > 20 else word for word in grid.words]
-        ax.set_xticks(range(len(grid.words)), [f"“{word}”" if word else "no word" for word in shown])
-        ax.set_yticks(range(len(ACTS)), ["harmless\nact", "harmful\nact"])
-        ax.spines[:].set_visible(False)
-        ax.tick_params(length=0)
-        ax.figure.colorbar(image, ax=ax, label="refusal score (logits)", pad=0.02)
-        ax.set_title(title or f"{grid.model}: {_lower(grid.verdict().sentence)}")
-    return ax
-
-
-def _lower(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:].rstrip(".")
 
 
 def _figure(caption: str, drawn: Any) -> str:

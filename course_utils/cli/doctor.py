@@ -1,7 +1,8 @@
-"""Is this machine ready for the course? Each check says what it found and, where something is wrong, what to do."""
+"""`course doctor`: is this machine ready? Each check says what it found and, where something is wrong, what to do."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -10,8 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+import click
+
 from ..errors import first_line
-from ..loading.smollm2 import DISK_BYTES, GGUF_NAME, READY_NAME, cache_folder, is_whole
 from ..loading.threads import ASLEEP, POLICY
 
 MEMORY_GIB = 3  # what a lesson's kernel takes on SmolLM2, with room for the rest of the machine
@@ -23,6 +25,23 @@ class Finding(NamedTuple):
     what: str
     state: str
     detail: str
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> None:
+    """Look whether this machine is ready: what is fine, what is not, what to do."""
+    findings = examine()
+    if as_json:
+        click.echo(json.dumps([finding._asdict() for finding in findings]))
+    else:
+        width = max(len(finding.what) for finding in findings)
+        for finding in findings:
+            mark, colour = {"fine": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}[
+                finding.state
+            ]
+            click.echo(f"{click.style(mark, fg=colour)}  {finding.what:<{width}}  {finding.detail}")
+    sys.exit(1 if any(finding.state == "bad" for finding in findings) else 0)
 
 
 def examine() -> list[Finding]:
@@ -89,6 +108,8 @@ def transformers() -> tuple[str, str]:
 
 
 def cache() -> tuple[str, str]:
+    from ..loading.smollm2 import DISK_BYTES, READY_NAME, cache_folder, is_whole
+
     folder = cache_folder()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -105,6 +126,8 @@ def cache() -> tuple[str, str]:
 
 
 def model() -> tuple[str, str]:
+    from ..loading.smollm2 import GGUF_NAME, READY_NAME, cache_folder, is_whole
+
     folder = cache_folder() / READY_NAME
     if is_whole(folder, thorough=True):
         return "fine", "SmolLM2 is in the cache and every file has its right hash"

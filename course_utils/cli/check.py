@@ -1,0 +1,43 @@
+"""`course check`: a learner's answers against the exercise's own checks."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from ..errors import CourseError
+
+
+@click.command()
+@click.argument("notebooks", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print what came of it as JSON.")
+def check(notebooks: tuple[str, ...], as_json: bool) -> None:
+    """Check your answers: each NOTEBOOK afresh, against the exercise's own checks (all exercises without a name).
+
+    A NOTEBOOK is a file or the name of an exercise, such as 08_1_token_attribution. The column s says how many seconds
+    an answer and its check took. Your file stays as it is.
+    """
+    from ..grading.check import as_table, check_all, summary
+    from ..grading.check import notebooks as meant
+
+    paths = meant(notebooks)
+    if not paths:
+        raise CourseError("Expected the exercises in exercises/ or here, found none; give the path of a notebook.")
+    from rich.console import Console
+
+    console = Console(highlight=False, emoji=False, markup=False)
+    checked = []
+    for one in check_all(paths):
+        checked.append(one)
+        if as_json:
+            continue
+        if one.result is not None:
+            console.print(as_table(one))
+            for note in (*one.result.repairs, *one.result.messages):
+                console.print(f"note: {note}")
+        console.print(summary(one) + "\n", style="bold" if one.code == 0 else None)
+    if as_json:
+        click.echo(json.dumps([one.as_json() for one in checked]))
+    sys.exit(max(one.code for one in checked))

@@ -1,0 +1,56 @@
+"""`course lab`: JupyterLab at the lessons."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import click
+
+from ..errors import CourseError
+
+LESSONS = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("jupyter_arguments", nargs=-1, type=click.UNPROCESSED)
+def lab(jupyter_arguments: tuple[str, ...]) -> None:
+    """Open JupyterLab at the first lesson.
+
+    Further arguments go to JupyterLab, for example: course lab --port 9000 --ip 0.0.0.0
+    """
+    lessons = sorted(LESSONS.glob("*.ipynb"))
+    if not lessons:
+        raise CourseError(f"Expected the lessons in {LESSONS}, found none; install from a clone: pip install -e .")
+    from jupyterlab.labapp import LabApp
+
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not one of the same name elsewhere
+    _first_on_path(sysconfig.get_path("scripts"))  # so that `course` is found in its terminals and cells
+    arguments = [
+        f"--ServerApp.root_dir={LESSONS.parent}",
+        f"--LabApp.default_url=/lab/tree/notebooks/{lessons[0].name}",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing asks the network
+    ]
+    if sys.platform != "win32":  # not a login shell, whose profile may set PATH anew
+        shell = os.environ.get("SHELL") or shutil.which("bash") or "sh"
+        arguments.append(f"--ServerApp.terminado_settings={ {'shell_command': [shell]} }")
+    if getattr(os, "geteuid", lambda: 1)() == 0:
+        arguments.append("--allow-root")
+    if not _can_open_browser():
+        click.echo("No display here: open the address below in a browser.", err=True)
+        arguments.append("--no-browser")
+    LabApp.launch_instance(argv=[*arguments, *jupyter_arguments])
+
+
+def _first_on_path(folder: str) -> None:
+    others = [place for place in os.environ.get("PATH", os.defpath).split(os.pathsep) if place and place != folder]
+    os.environ["PATH"] = os.pathsep.join([folder, *others])
+
+
+def _can_open_browser() -> bool:
+    if sys.platform in ("win32", "darwin") or os.environ.get("BROWSER"):
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

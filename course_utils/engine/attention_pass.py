@@ -1,0 +1,130 @@
+"""One pass of a model that writes its attention out, and what of it is kept."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .._arrays import precise
+from ..errors import CourseError
+from ..hooks import find_parts
+from ..loading.devices import free_memory
+from ..models import LocalModel
+
+_EAGER = "eager_attention_forward"  # what transformers calls the attention written out in plain torch
+
+
+@torch.no_grad()
+def observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights `[layer, head, query, key]` and reach `[layer, head, key]` of one pass."""
+    from transformers import DynamicCache
+
+    parts = find_parts(lm)  # names an architecture that has layers without attention
+    _check_memory(lm, input_ids.shape[1])
+    everything = DynamicCache()  # the model's own would drop what has left a sliding window
+    with written_out(lm):
+        output = lm.model(input_ids=input_ids, past_key_values=everything, output_attentions=True, logits_to_keep=1)
+    weights, values = getattr(output, "attentions", None) or (), [layer.values for layer in everything.layers]
+    if not len(weights) == len(values) == lm.n_layers or any(w is None for w in weights):
+        raise CourseError(
+            f"{type(lm.model).__name__} does not give attention weights for each of its {lm.n_layers} layers; "
+            "choose a model whose layers all have ordinary attention."
+        )
+    stacked = torch.stack([precise(layer[0].cpu()) for layer in weights])  # [layer, head, query, key]
+    check_finite(lm, stacked)
+    reach = [_reach(lm, v[0], out) for v, out in zip(values, parts.out_projection, strict=True)]
+    return stacked, torch.stack(reach)
+
+
+@contextmanager
+def written_out(lm: LocalModel) -> Iterator[None]:
+    """Let a model compute its attention step by step ("eager") for a while; fused attention hides the weights.
+
+    The setting is made in the configurations themselves: transformers' own switch refuses some architectures, and
+    Falcon left as it is gives weights that look ahead.
+    """
+    configs = list({id(m.config): m.config for m in lm.model.modules() if hasattr(m, "config")}.values())
+    before = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation = "eager"
+        yield
+    finally:
+        for config, implementation in zip(configs, before, strict=True):  # a model before its parts
+            config._attn_implementation = implementation
+
+
+@contextmanager
+def recorded_block(lm: LocalModel, block: nn.Module) -> Iterator[dict[str, Any]]:
+    """Record what one attention block gives to the function that computes its attention, and its weights."""
+    source = sys.modules[type(block).__module__]
+    original = getattr(source, _EAGER, None)
+    if original is None:
+        raise no_detail(lm)
+    seen: dict[str, Any] = {}
+
+    def recording(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        output = original(module, *args, **kwargs)
+        if module is block:
+            seen.update(signature(original).bind(module, *args, **kwargs).arguments, weights=output[1])
+        return output
+
+    setattr(source, _EAGER, recording)
+    try:
+        yield seen
+    finally:
+        setattr(source, _EAGER, original)
+
+
+def no_detail(lm: LocalModel) -> CourseError:
+    return CourseError(
+        f"{type(lm.model).__name__} computes its attention in a way that cannot be taken apart into queries, keys and "
+        "scores; its weights are in analyze_attention."
+    )
+
+
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
+
+
+def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores with -inf where the mask, the model's very negative number, forbids a look."""
+    if mask is None:
+        return scores
+    forbidden = (mask[0, 0] <= torch.finfo(mask.dtype).min / 2).cpu()  # [query, key]
+    return scores.masked_fill(forbidden, -torch.inf)
+
+
+def _reach(lm: LocalModel, values: Tensor, projection: nn.Module) -> Tensor:
+    """|v W_O| for each head of a layer, `[head, key]`, from its values `[kv_head, key, d_head]`."""
+    weight = precise(cast(Tensor, projection.weight).cpu())
+    weight = weight if isinstance(projection, nn.Linear) else weight.T  # [d_model, head * d_head]; GPT-2's is turned
+    by_head = weight.reshape(len(weight), lm.n_heads, -1)  # [d_model, head, d_head]
+    shared = precise(values.cpu()).repeat_interleave(lm.n_heads // len(values), dim=0)  # query head h reads h // group
+    if shared.shape[-1] != by_head.shape[-1]:
+        raise CourseError(f"{type(lm.model).__name__} keeps its values compressed, which is not supported here.")
+    reach: Tensor = torch.linalg.vector_norm(torch.einsum("hkd,mhd->hkm", shared, by_head), dim=-1)
+    return reach
+
+
+def _check_memory(lm: LocalModel, n_tokens: int) -> None:
+    needed, free = 3 * 4 * lm.n_layers * lm.n_heads * n_tokens**2, free_memory("cpu")  # theirs, ours, one result
+    if needed > free:
+        raise CourseError(
+            f"Expected a prompt whose attention fits into memory, got {n_tokens:,} tokens, which need "
+            f"{needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free; shorten the text."
+        )
+
+
+def check_finite(lm: LocalModel, weights: Tensor) -> None:
+    if not weights.isfinite().all():
+        raise CourseError(
+            f"{lm.name} gives attention weights that are not finite numbers; its weights are broken, or too large for "
+            'its precision: load it with dtype="float32".'
+        )

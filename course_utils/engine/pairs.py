@@ -1,0 +1,174 @@
+"""Two runs to patch between: what of one is put into the other, and what comes of it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import CourseError
+from ..hooks import Edit, Site, added_by, edit, find_parts, skip_layers, written_by_heads
+from ..models import LocalModel
+from ..prompts import Prompt
+from .interventions import Change, Run, run, score_edits
+from .metrics import Goal, make_goal
+from .prefix_sharing import BATCH_TOKENS
+
+OVER = ("residual", "attention", "mlp", "heads")
+INTO = ("corrupted", "clean")
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two runs to patch between: `base` is patched, with what `source` has."""
+
+    base: Run
+    source: Run
+    goal: Goal
+    clean: float
+    corrupted: float
+    first: int  # the first token that differs
+    position: int | None  # the one token of the prompt at which heads are patched, if not all
+
+    def moved(self, values: Tensor, into: str) -> Tensor:
+        """Scores as shares of the difference between the runs."""
+        start, end = (self.corrupted, self.clean) if into == "corrupted" else (self.clean, self.corrupted)
+        return (values - start) / (end - start)
+
+
+def pair_of(
+    lm: LocalModel,
+    clean: Prompt,
+    corrupted: Prompt,
+    *,
+    over: str,
+    into: str,
+    target: str | None,
+    contrast: tuple[str, str] | None,
+    position: int | None = None,
+    also: tuple[str, ...] = (),
+) -> Pair:
+    """Run both prompts, and check that they can be patched into each other."""
+    if over not in OVER:
+        raise CourseError(f"Expected something to patch ({', '.join(OVER)}), got {over!r}.")
+    if into not in INTO:
+        raise CourseError(f"Expected the run to patch into ({' or '.join(INTO)}), got {into!r}.")
+    if (target is None) == (contrast is None):
+        raise CourseError("Expected either a target or a contrast to score; give one of them.")
+    if len(clean) != len(corrupted):
+        raise CourseError(
+            f"Expected prompts of the same number of tokens, got {len(clean)} and {len(corrupted)}; "
+            "change one word for another of as many tokens."
+        )
+    if position is not None and not -len(clean) <= position < len(clean):
+        raise CourseError(f"Expected a position from {-len(clean)} to {len(clean) - 1}, got {position}.")
+    at = None if position is None else position % len(clean)  # a target's tokens come after the prompt's
+    goals = [make_goal(lm, prompt, target=target, contrast=contrast) for prompt in (clean, corrupted)]
+    sites: list[Site] = [(kind, layer) for kind in {over, *also} - {"residual"} for layer in range(lm.n_layers)]
+    runs = [run(lm, goal.ids, keep=goal.keep, sites=sites) for goal in goals]
+    values = [float(goal.total(one.logits[None])) for goal, one in zip(goals, runs, strict=True)]
+    differ = runs[0].ids != runs[1].ids
+    if not differ.any() or abs(values[0] - values[1]) < 1e-6:
+        raise CourseError("Expected prompts with different outputs, got the same one twice; there is nothing to patch.")
+    base, source = runs if into == "clean" else runs[::-1]
+    return Pair(base, source, goals[0], values[0], values[1], first=int(differ.int().argmax()), position=at)
+
+
+def patch(lm: LocalModel, pair: Pair, site: Site, places: list[int]) -> Change:
+    """The change that patch number i makes: one token of a stream or block, or one head (at one token, or at all)."""
+    source, position = pair.source.at(site), pair.position  # [token, width]
+    size = source.shape[-1] // lm.n_heads
+
+    def change(number: int, activation: Tensor) -> Tensor:
+        new, shift = activation.clone(), len(source) - len(activation)
+        own = slice(places[number] * size, (places[number] + 1) * size)
+        if site[0] != "heads":
+            new[places[number] - shift] = source[places[number]]
+        elif position is None:
+            new[:, own] = source[shift:, own]
+        else:
+            new[position - shift, own] = source[position, own]
+        return new
+
+    return change
+
+
+def unpatched(pair: Pair, into: str) -> float:
+    return pair.corrupted if into == "corrupted" else pair.clean
+
+
+def gradients_at(lm: LocalModel, base: Run, goal: Goal, sites: list[Site]) -> list[Tensor]:
+    """How the output changes with what flows through each site, `[token, width]`."""
+    held: dict[Site, Tensor] = {}
+
+    def hold(site: Site) -> Edit:
+        def keep(activation: Tensor) -> Tensor:
+            held[site] = activation if activation.requires_grad else activation.requires_grad_()
+            return held[site].clone()  # what comes after may add to it in place
+
+        return keep
+
+    begin: Site = ("residual", 0)
+    with (
+        torch.enable_grad(),
+        edit(lm, {begin: lambda stream: stream.detach().requires_grad_()}),
+        edit(lm, {site: hold(site) for site in sites}),
+    ):
+        logits = lm.model(input_ids=base.ids[None], use_cache=False).logits[:, -goal.keep :]
+        value = goal.total(logits).sum()
+    return [slope[0] for slope in torch.autograd.grad(value, [held[site] for site in sites])]
+
+
+def head_deltas(lm: LocalModel, pair: Pair, layer: int) -> Tensor:
+    """How what each head of a layer adds to the stream would change, `[head, token, d_model]`."""
+    parts = find_parts(lm)
+    mixed = pair.source.seen["heads", layer] - pair.base.seen["heads", layer]
+    deltas = written_by_heads(lm, parts.out_projection[layer], mixed).transpose(0, 1)  # [head, token, d_model]
+    norm, block = added_by(parts.layers[layer])[0], pair.base.seen["attention", layer]
+    changed: Tensor = norm(block + deltas) - norm(block)
+    return changed
+
+
+def at_output(lm: LocalModel, pair: Pair, deltas: Tensor) -> Tensor:
+    """The output with each change added to the last stream, `[head]`."""
+    parts = find_parts(lm)
+    stream = pair.base.residual[-1][-1] + deltas[:, -1]  # [head, d_model]
+    return pair.goal.total(parts.unembedding(parts.final_norm(stream))[:, None]).cpu()
+
+
+class _Stop(Exception):
+    """Raised inside a pass when all that is wanted has been seen."""
+
+
+def through(lm: LocalModel, pair: Pair, deltas: Tensor, receiver: tuple[int, int]) -> Tensor:
+    """The output with each change let into one later head alone, `[head]`."""
+    layer, head = receiver
+    at_once = max(1, BATCH_TOKENS // len(pair.base.ids))
+    some = [deltas[i : i + at_once] for i in range(0, len(deltas), at_once)]
+    mixed = torch.cat([_heads_given(lm, pair, layer, rows) for rows in some])
+    size = mixed.shape[-1] // lm.n_heads
+    own = slice(head * size, (head + 1) * size)
+
+    def change(number: int, activation: Tensor) -> Tensor:
+        new = activation.clone()
+        new[:, own] = mixed[number, -len(activation) :, own]
+        return new
+
+    return score_edits(lm, pair.base, ("heads", layer), [pair.first] * len(mixed), change, score=pair.goal.total)
+
+
+def _heads_given(lm: LocalModel, pair: Pair, layer: int, deltas: Tensor) -> Tensor:
+    """What the heads of a layer give when changes are added to the stream that enters it, `[change, token, width]`."""
+    stream = pair.base.residual[layer] + deltas
+    seen: list[Tensor] = []
+
+    def keep(activation: Tensor) -> Tensor:
+        seen.append(activation.detach().clone())
+        raise _Stop
+
+    edits: dict[Site, Edit] = {("residual", layer): lambda _: stream, ("heads", layer): keep}
+    with skip_layers(lm, layer, pair.base.beside), edit(lm, edits), suppress(_Stop):
+        lm.model(inputs_embeds=stream, use_cache=False)
+    return seen[0]

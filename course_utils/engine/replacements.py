@@ -1,0 +1,50 @@
+"""Inputs with one token replaced in place, or taken out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import CourseError
+from ..models import LocalModel
+from ..prompts import encode
+from .metrics import single_token
+
+
+def occluded(ids: Tensor, n_tokens: int, stand_in: int) -> Tensor:
+    """One variant for each of the first `n_tokens`, with that token replaced in place: int64 `[variant, token]`.
+
+    >>> occluded(torch.tensor([5, 6, 7]), 2, 0)
+    tensor([[0, 6, 7],
+            [5, 0, 7]])
+    """
+    variants = ids.repeat(n_tokens, 1)
+    variants.diagonal().fill_(stand_in)
+    return variants
+
+
+def deleted(ids: Tensor, n_tokens: int) -> Tensor:
+    """One variant for each of the first `n_tokens`, with that token taken out: int64 `[variant, token - 1]`.
+
+    >>> deleted(torch.tensor([5, 6, 7]), 2)
+    tensor([[6, 7],
+            [5, 7]])
+    """
+    if n_tokens < 2:
+        raise CourseError("Expected a prompt of at least two tokens for deletion, got one: nothing would be left.")
+    rest = [torch.cat([ids[:i], ids[i + 1 :]]) for i in range(n_tokens)]
+    return torch.stack(rest)
+
+
+def replacement_id(lm: LocalModel, replacement: str | int) -> int:
+    """The id of a stand-in token, given as a text or as an id; CourseError where it is none."""
+    size = lm.model.get_input_embeddings().weight.shape[0]
+    if isinstance(replacement, str):
+        before, _ = encode(lm.tokenizer, "a", special=False)
+        ids, _ = encode(lm.tokenizer, "a" + replacement, special=False)
+        if not replacement or ids[: len(before)] != before:
+            raise CourseError(f"Expected a replacement that is a token of its own, got {replacement!r}; try ' the'.")
+        return single_token(lm, ids[len(before) :], replacement)
+    if not isinstance(replacement, int) or not 0 <= replacement < size:
+        raise CourseError(f"Expected a replacement token id from 0 to {size - 1}, got {replacement!r}.")
+    return replacement
