@@ -191,7 +191,7 @@ def ablation_sweep(
     other = _unrelated(lm, unrelated, kind, seed)
     chosen = list(range(lm.n_layers)) if layers is None else list(layers)
     by_prompt, value = _sweep(study, over, chosen)
-    damage = _sweep(other, over, chosen)[0].mean(axis=0) / other.goals[0].keep if other else None
+    damage = _sweep(other, over, chosen)[0].mean(axis=0) / np.float32(other.goals[0].keep) if other else None
     return AblationSweep(
         effects=by_prompt.mean(axis=0),
         by_prompt=by_prompt,

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ._model_cache import cache_name
 from .errors import CourseError
 from .hooks import find_parts
 from .models import LocalModel, free_memory
@@ -284,7 +285,7 @@ def _observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     _check_memory(lm, input_ids.shape[1])
     everything = DynamicCache()  # the model's own would drop what has left a sliding window
     with written_out(lm):
-        output = lm.model(input_ids=input_ids, past_key_values=everything, output_attentions=True, logits_to_keep=1)
+        output = lm.model(input_ids=input_ids, **{cache_name(): everything}, output_attentions=True, logits_to_keep=1)
     weights, values = getattr(output, "attentions", None) or (), [layer.values for layer in everything.layers]
     if not len(weights) == len(values) == lm.n_layers or any(w is None for w in weights):
         raise CourseError(
