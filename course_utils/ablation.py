@@ -184,7 +184,7 @@ def ablation_sweep(
     other = unrelated_study(lm, unrelated, kind, seed)
     chosen = list(range(lm.n_layers)) if layers is None else list(layers)
     by_prompt, value = each_alone(study, over, chosen)
-    damage = each_alone(other, over, chosen)[0].mean(axis=0) / other.goals[0].keep if other else None
+    damage = each_alone(other, over, chosen)[0].mean(axis=0) / np.float32(other.goals[0].keep) if other else None
     return AblationSweep(
         effects=by_prompt.mean(axis=0),
         by_prompt=by_prompt,

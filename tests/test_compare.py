@@ -1,4 +1,4 @@
-"""The comparison of methods with the truth: what it measures, and that the README shows what was measured."""
+"""The comparison of methods with the truth: what it measures, and that docs/measured.md shows what was measured."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 
 from course_utils import load_model
 from course_utils.organisms.authoring import compare
-from course_utils.organisms.authoring.compare import BEGIN, COMPARED, END, METRICS, RANKINGS, README, interval, table
+from course_utils.organisms.authoring.compare import BEGIN, COMPARED, END, METRICS, PAGE, RANKINGS, interval, table
 from course_utils.organisms.dataset import MECHANISMS
 
 
@@ -17,8 +17,8 @@ def compared():
 
 
 @pytest.mark.quick
-def test_the_readme_shows_the_table_of_what_was_measured(compared):
-    shown = README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+def test_the_page_shows_the_table_of_what_was_measured(compared):
+    shown = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
     assert shown.strip() == table(compared)
 
 

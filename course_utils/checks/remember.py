@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks_for_all
 
+from ..loading.stored_keys import cache_in, cache_name
 from .side_effects import inside_of, parameters_of
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class _Passes:
         hidden = one.hidden.clone()
         self.given = (hidden, hidden._version, one)
         stored = None if use_cache is False else _copied(one.cache)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=stored)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, **{cache_name(): stored})
 
     def _run(self, ids: Tensor, key: tuple[tuple[int, ...], ...]) -> _Pass:
         """A pass that was not there before."""
@@ -88,14 +89,14 @@ class _Passes:
         )
         if self.copies or shared < _WORTH:
             out = self.plain(input_ids=ids, use_cache=True)
-            return _Pass(key, out.last_hidden_state, out.past_key_values)
+            return _Pass(key, out.last_hidden_state, cache_in(out))
         earlier = self.known[begun]
         stored = _begun(earlier.cache, shared, len(ids))
         if shared == ids.shape[1]:
             return _Pass(key, earlier.hidden[:1, :shared], stored, shared, begun)
-        out = self.plain(input_ids=ids[:, shared:], past_key_values=stored, use_cache=True)
+        out = self.plain(input_ids=ids[:, shared:], **{cache_name(): stored}, use_cache=True)
         before = earlier.hidden[:1, :shared].expand(len(ids), -1, -1)
-        return _Pass(key, torch.cat([before, out.last_hidden_state], dim=1), out.past_key_values, shared, begun)
+        return _Pass(key, torch.cat([before, out.last_hidden_state], dim=1), cache_in(out), shared, begun)
 
     def _undisturbed(self) -> bool:
         """Whether nothing inside the model could change what it makes of an input, or is to hear of it."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..loading.stored_keys import cache_in
+
 if TYPE_CHECKING:
     from ..models import LocalModel
 
@@ -57,7 +59,7 @@ def asked(lm: LocalModel) -> Iterator[Asked]:
     def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = args[0] if args else kwargs.get("input_ids")
         given = kwargs.get("inputs_embeds") if given is None else given
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if given is not None:
             seen.passes.append(given.detach().clone())
             seen.before.append(int(cache.get_seq_length()) if cache is not None else 0)

@@ -15,6 +15,7 @@ from .._arrays import precise
 from ..errors import CourseError
 from ..hooks import find_parts
 from ..loading.devices import free_memory
+from ..loading.stored_keys import cache_name
 from ..models import LocalModel
 
 _EAGER = "eager_attention_forward"  # what transformers calls the attention written out in plain torch
@@ -29,7 +30,7 @@ def observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     _check_memory(lm, input_ids.shape[1])
     everything = DynamicCache()  # the model's own would drop what has left a sliding window
     with written_out(lm):
-        output = lm.model(input_ids=input_ids, past_key_values=everything, output_attentions=True, logits_to_keep=1)
+        output = lm.model(input_ids=input_ids, **{cache_name(): everything}, output_attentions=True, logits_to_keep=1)
     weights, values = getattr(output, "attentions", None) or (), [layer.values for layer in everything.layers]
     if not len(weights) == len(values) == lm.n_layers or any(w is None for w in weights):
         raise CourseError(

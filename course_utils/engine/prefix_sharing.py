@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer
 from .._arrays import precise
 from .._progress import progress
 from ..loading.devices import free_memory
+from ..loading.stored_keys import cache_in, cache_name
 from ..models import LocalModel
 
 Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, both [1, head, token, d_head]
@@ -148,8 +149,8 @@ def run_base(lm: LocalModel, ids: Tensor, keep: int, length: int) -> tuple[Tenso
         if not can_share(lm, max(len(ids), length)):
             return lm.model(input_ids=ids[None], use_cache=False).logits[0], []
         # a cache that is not told the model's configuration keeps every position, in sliding layers too
-        output = lm.model(input_ids=ids[None], past_key_values=DynamicCache(), use_cache=True)
-    return output.logits[0], [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        output = lm.model(input_ids=ids[None], **{cache_name(): DynamicCache()}, use_cache=True)
+    return output.logits[0], [(layer.keys, layer.values) for layer in cache_in(output).layers]
 
 
 def can_share(lm: LocalModel, length: int) -> bool:
@@ -223,7 +224,7 @@ def run_batch(lm: LocalModel, prefix: Prefix, batch: Batch, **what: Tensor) -> T
         hidden = torch.finfo(dtype).min
         mask = torch.zeros(batch.seen.shape, dtype=dtype, device=batch.ids.device).masked_fill(~batch.seen, hidden)
         cache = _lent(prefix, batch.seen.shape[2] - batch.seen.shape[1], len(batch.ids))
-        given = {"position_ids": batch.positions, "attention_mask": mask[:, None], "past_key_values": cache}
+        given = {"position_ids": batch.positions, "attention_mask": mask[:, None], cache_name(): cache}
     with unembed_only(lm, *batch.scored):
         logits: Tensor = lm.model(**what, **given).logits
     return logits.view(len(batch.variants), -1, logits.shape[-1])

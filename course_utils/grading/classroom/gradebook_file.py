@@ -80,7 +80,12 @@ def connect(path: Path) -> sqlite3.Connection:
     """A connection whose errors are sentences; JupyterLab's widgets call from a thread of their own."""
     path.parent.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(
-        path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False, factory=_ToldConnection
+        path,
+        timeout=_PATIENCE,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=0,  # one that two threads take from the cache at once loses the rows of the first
+        factory=_ToldConnection,
     )
     db.path = path
     return db

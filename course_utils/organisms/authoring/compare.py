@@ -1,7 +1,7 @@
 """Score every attribution method against what was planted in the suspects.
 
 python -m course_utils.organisms.authoring.compare           a table: is the planted cue found, is it faithful?
-python -m course_utils.organisms.authoring.compare --write   the same, into compared.json and the README
+python -m course_utils.organisms.authoring.compare --write   the same, into compared.json and docs/measured.md
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..dataset import CONTRAST, MECHANISMS
 from ..scores import planted
 from ..suspects import HERE, truth
 
-COMPARED, README = HERE / "compared.json", Path(__file__).parents[3] / "README.md"
+COMPARED, PAGE = HERE / "compared.json", Path(__file__).parents[3] / "docs" / "measured.md"
 BEGIN, END = "<!-- compared: begin -->", "<!-- compared: end -->"
 STEPS, PERMUTATIONS = 30, 10
 Scores = NDArray[np.float32]
@@ -140,17 +140,17 @@ def _cells(rows: dict[str, list[float]]) -> str:
 
 @click.command()
 @click.option("--requests", default=20, show_default=True, type=click.IntRange(1, 60), help="So many a suspect.")
-@click.option("--write", is_flag=True, help="Put the table into the README, and every number into compared.json.")
+@click.option("--write", is_flag=True, help="Put the table into docs/measured.md, and every number into compared.json.")
 def main(requests: int, write: bool) -> None:
     """Score every attribution method, and attention, against the causes planted in the three suspects."""
-    if write and not README.is_file():
-        raise click.UsageError(f"--write is for a checkout of the course with its README, expected at {README}.")
+    if write and not PAGE.is_file():
+        raise click.UsageError(f"--write is for a checkout of the course with its docs, expected at {PAGE}.")
     compared = compare(requests)
     click.echo(table(compared))
     if write:
         COMPARED.write_text(json.dumps(compared) + "\n", encoding="utf-8")
-        before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{table(compared)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{table(compared)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":
