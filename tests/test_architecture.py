@@ -20,7 +20,7 @@ LAYERS = (  # from the bottom up: a module imports from lower rows, and from its
     ("engine",),
     ("ablation", "attention", "attribution", "directions", "faithfulness", "lens", "patching", "probing"),
     ("audit", "checks", "lesson", "organisms"),
-    ("grading", "grading.notebook", "grading.processes", "grading.scratch", "grading.people"),
+    ("grading", "grading.notebook", "grading.processes", "grading.rubric", "grading.scratch", "grading.people"),
     ("grading.marks", "grading.merge", "grading.limited", "grading.handout"),
     ("grading.result",),
     ("grading.sandbox",),

@@ -21,7 +21,7 @@ from course_utils import CourseError
 from course_utils._output_digest import sealed
 from course_utils.cli import main
 from course_utils.grading.handout import release
-from course_utils.grading.handout.assignment import exercise_from
+from course_utils.grading.handout.assignment import exercise_from, faults
 from course_utils.grading.merge import merge
 from course_utils.grading.notebook import (
     ANSWER,
@@ -348,6 +348,7 @@ def halve(x): return x / 2
         [
             ("while True: pass", "double-check", "failed", "your cell does not run: KeyboardInterrupt"),
             ("def double(x):\n    while True: pass", "double-check", "too slow", "endless loop"),
+            ("import time\ndef double(x): time.sleep(99)", "double-check", "too slow", "look for a sleep"),
             ("import os; os._exit(3)", "double-check", "not run", "double ended the Python process"),
             ("def double(x):\n    import os; os._exit(3)", "double-check", "failed", "ended the Python process"),
             ("def double(x):\n    return input('?')", "double-check", "failed", "StdinNotImplementedError"),
@@ -507,6 +508,15 @@ class TestReleaseCommand:
         assert [path.name for path in Path("exercises").glob("*")] == ["toy.ipynb"]
         assert course_command("release", "--out", "bundle").exit_code == 2
         assert not Path("bundle").exists()
+
+    def test_a_mark_scheme_that_does_not_add_up_is_a_fault(self, solution):
+        why = cell_of(solution, "why")
+        for scheme, told in (
+            ("- **A** (1): x\n- **B** (2): y", []),
+            ("- **A** (1): x", ["criteria 1: make them agree"]),
+        ):
+            why.source = f"### BEGIN MARK SCHEME\n{scheme}\n### END MARK SCHEME"
+            assert [told[0] in fault for fault in faults(solution)] == [True] * len(told)
 
     def test_a_bundle_has_no_solution_and_is_the_same_every_time(self, course):
         assert course_command("release", "--zip", "a.zip").exit_code == 0

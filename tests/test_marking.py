@@ -13,10 +13,10 @@ from course_utils.grading.classroom.grade import refused
 from course_utils.grading.classroom.gradebook import Gradebook
 from course_utils.grading.classroom.marking import Marking, shown
 from course_utils.grading.classroom.marking_widget import class_page, desk
-from course_utils.grading.classroom.rubric import criteria
 from course_utils.grading.classroom.submissions import Submission
 from course_utils.grading.notebook import read, region, student_view, write
 from course_utils.grading.result import DONE, Result
+from course_utils.grading.rubric import criteria
 from tests.shared import cell_of, right
 
 pytestmark = pytest.mark.quick

@@ -23,11 +23,12 @@ from course_utils.grading.classroom.feedback import page_of
 from course_utils.grading.classroom.grade import grade
 from course_utils.grading.classroom.gradebook import Gradebook
 from course_utils.grading.classroom.gradebook_file import _BY_HAND, _TABLES, gradebook_path, is_ours, statements
-from course_utils.grading.classroom.standing import Override, Tick
+from course_utils.grading.classroom.standing import Override
 from course_utils.grading.classroom.submissions import take
 from course_utils.grading.marks import Mark
 from course_utils.grading.notebook import student_view, write
 from course_utils.grading.result import Limits, Result
+from course_utils.grading.rubric import Tick
 from tests.shared import cell_of, right, with_sources
 from tests.test_class import a_result, needs_sandbox, taken
 

@@ -1,5 +1,6 @@
 """The page of a class: who has what, which items tell apart and what went wrong; nothing in it runs or loads."""
 
+import json
 import random
 import re
 import shutil
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from course_utils.grading.classroom.gradebook import Gradebook
-from course_utils.grading.classroom.overview import items, overview
+from course_utils.grading.classroom.overview import items, overview, write_overview
 from course_utils.grading.classroom.submissions import Submission
 from course_utils.grading.marks import Mark
 from course_utils.grading.result import BROKEN, Result
@@ -109,6 +110,16 @@ def test_what_being_late_costs_is_taken_off(book):
     assert late.subtracted == 2
     page = overview(list(book.current())).decode()
     assert f">{late.earned - 2:g} of 16<br><small>2 subtracted, late, 1 to read</small>" in page
+
+
+def test_who_handed_in_nothing_has_a_row_too_as_long_as_the_roster_knows_them(book, tmp_path):
+    a_class(book, 5)
+    book.keep("students", json.dumps(["Ada Zzz", "student 00"]))
+    write_overview(book, tmp_path)
+    page = (tmp_path / "overview.html").read_text(encoding="utf-8")
+    rows = re.findall(r'<tr><th scope="row">([^<]*)</th>', page.partition("<tfoot>")[0])
+    assert rows == sorted({*rows, "Ada Zzz"})
+    assert page.count("not handed in") >= 2
 
 
 def test_the_page_is_well_formed_whole_and_harmless(book):

@@ -102,7 +102,8 @@ def _verdict(cells: list[NotebookNode], index: int, answers: list[int], outcome:
     if found is None or found.get("trouble") == "Kernel dead on test start" or _was_over(outcome, index):
         return UNREACHED, "", "", f"not run: {_blame(cells, outcome)}"
     if found["hangs"] or found.get("interrupted"):
-        return SLOW, "", "", "took too long and was stopped: look for an endless loop"
+        does = "look for a sleep, or a wait for what never comes" if found.get("waits") else "look for an endless loop"
+        return SLOW, "", "", f"took too long and was stopped: {does}"
     if found["agrees"]:
         return PASSED, "", "", ""
     return _failure(cells, index, [outcome[i]["outputs"] for i in answers if i in outcome], found)

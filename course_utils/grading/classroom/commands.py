@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from getpass import getuser
@@ -31,7 +32,7 @@ from .gradebook import Gradebook
 from .gradebook_file import gradebook_path
 from .late import Late
 from .marking import Marking, mark_in_terminal
-from .overview import overview
+from .overview import write_overview
 from .similarity import Alike, alike
 from .similarity import table_of as duplicates_table
 from .submissions import Taken, take
@@ -101,6 +102,8 @@ def grade_class(
         found = bind(found, about.roster, [exercise] if exercise else []) if about.roster else found
     report = Report()
     with Gradebook(gradebook_path(out)) as book:
+        if about.roster:
+            book.keep("students", json.dumps([one.student for one in about.roster.students]))
         if submissions is not None:
             with tqdm(total=len(found.submissions), unit="notebook", disable=None) as bar:
                 options["progress"] = bar.update
@@ -109,7 +112,7 @@ def grade_class(
         pages = write_feedback(book, out / "feedback") if submissions is not None or late or due else 0
         if submissions is not None:
             write_whole(out / "statistics.csv", table_of(statistics(book.current())))
-            write_whole(out / "overview.html", overview(list(book.current())))
+            write_overview(book, out)
             duplicates = duplicates_in(book, references, against)
             write_whole(out / "duplicates.csv", duplicates_table(duplicates))
             _tell(report, pages, len(duplicates), out, found.notes)
@@ -194,7 +197,7 @@ def mark_class(
     with Gradebook(gradebook_in(out)) as book:
         mark_in_terminal(Marking(book, references, exercise, who, everything), names)
         write_feedback(book, out / "feedback")
-        write_whole(out / "overview.html", overview(list(book.current())))
+        write_overview(book, out)
 
 
 def override_mark(
@@ -221,7 +224,7 @@ def override_mark(
         book.override(found, check, points, reason, who or getuser())
         (now,) = book.current(exercise, student)
         write_feedback(book, out / "feedback")
-        write_whole(out / "overview.html", overview(list(book.current())))
+        write_overview(book, out)
     entry = next(entry for entry in now.entries if entry.mark.check == check)
     said = f", where the run gave {entry.override.machine:g}" if entry.override else ", as the run gave"
     return f"{student}, {exercise}, {check}: {entry.mark.earned or 0:g} of {entry.mark.points:g}{said}"

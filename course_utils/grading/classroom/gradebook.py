@@ -26,8 +26,9 @@ from ..marks import PASSED, READ, Mark
 from ..notebook import CHECK, MANUAL, NAMESPACE, TASK, grade_id, kind, read, whole_text, write
 from ..notebook import points as points_of
 from ..result import BROKEN, Result
+from ..rubric import Tick
 from .gradebook_file import connect, prepare, trouble
-from .standing import Change, Entry, Graded, Override, Tick
+from .standing import Change, Entry, Graded, Override
 from .submissions import Submission
 
 

@@ -16,9 +16,9 @@ from ...errors import CourseError
 from ..handout.release import suspect_of
 from ..marks import READ
 from ..notebook import LOCKED, REGIONS, STUB, TASK, grade_id, item_of, kind, read, region, without_regions, write
+from ..rubric import Criterion, Tick, criteria, ticked
 from .gradebook import Gradebook
-from .rubric import Criterion, criteria, ticked
-from .standing import Entry, Graded, Tick
+from .standing import Entry, Graded
 
 HELP = "points and a comment, as in “3.5 names the word, but no edit”; s to skip, b to go back"
 TICKING = "criteria and a comment, as in “+1 +3=0.5 names the word”, or "

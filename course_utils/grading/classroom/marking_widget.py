@@ -10,19 +10,18 @@ from typing import Any
 
 from ipywidgets import HTML, Button, Checkbox, HBox, Layout, Text, VBox
 
-from ..._files import write_whole
 from ...errors import CourseError
 from ..handout.release import SOLUTIONS
 from ..limited import within
 from ..notebook import write
+from ..rubric import ticked
 from .commands import duplicates_in, gradebook_in
 from .export import statistics
 from .feedback import markdown_html, notebook_html, write_feedback
 from .grade import references_in
 from .gradebook import Gradebook
 from .marking import HELP, Answer, Marking
-from .overview import overview
-from .rubric import ticked
+from .overview import write_overview
 from .similarity import rows_of
 
 _BUTTONS = 10  # points up to which each has a button
@@ -216,6 +215,6 @@ def feedback_again(grades: Path | str) -> None:
     try:
         with Gradebook(gradebook_in(folder)) as book:
             print(f"{write_feedback(book, folder / 'feedback')} pages in {folder / 'feedback'}")
-            write_whole(folder / "overview.html", overview(list(book.current())))
+            write_overview(book, folder)
     except CourseError as error:
         print(error)

@@ -6,14 +6,18 @@ did not: its correlation with the rest of the points (corrected point-biserial; 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from statistics import StatisticsError, correlation, mean
 
+from ..._files import write_whole
 from ..marks import READ, UNANSWERED, UNREACHED
 from ..result import BROKEN
+from .gradebook import Gradebook
 from .standing import Entry, Graded
 
 _FEWEST = 10  # students below whom a correlation says nothing
@@ -124,9 +128,15 @@ def _correlation(earned: Sequence[float], rest: Sequence[float]) -> float | None
         return None
 
 
-def overview(found: Sequence[Graded]) -> bytes:
-    """The page."""
-    students = {graded.student: None for graded in found}
+def write_overview(book: Gradebook, out: Path) -> None:
+    """Write the page of a gradebook, with those of the last roster who handed in nothing, into a folder."""
+    everybody = json.loads(book.setting("students") or "[]")
+    write_whole(out / "overview.html", overview(list(book.current()), everybody))
+
+
+def overview(found: Sequence[Graded], everybody: Iterable[str] = ()) -> bytes:
+    """The page, with a row for each of these students, too."""
+    students = sorted({graded.student for graded in found} | {*everybody})
     exercises = sorted({graded.exercise for graded in found})
     unread = sum(graded.unread for graded in found)
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -135,7 +145,7 @@ def overview(found: Sequence[Graded]) -> bytes:
     body = (
         f"<h1>Overview of the class</h1><p>{_count(len(students), 'student')}, {_count(len(exercises), 'exercise')}"
         f"{waiting}. For those who teach: it names students and tells of hidden checks.</p>"
-        + _marks(list(students), exercises, found)
+        + _marks(students, exercises, found)
         + _about_items(items(found))
     )
     whole = f'<!DOCTYPE html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body><main>{body}</main></body>'

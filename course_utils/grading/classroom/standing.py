@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..marks import Mark
+from ..rubric import Tick
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,6 @@ class Override:
     who: str
     at: str
     is_earlier: bool = False
-
-
-@dataclass(frozen=True)
-class Tick:
-    """One criterion of a rubric: what it is worth, and what of that was given."""
-
-    criterion: str
-    points: float
-    given: float
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,10 @@ from ..notebook import (
     next_steps,
     printed,
     read,
+    region,
     write,
 )
+from ..rubric import criteria
 
 _STUB = "raise NotImplementedError()"
 
@@ -110,6 +112,11 @@ def faults(solution: NotebookNode) -> list[str]:
             found.append(f"{name!r} is no name for a cell: write letters, digits, - and _ only.")
         if kind(cell) == CHECK and has_code(cell.source):
             found += [f"{name} {fault}" for fault in _check_faults(cell)]
+        scheme = criteria(region(cell.source, "MARK SCHEME"))
+        if scheme and (given := sum(one.points for one in scheme)) != worth:
+            found.append(
+                f"{name} is worth {worth:g} points, and its mark scheme's criteria {given:g}: make them agree."
+            )
     return found
 
 

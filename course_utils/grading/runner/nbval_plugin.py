@@ -57,6 +57,12 @@ class Clock:
             return wall
         return max(wall / _PATIENCE, min(wall, worked - self.before))
 
+    @property
+    def waits(self) -> bool:
+        """Whether it has hardly used the processor so far."""
+        wall = time.monotonic() - self.began
+        return self.before is not None and _worked(self.first) - self.before < wall / 20
+
 
 def _worked(first: psutil.Process | None) -> float:
     """Seconds of processor time of a process and of all below it, those that have ended among them."""
@@ -74,7 +80,7 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
     """nbval's kernel, in a folder of its own and under watch."""
 
     def __init__(self, kernel_name: str, cwd: str | None = None, startup_timeout: float = 60) -> None:
-        self.clock, self.looked, self.interrupted, self.ended = Clock(), 0.0, 0.0, ""
+        self.clock, self.looked, self.interrupted, self.ended, self.waits = Clock(), 0.0, 0.0, "", False
         self.asked, self.cells = "", dict[str, int]()  # which request is being answered; which cell's each was
         self.heard: deque[Any] = deque()  # what was said while the reply was waited for
         self.sent: Counter[int] = Counter()
@@ -101,7 +107,7 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
         raise RuntimeError("it does not answer")
 
     def execute_cell_input(self, cell_input: str, allow_stdin: bool | None = None) -> Any:
-        self.clock, self.interrupted = Clock(self._first()), 0.0
+        self.clock, self.interrupted, self.waits = Clock(self._first()), 0.0, False
         self.asked = super().execute_cell_input(cell_input, allow_stdin)
         self.cells[self.asked] = _settings["cell"]
         return self.asked
@@ -179,7 +185,7 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
             self._end(f"took more than {_settings['cell_seconds']:.0f} s and would not be interrupted")
         most = _settings["cell_seconds"]
         if self.asked and not self.interrupted and self.clock.lasted(most) > most:
-            self.interrupted = self.looked
+            self.interrupted, self.waits = self.looked, self.clock.waits
             self.interrupt()
 
     def why_gone(self) -> str:
@@ -235,6 +241,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         "seconds": round(call.duration, 3),
         "outputs": [_short(output) for output in getattr(item, "test_outputs", None) or []],
         "interrupted": bool(getattr(kernel, "interrupted", False)),
+        "waits": getattr(kernel, "waits", False),
         "ended": getattr(kernel, "ended", ""),
         "trouble": "" if isinstance(error, (nbval.plugin.NbCellError, type(None))) else str(error),
         "kernel": call.when == "call",

@@ -6,14 +6,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...errors import CourseError
-from .standing import Tick
+from ..errors import CourseError
 
 _BULLET = re.compile(r"^ {0,3}[-*+] +(?:\[[ xX]\] +)?(?P<rest>\S.*)$")
 _NUMBER = r"(?P<points>\d+(?:[.,]\d+)?)"
 _FIRST = re.compile(rf"^{_NUMBER} ?(?:points?|pts?|p)\b[ .:–-]*(?P<text>.*)$", re.IGNORECASE)  # 2 points: names it
 _AFTER = re.compile(rf"^(?P<text>[^()]{{1,200}}?) ?\({_NUMBER}(?: ?(?:points?|pts?|p))?\)[ .:–-]*")  # **Name** (1): …
 _TICKED = re.compile(r"\+(\d{1,2})(?:=(\d+(?:[.,]\d+)?))?(?!\S)")
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One criterion of a rubric: what it is worth, and what of that was given."""
+
+    criterion: str
+    points: float
+    given: float
 
 
 @dataclass(frozen=True)
