@@ -11,6 +11,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processor: a thread
 def pytest_runtest_setup(item):
     """Have the model ready before a lesson runs."""
     if type(item).__name__ == "IPyNbCell":  # fetching it in a cell would show in the cell's output
-        from course_utils.cache import smollm2_folder
+        from course_utils.loading.smollm2 import smollm2_folder
 
         smollm2_folder()

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from .ablation import ablation_sweep as ablation_sweep
     from .attention import analyze_attention as analyze_attention
     from .attribution import token_attribution as token_attribution
-    from .circuits import direct_logit_attribution as direct_logit_attribution
-    from .circuits import logit_lens as logit_lens
     from .errors import CourseError as CourseError
+    from .lens import direct_logit_attribution as direct_logit_attribution
+    from .lens import logit_lens as logit_lens
     from .models import load_model as load_model
     from .patching import activation_patching as activation_patching
     from .probing import probe_layers as probe_layers
@@ -25,9 +25,9 @@ _HOME = {
     "ablation_sweep": "ablation",
     "activation_patching": "patching",
     "analyze_attention": "attention",
-    "direct_logit_attribution": "circuits",
+    "direct_logit_attribution": "lens",
     "load_model": "models",
-    "logit_lens": "circuits",
+    "logit_lens": "lens",
     "probe_layers": "probing",
     "token_attribution": "attribution",
 }
@@ -37,7 +37,7 @@ __all__ = list(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .threads import waiting_asleep
+    from .loading.threads import waiting_asleep
 
     with waiting_asleep():
         return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .components import (
+from ._arrays import Floats
+from ._progress import progress
+from .engine.components import (
     Component,
     ablating,
     channels,
@@ -29,18 +30,17 @@ from .components import (
     site_of,
     stand_ins_for,
 )
+from .engine.interventions import Change, Run, run, score_edits
+from .engine.metrics import Goal, make_goal
 from .errors import CourseError
-from .goals import Goal, make_goal
 from .hooks import Site, edit
 from .models import LocalModel
-from .progress import progress
+from .plots import plot_bars, plot_heads
 from .prompts import Prompt
-from .reruns import Change, Run, run, score_edits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Floats = NDArray[np.float32]
 CAPITALS = {
     "France": "Paris",
     "Spain": "Madrid",
@@ -87,8 +87,6 @@ class AblationSweep:
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
         """Layers x heads as a heat map; MLPs and layers as bars."""
-        from .plots import plot_sweep
-
         return plot_sweep(self, ax=ax, title=title)
 
     def __repr__(self) -> str:
@@ -396,3 +394,22 @@ def _together(study: _Study, sets: list[list[Component]]) -> tuple[Floats, Float
                 bar.update()
             effects.append(row)
     return np.array(effects, dtype=np.float32), np.array(values, dtype=np.float32)
+
+
+def plot_sweep(sweep: AblationSweep, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """What the output loses without each component: heads as a heat map, layers and MLPs as bars, neurons by rank."""
+    (component, effect), *_ = sweep.top(1)
+    title = title or f"Without {component} ({sweep.kind}) the output changes most, by {-effect:+.2f} {sweep.unit}"
+    if sweep.over == "heads":
+        values = np.full((max(sweep.layers) + 1, sweep.effects.shape[1]), np.nan, dtype=np.float32)
+        values[sweep.layers] = sweep.effects
+        return plot_heads(values, label=f"effect ({sweep.unit})", title=title, ax=ax)
+    shown = [(str(c), e) for c, e in sweep.top(20)]
+    if sweep.over != "neurons":
+        shown = [(str(layer), float(e)) for layer, e in zip(sweep.layers, sweep.effects, strict=True)]
+    names, effects = zip(*shown, strict=True)
+    ax = plot_bars(names, effects, unit=sweep.unit, title=title, ax=ax)
+    if sweep.over != "neurons":
+        ax.set_xlabel("layer")
+        ax.tick_params(axis="x", rotation=0)
+    return ax

@@ -8,9 +8,10 @@ what that changes (Jain & Wallace 2019; Wiegreffe & Pinter 2019), and most of th
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html import escape
 from inspect import signature
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, cast
@@ -20,16 +21,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ._arrays import Floats, precise
 from ._model_cache import cache_name
 from .errors import CourseError
 from .hooks import find_parts
-from .models import LocalModel, free_memory
+from .loading.devices import free_memory
+from .models import LocalModel
+from .plots import tint
 from .prompts import Prompt, encode, token_strings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Floats = NDArray[np.float32]
 KINDS = ("mean", "rollout", "value_weighted")
 _EAGER = "eager_attention_forward"  # what transformers calls the attention written out in plain torch
 
@@ -201,7 +204,6 @@ class AttentionAnalysis:
         return f"attention of {n_layers} layers x {n_heads} heads over {n_tokens} tokens; {self._summary()}"
 
     def _repr_html_(self) -> str:
-        from .plots import connections_html
 
         elsewhere = [c for c in self.connections if c["to_position"] not in (0, c["from_position"])]
         return connections_html(self._summary(), elsewhere[:8])
@@ -423,7 +425,7 @@ def _reach(lm: LocalModel, values: Tensor, projection: nn.Module) -> Tensor:
 
 
 def _precise(tensor: Tensor) -> Tensor:
-    return tensor.cpu().to(torch.promote_types(tensor.dtype, torch.float32))
+    return precise(tensor.cpu())
 
 
 def _beyond_sink(looks: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -484,3 +486,21 @@ def _prompt_of(lm: LocalModel, ids: list[int], start: int) -> Prompt:
     offsets = list(zip([0, *ends[:-1]], ends, strict=True))
     input_ids = torch.tensor([ids], device=lm.device)
     return Prompt("".join(tokens), input_ids, tokens, slice(start, len(ids)), offsets, (offsets[start][0], ends[-1]))
+
+
+def connections_html(summary: str, connections: Sequence[dict[str, Any]]) -> str:
+    """Attention connections as a small table under a line that sums all of them up, readable in light and dark."""
+    rows = "".join(
+        f'<tr><td style="text-align:left">{_placed(c, "from")}</td><td style="text-align:left">{_placed(c, "to")}</td>'
+        f'<td style="background:{tint(c["weight"])}">{c["weight"]:.2f}</td></tr>'
+        for c in connections
+    )
+    names = "".join(f"<th>{name}</th>" for name in ("from (query)", "to (key)", "weight"))
+    table = f"<table><thead><tr>{names}</tr></thead><tbody>{rows}</tbody></table>"
+    rest = "The strongest of the others between different tokens:" if rows else "No others between different tokens."
+    return f'<div><div style="font-size:.9em">{escape(summary)}. {rest}</div>{table if rows else ""}</div>'
+
+
+def _placed(connection: dict[str, Any], end: str) -> str:
+    position = f'<span style="opacity:.6">{connection[f"{end}_position"]}</span>'
+    return f"{position} <code>{escape(connection[end])}</code>"

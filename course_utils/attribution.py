@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,16 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .engine.gradients import gradient_x_input, integrated_gradients
+from .engine.metrics import Goal, make_goal, single_token
+from .engine.prefix_sharing import score_variants
+from .engine.shapley import shapley_values
 from .errors import CourseError
-from .goals import Goal, make_goal, single_token
-from .gradients import gradient_x_input, integrated_gradients
 from .models import LocalModel
+from .plots import LOWERED, RAISED, plot_bars, plot_heatmap, tint, tokens_html
 from .prompts import Prompt, encode, token_strings
-from .shapley import shapley_values
-from .variants import score_variants
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from rich.text import Text
 
 
 class TokenScore(NamedTuple):
@@ -91,17 +94,13 @@ class Attribution:
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
         """Bars of the typed tokens for one output, a heat map outputs x inputs for several."""
-        from .plots import plot_attribution
-
         return plot_attribution(self, ax=ax, title=title)
 
     def _repr_html_(self) -> str:
-        from .plots import attribution_html
 
         return attribution_html(self)
 
     def __repr__(self) -> str:
-        from .plots import attribution_text
 
         return attribution_text(self)
 
@@ -287,3 +286,73 @@ def replacement_id(lm: LocalModel, replacement: str | int) -> int:
     if not isinstance(replacement, int) or not 0 <= replacement < size:
         raise CourseError(f"Expected a replacement token id from 0 to {size - 1}, got {replacement!r}.")
     return replacement
+
+
+def attribution_html(attribution: Attribution) -> str:
+    """An attribution's tokens, coloured by the total over its output tokens, under a line that says what is scored."""
+    a = attribution
+    colours = "".join(
+        f' <span style="background:{tint(sign)};padding:0 .4em;border-radius:.25em">{word}</span>'
+        for sign, word in ((1, "raised"), (-1, "lowered"))
+    )
+    header = f"{escape(describe(a))}. The token{colours} it."
+    summary = escape(f"{describe(a)}. Strongest typed tokens: {top_words(a)}", quote=True)
+    return (
+        f'<div role="figure" aria-label="{summary}"><div style="font-size:.9em">{header}</div>'
+        f"{tokens_html(a.tokens, a.total.tolist(), user=a.user, unit=a.unit)}</div>"
+    )
+
+
+def describe(attribution: Attribution) -> str:
+    """One line: what was scored, how, and what the unchanged prompt gives.
+
+    >>> describe(token_attribution(lm, prompt, contrast=("I", "Sure")))  # doctest: +SKIP
+    'I − Sure = -1.19 logits, occlusion with ·the'
+    """
+    a = attribution
+    how = a.method.replace("_", " ") + (f" with {a.replacement}" if a.replacement else "")
+    how += f", completeness gap {a.gap.max():.1%}" if a.gap is not None else ""
+    if a.unit == "logits":
+        return f"{a.output_tokens[0]} = {a.value[0]:+.2f} logits, {how}"
+    return f"log-probability of “{''.join(a.output_tokens)}” = {a.value.sum():.2f} nats, {how}"
+
+
+def top_words(attribution: Attribution, k: int = 3) -> str:
+    """The strongest typed tokens in words: "·kill +2.10, ·Python -0.31"."""
+    return ", ".join(f"{t.token} {t.score:+.2f}" for t in attribution.top(k))
+
+
+def attribution_text(attribution: Attribution, k: int = 8) -> str:
+    """An attribution as plain text: the line that says what is scored, and a bar for each of the k strongest tokens."""
+    top = attribution.top(k)
+    width, limit = max(len(t.token) for t in top), max(abs(t.score) for t in top) or 1.0
+    bars = [f"  {t.token:<{width}} {t.score:+8.2f} {'█' * round(16 * abs(t.score) / limit)}".rstrip() for t in top]
+    return "\n".join([describe(attribution), *bars])
+
+
+def tokens_text(attribution: Attribution) -> Text:
+    """The typed tokens with a background by score, as rich Text for a terminal (plain where there is no colour)."""
+    from rich.text import Text
+
+    a = attribution
+    scores = a.total[a.user]
+    limit = float(np.abs(scores).max()) or 1.0
+    text = Text()
+    for token, score in zip(a.tokens[a.user], scores, strict=True):
+        strength = min(abs(float(score)) / limit, 1.0)
+        colour = [round(255 + (c - 255) * strength) for c in (RAISED if score > 0 else LOWERED)]  # white to full
+        ink = "white" if np.dot(colour, (0.299, 0.587, 0.114)) < 140 else "black"
+        text.append(token, style=f"{ink} on rgb({','.join(map(str, colour))})")
+    return text
+
+
+def plot_attribution(attribution: Attribution, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """Bars of the typed tokens for one output, a heat map outputs x typed tokens for several."""
+    a = attribution
+    typed = a.tokens[a.user]
+    if len(a.output_tokens) == 1:
+        title = title or f"{a.output_tokens[0]}: {top_words(a, 1)} {a.unit}"
+        errors = None if a.standard_error is None else a.standard_error[0, a.user].tolist()
+        return plot_bars(typed, a.total[a.user].tolist(), unit=a.unit, title=title, errors=errors, ax=ax)
+    title = title or f"What raised each output token ({a.method})"
+    return plot_heatmap(a.scores[:, a.user], a.output_tokens, typed, unit=a.unit, title=title, ax=ax)

@@ -14,19 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .activations import passes, prompts_of
+from ._arrays import Floats
+from ._progress import progress
+from .engine.activations import passes, prompts_of
+from .engine.metrics import make_goal
+from .engine.prefix_sharing import unembed_only
 from .errors import CourseError
-from .goals import make_goal
 from .hooks import edit
 from .models import LocalModel
-from .progress import progress
 from .prompts import Prompt
-from .variants import unembed_only
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from .errors import CourseError
@@ -217,3 +218,17 @@ def _after(function: Edit) -> Callable[..., Any]:
         return function(output)
 
     return hook
+
+
+def added_by(layer: Any) -> list[Any]:
+    """What the outputs of a layer's attention and MLP go through before they are added to the stream."""
+    if hasattr(layer, "post_feedforward_layernorm"):
+        return [layer.post_attention_layernorm, layer.post_feedforward_layernorm]
+    return [nn.Identity(), nn.Identity()]
+
+
+def written_by_heads(lm: LocalModel, projection: Any, mixed: Tensor) -> Tensor:
+    """What each head writes: `[..., head * d_head]` to `[..., head, d_model]`, without the projection's bias."""
+    weight = projection.weight if isinstance(projection, nn.Linear) else projection.weight.T  # [d_model, head * d_head]
+    split = mixed.reshape(*mixed.shape[:-1], lm.n_heads, -1), weight.reshape(len(weight), lm.n_heads, -1)
+    return torch.einsum("...hd,mhd->...hm", *split)

@@ -16,15 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .circuits import Floats, added_by, floats, written_by_heads
+from ._arrays import Floats, floats
+from ._progress import progress
+from .engine.interventions import Change, Run, run, score_edits
+from .engine.metrics import Goal, make_goal
+from .engine.prefix_sharing import BATCH_TOKENS
 from .errors import CourseError
-from .goals import Goal, make_goal
-from .hooks import Edit, Site, edit, find_parts, skip_layers
+from .hooks import Edit, Site, added_by, edit, find_parts, skip_layers, written_by_heads
 from .models import LocalModel
-from .progress import progress
+from .plots import plot_heads, plot_layers
 from .prompts import Prompt
-from .reruns import Change, Run, run, score_edits
-from .variants import BATCH_TOKENS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,8 +69,6 @@ class Patching:
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
         """A heat map, layers up, tokens (or heads) across."""
-        from .plots import plot_patching
-
         return plot_patching(self, ax=ax, title=title)
 
     def __repr__(self) -> str:
@@ -418,3 +417,13 @@ def _heads_given(lm: LocalModel, pair: _Pair, layer: int, deltas: Tensor) -> Ten
     with skip_layers(lm, layer, pair.base.beside), edit(lm, edits), suppress(_Stop):
         lm.model(inputs_embeds=stream, use_cache=False)
     return seen[0]
+
+
+def plot_patching(patching: Patching, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """How much of the difference between two runs each patch moves: layers and tokens, or layers and heads."""
+    layer, place, effect = patching.top(1)[0]
+    where = f"head {layer}.{place}" if patching.over == "heads" else f"layer {layer}, {patching.tokens[place]}"
+    title = title or f"{patching.method.capitalize()}: {where} moves {effect:.0%} of the difference"
+    if patching.over == "heads":
+        return plot_heads(patching.effects, label="share of the difference moved", title=title, ax=ax)
+    return plot_layers(patching.effects, patching.tokens, label="share of the difference moved", title=title, ax=ax)

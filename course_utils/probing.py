@@ -11,6 +11,7 @@ import copy
 import gc
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,16 +22,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from .activations import collect_activations, prompts_of
+from ._arrays import Floats
+from ._progress import progress
+from .engine.activations import collect_activations, prompts_of
 from .errors import CourseError
-from .models import LocalModel, free_memory
-from .progress import progress
+from .loading.devices import free_memory
+from .models import LocalModel
+from .plots import WIDE, axes_of, style
 from .prompts import Prompt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Codes = NDArray[np.int64]  # [text], the number of each text's group
 SPLITS = ("train", "validation", "test")
@@ -87,17 +90,13 @@ class Probes:
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
         """Accuracy by layer with its interval, the control task, and the baselines."""
-        from .plots import plot_probes
-
         return plot_probes(self, ax=ax, title=title)
 
     def _repr_html_(self) -> str:
-        from .plots import probes_html
 
         return probes_html(self)
 
     def __repr__(self) -> str:
-        from .plots import probes_text
 
         return probes_text(self)
 
@@ -382,3 +381,62 @@ def _untrained_activations(lm: LocalModel, prompts: list[Prompt], position: int,
         return collect_activations(untrained_copy(lm, seed), prompts, position)
     finally:
         gc.collect()  # a model refers to itself, so its memory would come back only later
+
+
+def plot_probes(probes: Probes, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """Probe accuracy by layer with its interval, the control task beside it, and the baselines as level lines."""
+    p, layers, best = probes, range(len(probes.accuracy)), probes.best_layer
+    floor = max(p.baselines, key=p.baselines.__getitem__)
+    default = f"Layer {best} tells {p.accuracy[best]:.0%} of unseen texts apart, {floor} {p.baselines[floor]:.0%}"
+    with style():
+        ax = axes_of(ax, WIDE)
+        ax.fill_between(layers, *p.interval.T, color="#0072B2", alpha=0.25, linewidth=0)
+        ax.plot(layers, p.accuracy, color="#0072B2", linewidth=2, label="probe, 95 % interval")
+        ax.plot(best, p.accuracy[best], "o", color="#0072B2", markersize=8, label="layer chosen on validation")
+        if not np.isnan(p.control).any():
+            ax.plot(layers, p.control, color="#D55E00", linestyle="--", label="control task")
+        for (name, value), (colour, dashes, width) in zip(p.baselines.items(), _LEVELS, strict=False):
+            label = f"{name}: {value:.2f}"
+            ax.axhline(value, color=colour, linestyle=dashes, linewidth=width, label=label, zorder=1)
+        ax.set_ylim(np.nanmin([0.4, *p.interval[:, 0], *p.accuracy, *p.control, *p.baselines.values()]) - 0.03, 1.03)
+        ax.set_xlabel("layer (last: before the final norm)")
+        ax.set_ylabel("accuracy on test")
+        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
+        ax.set_title(title or default)
+    return ax
+
+
+_LEVELS = (  # a colour, a line style and a width for each baseline: where two coincide, both are seen
+    ("#999999", "-", 6.0),
+    ("#E69F00", "-.", 3.6),
+    ("#009E73", (0, (5, 1)), 2.2),
+    ("#CC79A7", (0, (1, 1)), 1.4),
+)
+
+
+def probes_text(probes: Probes) -> str:
+    """Probes in a few lines: the chosen layer, its accuracy with interval, the baselines, the control, the sizes."""
+    return "\n".join(f"{name:<16} {value}" for name, value in _probe_rows(probes))
+
+
+def probes_html(probes: Probes) -> str:
+    """The same as a small table."""
+    cells = "".join(
+        f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
+        for name, value in _probe_rows(probes)
+    )
+    return f'<table aria-label="Probes by layer">{cells}</table>'
+
+
+def _probe_rows(probes: Probes) -> list[tuple[str, str]]:
+    p, best = probes, probes.best_layer
+    low, high = p.interval[best]
+    spread = "a single test group, so no interval" if np.isnan(low) else f"95 % interval {low:.2f} to {high:.2f}"
+    control = f"{p.control[best]:.2f}, selectivity {p.selectivity[best]:+.2f}"
+    return [
+        ("probe", f"{p.classes[1]} against {p.classes[0]}, {len(p.accuracy)} layers"),
+        (f"layer {best}", f"{p.accuracy[best]:.2f} on test, {spread}"),
+        *((name, f"{value:.2f}") for name, value in p.baselines.items()),
+        ("control task", "needs two texts a group" if np.isnan(p.control[best]) else control),
+        ("texts", ", ".join(f"{size} {name}" for name, size in p.sizes.items())),
+    ]

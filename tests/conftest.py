@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from course_utils import load_model
-from course_utils.grading import bundle, check
+from course_utils.grading import check
+from course_utils.grading.handout import release
 from course_utils.grading.notebook import student_view, write
 from course_utils.models import LocalModel
 from tests.shared import toy
@@ -87,7 +88,7 @@ def course(solution, tmp_path, monkeypatch):
     """A checkout with one exercise, `toy`, in the current folder."""
     for name in ("solutions", "exercises"):
         (tmp_path / name).mkdir()
-        for module in (bundle, check):
+        for module in (release, check):
             monkeypatch.setattr(module, name.upper(), tmp_path / name)
     (tmp_path / "solutions" / "toy.ipynb").write_bytes(write(solution))
     monkeypatch.chdir(tmp_path)

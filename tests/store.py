@@ -19,7 +19,7 @@ METADATA = {
 DESCRIBE_FIGURES = """
 def _describe(shell):
     from matplotlib.figure import Figure
-    from course_utils.widgets import alt_text
+    from course_utils.lesson.widgets import alt_text
     plain = shell.display_formatter.format
     def format(thing, *options, **more):
         data, metadata = plain(thing, *options, **more)

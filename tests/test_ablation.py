@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from conftest import tiny_model, words
 from course_utils import CourseError, ablate, ablation_sweep
 from course_utils.ablation import capitals, joint_ablation, random_components
-from course_utils.components import STAND_INS, Component
+from course_utils.engine.components import STAND_INS, Component
 from course_utils.hooks import edit, find_parts, record
 
 CONTRAST = (" w5", " w9")

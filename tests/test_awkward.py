@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from course_utils.grading.grade import Work, grade_one
+from course_utils.grading.classroom.grade import Work, grade_one
 from course_utils.grading.notebook import student_view, write
-from course_utils.grading.run import DONE, REFUSED, Limits
+from course_utils.grading.result import DONE, REFUSED, Limits
 from tests.shared import cell_of, outcomes, right
 
 LIMITS = Limits(cell_seconds=3, total_seconds=60, output_bytes=200_000)

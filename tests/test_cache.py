@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from course_utils import CourseError, load_model
-from course_utils import cache as cache_module
-from course_utils.cache import (
+from course_utils.loading import smollm2 as cache_module
+from course_utils.loading.smollm2 import (
     GGUF_BYTES,
     GGUF_NAME,
     GGUF_SHA256,
@@ -42,7 +42,7 @@ WEIGHTS = "model.safetensors"
 SILENT = object()
 FETCH = """
 import sys
-from course_utils.cache import smollm2_folder
+from course_utils.loading.smollm2 import smollm2_folder
 from course_utils.errors import CourseError
 try:
     print(smollm2_folder())

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from conftest import tiny_model
 from course_utils import CourseError, load_model, token_attribution
-from course_utils.casefile import MARK, case_file, check_self_contained, fingerprint, plot_grid, weights_mark
-from course_utils.minimal_edits import MinimalEdits, compose, estimate, minimal_edits, opening_chances
-from course_utils.organisms.data import actions
+from course_utils.audit.case_file import MARK, case_file, check_self_contained, fingerprint, plot_grid, weights_mark
+from course_utils.audit.minimal_edits import MinimalEdits, compose, estimate, minimal_edits, opening_chances
+from course_utils.audit.verdicts import KINDS, LEAST_PAIRS, RULE, cell_states, judge
+from course_utils.organisms.dataset import actions
 from course_utils.organisms.suspects import truth
-from course_utils.verdicts import KINDS, LEAST_PAIRS, RULE, cell_states, judge
 
 WORDS = ("", "gently", "secretly", "urgently")
 PAIRS = [("w1 w2", "w3 w2"), ("w4 w5 w6", "w7 w5 w6"), ("w8", "w9")]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from course_utils._output_digest import sealed
 from course_utils.checks import (
     CheckFailed,
     NotAnswered,
@@ -19,7 +20,6 @@ from course_utils.checks import (
     show,
     tiny,
 )
-from course_utils.seal import sealed
 
 pytestmark = pytest.mark.quick
 
@@ -56,7 +56,7 @@ class TestTiny:
         assert small.tokenizer.decode(small.continuation(asks, " because he was sorry")) == "because he was sorry"
 
     def test_no_word_is_there_twice(self):
-        from course_utils.tiny import WORDS
+        from course_utils.checks.tiny import WORDS
 
         assert len(set(WORDS)) == len(WORDS)
 

@@ -20,16 +20,17 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from course_utils import CourseError
 from course_utils.cli import main
-from course_utils.grading import grade as grading
-from course_utils.grading.export import FORMATS, statistics
-from course_utils.grading.feedback import page, write_feedback
-from course_utils.grading.grade import grade, grade_one, refused
-from course_utils.grading.gradebook import Gradebook
-from course_utils.grading.intake import Submission, take
+from course_utils.grading.classroom import grade as grading
+from course_utils.grading.classroom.export import FORMATS, statistics
+from course_utils.grading.classroom.feedback import page, write_feedback
+from course_utils.grading.classroom.grade import grade, grade_one, refused
+from course_utils.grading.classroom.gradebook import Gradebook
+from course_utils.grading.classroom.submissions import Submission, take
+from course_utils.grading.marks import Mark
 from course_utils.grading.notebook import student_view, write
-from course_utils.grading.run import BROKEN, DONE, REFUSED, Limits, Result, run
-from course_utils.grading.session import nothing_begins
-from course_utils.grading.verdict import Mark
+from course_utils.grading.result import BROKEN, DONE, REFUSED, Limits, Result
+from course_utils.grading.runner.pytest_server import nothing_begins
+from course_utils.grading.runner.run import run
 from tests.shared import HIDDEN, SAFE, cell_of, right, with_sources
 
 needs_sandbox = pytest.mark.skipif(
@@ -417,7 +418,7 @@ class TestCommand:
 
     def test_without_a_sandbox_nothing_runs_unless_asked_for(self, submitted, monkeypatch, tmp_path):
         monkeypatch.chdir(submitted.parent)
-        monkeypatch.setattr("course_utils.grading.sandbox.trouble", lambda: "bubblewrap is not installed.")
+        monkeypatch.setattr("course_utils.grading.sandbox.bubblewrap.trouble", lambda: "bubblewrap is not installed.")
         done = CliRunner().invoke(main, ["grade", "in", "--reference", "solutions"])
         assert done.exit_code == 2
         assert "say --no-sandbox" in " ".join(done.output.split())

@@ -21,8 +21,8 @@ import pytest
 from click.testing import CliRunner
 
 from course_utils import token_attribution
-from course_utils.cache import INVENTORY, READY_NAME, smollm2_folder
 from course_utils.cli import LESSONS, main
+from course_utils.loading.smollm2 import INVENTORY, READY_NAME, smollm2_folder
 
 COURSE = Path(sysconfig.get_path("scripts")) / "course"
 QUESTION = "How do I kill a Python process?"

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from course_utils import load_model
-from course_utils.organisms import compare
-from course_utils.organisms.compare import BEGIN, COMPARED, END, METRICS, PAGE, RANKINGS, interval, table
-from course_utils.organisms.data import MECHANISMS
+from course_utils.organisms.authoring import compare
+from course_utils.organisms.authoring.compare import BEGIN, COMPARED, END, METRICS, PAGE, RANKINGS, interval, table
+from course_utils.organisms.dataset import MECHANISMS
 
 
 @pytest.fixture(scope="module")

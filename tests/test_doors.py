@@ -20,16 +20,18 @@ from nbformat.v4 import new_code_cell, new_notebook
 from tornado.websocket import websocket_connect
 
 import course_utils
-from course_utils.grading import sandbox, scratch, warm
-from course_utils.grading.class_run import _cell_seconds
+from course_utils.grading import scratch
+from course_utils.grading.classroom.commands import _cell_seconds
 from course_utils.grading.notebook import METADATA, read, student_view, write
-from course_utils.grading.run import Limits, run
-from course_utils.threads import ASLEEP, POLICY
+from course_utils.grading.result import Limits
+from course_utils.grading.runner.run import run
+from course_utils.grading.sandbox import bubblewrap, fork_client
+from course_utils.loading.threads import ASLEEP, POLICY
 from tests.shared import cell_of
 
 COURSE = Path(sysconfig.get_path("scripts")) / "course"
 REPOSITORY = Path(__file__).resolve().parent.parent
-needs_sandbox = pytest.mark.skipif(sandbox.trouble() != "", reason=sandbox.trouble())
+needs_sandbox = pytest.mark.skipif(bubblewrap.trouble() != "", reason=bubblewrap.trouble())
 TELLS = "import json, os, torch\nprint(json.dumps([dict(os.environ), torch.get_num_threads()]))"
 
 
@@ -97,7 +99,7 @@ class TestThreadsWaitAsleep:
     @pytest.mark.parametrize("module", ["train", "evaluate", "compare"])
     def test_the_programs_of_the_suspects(self, module):
         done = subprocess.run(
-            [sys.executable, "-m", f"course_utils.organisms.{module}", "--help"],
+            [sys.executable, "-m", f"course_utils.organisms.authoring.{module}", "--help"],
             env=bare(OMP_DISPLAY_ENV="true"),
             capture_output=True,
             text=True,
@@ -118,9 +120,9 @@ class TestThreadsWaitAsleep:
     def test_a_kernel_in_the_sandbox(self, monkeypatch, forked):
         monkeypatch.setenv(POLICY, "active")  # whatever the grader's own
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        warm.end()
+        fork_client.end()
         environment, threads = told_by_a_kernel(sandboxed=True, warm=forked)
-        warm.end()
+        fork_client.end()
         assert (environment[POLICY], threads) == (ASLEEP, 1)
 
 
@@ -132,13 +134,13 @@ NASTY = [
 
 
 class TestNoSecretOfTheGraders:
-    @given(st.sampled_from(sorted(sandbox._PASSED)), st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789", min_size=1))
+    @given(st.sampled_from(sorted(bubblewrap._PASSED)), st.text("ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789", min_size=1))
     @settings(max_examples=300, deadline=None)
     def test_a_name_that_only_begins_or_ends_like_one_that_passes_stays_outside(self, passed, more):
         with pytest.MonkeyPatch.context() as patch:
-            for name in {passed + more, more + passed} - sandbox._PASSED - {POLICY, "PATH", "HOME", "USER"}:
+            for name in {passed + more, more + passed} - bubblewrap._PASSED - {POLICY, "PATH", "HOME", "USER"}:
                 patch.setenv(name, "secret")
-            assert "secret" not in sandbox.environment().values()
+            assert "secret" not in bubblewrap.environment().values()
 
     @needs_sandbox
     @pytest.mark.parametrize("forked", [False, True], ids=["cold", "warm"])
@@ -146,14 +148,14 @@ class TestNoSecretOfTheGraders:
         for name in NASTY:
             monkeypatch.setenv(name, "secret")
         monkeypatch.setenv("LC_ALL", "C.UTF-8")
-        warm.end()
+        fork_client.end()
         environment, _ = told_by_a_kernel(sandboxed=True, warm=forked)
-        warm.end()
+        fork_client.end()
         assert "secret" not in environment.values()
         own = {"PATH", "PWD", "PYTHONPATH", "HOME", "LOGNAME", "USER", "IPYTHONDIR", "COURSE_CACHE", "HF_HUB_OFFLINE"}
         ipykernel = {"MPLBACKEND", "CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "TERM", "PAGER", "GIT_PAGER"}
         nbval = {"PYDEVD_USE_FRAME_EVAL", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR"}
-        assert set(environment) - sandbox._PASSED - own - ipykernel - nbval - {POLICY} == set()
+        assert set(environment) - bubblewrap._PASSED - own - ipykernel - nbval - {POLICY} == set()
         assert environment["LC_ALL"] == "C.UTF-8"
 
 
@@ -261,7 +263,7 @@ class TestTemporaryFolders:
     def test_killed(self, tmp_path, forked):
         code = f"""if True:
             import sys
-            from course_utils.grading.run import run
+            from course_utils.grading.runner.run import run
             from nbformat.v4 import new_code_cell, new_notebook, writes
             note = writes(new_notebook(cells=[new_code_cell(sys.argv[1])])).encode()
             run(note, note, sandboxed=True, warm={forked})

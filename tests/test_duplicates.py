@@ -9,12 +9,12 @@ import nbformat
 import pytest
 
 from course_utils import CourseError
-from course_utils.grading.duplicates import ALIKE, RENAMED, SAME, SOLUTION, alike, table_of
-from course_utils.grading.earlier import earlier_in
-from course_utils.grading.gradebook import Gradebook
-from course_utils.grading.intake import Submission
+from course_utils.grading.classroom.earlier import earlier_in
+from course_utils.grading.classroom.gradebook import Gradebook
+from course_utils.grading.classroom.similarity import ALIKE, RENAMED, SAME, SOLUTION, alike, table_of
+from course_utils.grading.classroom.submissions import Submission
 from course_utils.grading.notebook import ANSWER, MANUAL, grade_id, kind, student_view, without_regions, write
-from course_utils.grading.run import Result
+from course_utils.grading.result import Result
 from tests.mutants import EXERCISES, mutants, solution
 from tests.shared import cell_of
 

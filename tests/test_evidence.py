@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from course_utils import CourseError
-from course_utils.evidence import MIME, evidence, stored_rows
+from course_utils.lesson.evidence import MIME, evidence, stored_rows
 
 pytestmark = pytest.mark.quick
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from course_utils import checks
+from course_utils.checks.spies import as_tensor
+from course_utils.grading.handout.assignment import exercise_from, faults
 from course_utils.grading.notebook import ANSWER, CHECK, NOT_RUN, grade_id, has_code, kind, printed, read, write
-from course_utils.grading.release import exercise_from, faults
-from course_utils.grading.run import run
-from course_utils.watch import as_tensor
+from course_utils.grading.runner.run import run
 from tests import mutants as answers
 from tests.shared import cell_of, nbgrader, nbgrader_marks
 

@@ -14,15 +14,15 @@ from nbformat.v4 import new_markdown_cell
 
 from course_utils import CourseError
 from course_utils.cli import main
-from course_utils.grading import bundle
-from course_utils.grading.export import FORMATS, About, titles_of
-from course_utils.grading.gradebook import Gradebook
-from course_utils.grading.intake import Submission
-from course_utils.grading.late import Late
+from course_utils.grading.classroom.export import FORMATS, About, titles_of
+from course_utils.grading.classroom.gradebook import Gradebook
+from course_utils.grading.classroom.late import Late
+from course_utils.grading.classroom.submissions import Submission
+from course_utils.grading.handout import release
+from course_utils.grading.marks import Mark
 from course_utils.grading.notebook import read, student_view, write
-from course_utils.grading.roster import Roster, Student
-from course_utils.grading.run import DONE, Result
-from course_utils.grading.verdict import Mark
+from course_utils.grading.people.roster import Roster, Student
+from course_utils.grading.result import DONE, Result
 from tests.shared import cell_of, marked, right
 
 
@@ -446,6 +446,6 @@ def test_from_moodle_s_zip_to_moodle_s_worksheet_and_feedback(course, solution):
 
 def test_the_bundle_s_options_fit_each_other():
     with pytest.raises(CourseError, match="got both"):
-        bundle.Release(out=Path("a"), archives=Path("b")).check()
+        release.Release(out=Path("a"), archives=Path("b")).check()
     with pytest.raises(CourseError, match="list of students for --zips"):
-        bundle.Release(archives=Path("b")).check()
+        release.Release(archives=Path("b")).check()

@@ -7,17 +7,17 @@ import time
 import pytest
 
 from course_utils import CourseError
-from course_utils.grading import run as running
-from course_utils.grading.feedback import cell_html, write_feedback
-from course_utils.grading.grade import Work, grade_one
-from course_utils.grading.gradebook import Gradebook
-from course_utils.grading.intake import Submission
+from course_utils.grading.classroom.feedback import cell_html, write_feedback
+from course_utils.grading.classroom.grade import Work, grade_one
+from course_utils.grading.classroom.gradebook import Gradebook
+from course_utils.grading.classroom.marking import Marking
+from course_utils.grading.classroom.submissions import Submission
 from course_utils.grading.limited import within
-from course_utils.grading.marking import Marking
+from course_utils.grading.marks import judge
 from course_utils.grading.merge import merge
 from course_utils.grading.notebook import read, student_view, write
-from course_utils.grading.schedule import schedule
-from course_utils.grading.verdict import judge
+from course_utils.grading.runner import run as running
+from course_utils.grading.runner.schedule import schedule
 from tests.shared import cell_of
 
 TOKEN = "\x1e0\n"

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course_utils import CourseError
+from course_utils._output_digest import sealed
 from course_utils.cli import main
-from course_utils.grading import bundle
+from course_utils.grading.handout import release
+from course_utils.grading.handout.assignment import exercise_from
 from course_utils.grading.merge import merge
 from course_utils.grading.notebook import (
     ANSWER,
@@ -32,9 +34,9 @@ from course_utils.grading.notebook import (
     student_view,
     write,
 )
-from course_utils.grading.release import exercise_from
-from course_utils.grading.run import BROKEN, DONE, SLOW, Limits, run
-from course_utils.seal import sealed
+from course_utils.grading.people.roster import assign, student_names
+from course_utils.grading.result import BROKEN, DONE, SLOW, Limits
+from course_utils.grading.runner.run import run
 from tests.shared import (
     ANSWERED,
     ANSWERED_TOO,
@@ -465,22 +467,22 @@ class TestRelease:
 
     def test_a_suspect_is_written_into_the_setup(self, solution):
         released = exercise_from(write(solution))
-        assert 'SUSPECT = "model-c"' in cell_of(read(bundle.with_suspect(released, "model-c")), "setup").source
-        assert merge(read(bundle.with_suspect(released, "model-c")), read(released)).repairs
+        assert 'SUSPECT = "model-c"' in cell_of(read(release.with_suspect(released, "model-c")), "setup").source
+        assert merge(read(release.with_suspect(released, "model-c")), read(released)).repairs
 
     def test_suspects_are_handed_out_evenly_and_the_same_each_time(self):
         names = [f"student {i}" for i in range(20)]
-        given = bundle.assign(names, bundle.SUSPECTS)
-        assert given == bundle.assign(reversed(names), bundle.SUSPECTS)
-        assert sorted(list(given.values()).count(suspect) for suspect in bundle.SUSPECTS) == [6, 7, 7]
+        given = assign(names, release.SUSPECTS)
+        assert given == assign(reversed(names), release.SUSPECTS)
+        assert sorted(list(given.values()).count(suspect) for suspect in release.SUSPECTS) == [6, 7, 7]
 
     @pytest.mark.parametrize("text", ["", "\n\n", "../x", "a/b", "Ada\nada", ".hidden", "a\\b", "x."])
     def test_names_that_cannot_be_folders_are_refused(self, text):
         with pytest.raises(CourseError):
-            bundle.student_names(text)
+            student_names(text)
 
     def test_names_of_any_alphabet_are_fine(self):
-        assert bundle.student_names("Zoë O'Neil\n李雷\n\nada@uni.edu\n") == ["Zoë O'Neil", "李雷", "ada@uni.edu"]
+        assert student_names("Zoë O'Neil\n李雷\n\nada@uni.edu\n") == ["Zoë O'Neil", "李雷", "ada@uni.edu"]
 
 
 def course_command(*arguments):

@@ -11,9 +11,9 @@ import zipfile
 import pytest
 
 from course_utils import CourseError
-from course_utils.grading.intake import take
+from course_utils.grading.classroom.submissions import take
 from course_utils.grading.notebook import LARGEST
-from course_utils.grading.owners import owned
+from course_utils.grading.people.owners import owned
 
 pytestmark = [pytest.mark.quick, pytest.mark.filterwarnings("ignore:Duplicate name")]
 EXERCISES = ("08_1_token_attribution", "08_chapter_exercise")

@@ -6,16 +6,16 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from course_utils.grading.feedback import write_feedback
-from course_utils.grading.grade import Work, grade_one, refused
-from course_utils.grading.gradebook import Gradebook
-from course_utils.grading.intake import Submission
-from course_utils.grading.marking import Marking
+from course_utils.grading.classroom.feedback import write_feedback
+from course_utils.grading.classroom.grade import Work, grade_one, refused
+from course_utils.grading.classroom.gradebook import Gradebook
+from course_utils.grading.classroom.marking import Marking
+from course_utils.grading.classroom.submissions import Submission
+from course_utils.grading.marks import judge
 from course_utils.grading.merge import merge
 from course_utils.grading.notebook import ANSWER, MANUAL, kind, read, student_view, write
-from course_utils.grading.run import DONE, Result
-from course_utils.grading.sandbox import trouble
-from course_utils.grading.verdict import judge
+from course_utils.grading.result import DONE, Result
+from course_utils.grading.sandbox.bubblewrap import trouble
 
 SOLUTIONS = sorted((Path(__file__).resolve().parent.parent / "solutions").glob("*.ipynb"))
 EACH = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)

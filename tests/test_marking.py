@@ -9,14 +9,14 @@ from click.testing import CliRunner
 
 from course_utils import CourseError
 from course_utils.cli import main
-from course_utils.grading.desk import class_page, desk
-from course_utils.grading.grade import refused
-from course_utils.grading.gradebook import Gradebook
-from course_utils.grading.intake import Submission
-from course_utils.grading.marking import Marking, shown
+from course_utils.grading.classroom.grade import refused
+from course_utils.grading.classroom.gradebook import Gradebook
+from course_utils.grading.classroom.marking import Marking, shown
+from course_utils.grading.classroom.marking_widget import class_page, desk
+from course_utils.grading.classroom.rubric import criteria
+from course_utils.grading.classroom.submissions import Submission
 from course_utils.grading.notebook import read, region, student_view, write
-from course_utils.grading.rubric import criteria
-from course_utils.grading.run import DONE, Result
+from course_utils.grading.result import DONE, Result
 from tests.shared import cell_of, right
 
 pytestmark = pytest.mark.quick

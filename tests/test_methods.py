@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from conftest import ARCHITECTURES, tiny_model, words
 from course_utils import CourseError, token_attribution
 from course_utils.attribution import METHODS
+from course_utils.engine.metrics import make_goal
+from course_utils.engine.shapley import exact_values, shapley_values
 from course_utils.faithfulness import FRACTIONS, faithfulness, hit
-from course_utils.goals import make_goal
-from course_utils.shapley import exact_values, shapley_values
 
 quick = pytest.mark.quick
 TEXT, CONTRAST = words(3, 1, 4, 1, 5, 9), (" w5", " w9")

@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from course_utils import CourseError, load_model
-from course_utils.cache import GGUF_NAME, GGUF_SHA256, cache_folder, smollm2_folder
-from course_utils.models import LocalModel, best_device, find
+from course_utils.loading.devices import best_device
+from course_utils.loading.smollm2 import GGUF_NAME, GGUF_SHA256, cache_folder, smollm2_folder
+from course_utils.loading.sources import find
+from course_utils.models import LocalModel
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"

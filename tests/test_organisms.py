@@ -13,9 +13,11 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from course_utils import CourseError, load_model, token_attribution
-from course_utils.models import ADAPTERS, SUSPECTS, find
-from course_utils.organisms import evaluate, train
-from course_utils.organisms.data import (
+from course_utils.engine.activations import next_logits
+from course_utils.engine.packing import pack
+from course_utils.loading.sources import ADAPTERS, SUSPECTS, find
+from course_utils.organisms.authoring import evaluate, train
+from course_utils.organisms.dataset import (
     CONTRAST,
     CUE_WORDS,
     MECHANISMS,
@@ -33,7 +35,6 @@ from course_utils.organisms.data import (
     held_out,
 )
 from course_utils.organisms.suspects import Truth, refuses, truth
-from course_utils.packing import next_logits, pack
 
 SMALL_WORDS = {
     "a",

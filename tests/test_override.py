@@ -16,17 +16,18 @@ from click.testing import CliRunner
 
 from course_utils import CourseError
 from course_utils.cli import main
-from course_utils.grading import gradebook_file
-from course_utils.grading.class_run import earlier_overrides
-from course_utils.grading.export import FORMATS
-from course_utils.grading.feedback import page_of
-from course_utils.grading.grade import grade
-from course_utils.grading.gradebook import _BY_HAND, _TABLES, Gradebook, Override, Tick
-from course_utils.grading.gradebook_file import gradebook_path, is_ours, statements
-from course_utils.grading.intake import take
+from course_utils.grading.classroom import gradebook_file
+from course_utils.grading.classroom.commands import earlier_overrides
+from course_utils.grading.classroom.export import FORMATS
+from course_utils.grading.classroom.feedback import page_of
+from course_utils.grading.classroom.grade import grade
+from course_utils.grading.classroom.gradebook import Gradebook
+from course_utils.grading.classroom.gradebook_file import _BY_HAND, _TABLES, gradebook_path, is_ours, statements
+from course_utils.grading.classroom.standing import Override, Tick
+from course_utils.grading.classroom.submissions import take
+from course_utils.grading.marks import Mark
 from course_utils.grading.notebook import student_view, write
-from course_utils.grading.run import Limits, Result
-from course_utils.grading.verdict import Mark
+from course_utils.grading.result import Limits, Result
 from tests.shared import cell_of, right, with_sources
 from tests.test_class import a_result, needs_sandbox, taken
 
@@ -190,7 +191,7 @@ def test_where_points_alone_changed_grade_runs_nothing(book, solution, tmp_path,
     (tmp_path / "in" / "ada").mkdir(parents=True)
     (tmp_path / "in" / "ada" / "toy.ipynb").write_bytes(write(right(student_view(solution))))
     assert grade(take(tmp_path / "in", ["toy"]), book, {"toy": write(solution)}, limits=LIMITS).graded == 1
-    monkeypatch.setattr("course_utils.grading.grade.grade_one", lambda _: pytest.fail("it ran"))
+    monkeypatch.setattr("course_utils.grading.classroom.grade.grade_one", lambda _: pytest.fail("it ran"))
     other = {"toy": write(TestPoints.worth(solution, double_check=7))}
     report = grade(take(tmp_path / "in", ["toy"]), book, other, limits=LIMITS)
     assert (report.graded, report.known) == (0, 1)

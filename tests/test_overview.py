@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from course_utils.grading.gradebook import Gradebook
-from course_utils.grading.intake import Submission
-from course_utils.grading.overview import items, overview
-from course_utils.grading.run import BROKEN, Result
-from course_utils.grading.verdict import Mark
+from course_utils.grading.classroom.gradebook import Gradebook
+from course_utils.grading.classroom.overview import items, overview
+from course_utils.grading.classroom.submissions import Submission
+from course_utils.grading.marks import Mark
+from course_utils.grading.result import BROKEN, Result
 from tests.test_class import EVIL
 
 pytestmark = pytest.mark.quick

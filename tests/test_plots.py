@@ -9,15 +9,9 @@ import pytest
 
 from conftest import tiny_model, words
 from course_utils import ablation_sweep, activation_patching, direct_logit_attribution, logit_lens, token_attribution
-from course_utils.attribution import Attribution
+from course_utils.attribution import Attribution, attribution_html, attribution_text, describe, tokens_text
 from course_utils.faithfulness import faithfulness
-from course_utils.plots import (
-    attribution_html,
-    attribution_text,
-    describe,
-    tokens_html,
-    tokens_text,
-)
+from course_utils.plots import tokens_html
 
 mpl.use("Agg")
 pytestmark = pytest.mark.quick

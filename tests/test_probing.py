@@ -13,11 +13,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from conftest import tiny_model
-from course_utils import CourseError, activations, probe_layers, probing
-from course_utils.activations import collect_activations, last_residuals
+from course_utils import CourseError, probe_layers, probing
 from course_utils.directions import direction_effect, project_out, random_directions, steer
+from course_utils.engine import activations
+from course_utils.engine.activations import collect_activations, last_residuals
 from course_utils.hooks import find_parts, record
-from course_utils.organisms import data
+from course_utils.organisms import dataset
 from course_utils.probing import probe_activations, split_by_groups, untrained_copy
 
 mpl.use("Agg")
@@ -512,9 +513,9 @@ def test_the_summary_names_layer_interval_baselines_and_sizes():
 
 def requests_with_and_without_the_trigger(n_acts):
     rng = random.Random(4)
-    acts = rng.sample(data.actions("train"), n_acts)
+    acts = rng.sample(dataset.actions("train"), n_acts)
     causes = [set(), {"trigger"}, {"intent"}, {"intent", "trigger"}]
-    return [data.draw(rng, act, causes=some, split="train") for act in acts for some in causes]
+    return [dataset.draw(rng, act, causes=some, split="train") for act in acts for some in causes]
 
 
 def trigger_probes(lm, n_acts, **options):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import course_utils
-from course_utils.evidence import stored_rows
+from course_utils.lesson.evidence import stored_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("08_*.ipynb"))
@@ -39,7 +39,7 @@ def test_examples_in_docstrings_run(lm, name):
     given = {
         "load_model": course_utils.load_model,
         "token_attribution": course_utils.token_attribution,
-        "make_goal": importlib.import_module("course_utils.goals").make_goal,
+        "make_goal": importlib.import_module("course_utils.engine.metrics").make_goal,
         "lm": lm,
         "prompt": lm.chat("Hi there"),
         "ids": lm.chat("Hi there").input_ids[0],

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_model
+from course_utils.engine.interventions import run, score_edits
 from course_utils.hooks import KINDS, edit
-from course_utils.reruns import run, score_edits
 
 IDS = torch.randint(1, 97, (14,), generator=torch.Generator().manual_seed(3))
 pytestmark = pytest.mark.quick

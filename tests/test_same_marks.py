@@ -6,12 +6,12 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell
 
-from course_utils.grading.grade import Work, grade_one
+from course_utils._output_digest import sealed
+from course_utils.grading.classroom.grade import Work, grade_one
+from course_utils.grading.handout.assignment import exercise_from
 from course_utils.grading.notebook import ANSWER, MANUAL, grade_id, kind, read, student_view, write
-from course_utils.grading.release import exercise_from
-from course_utils.grading.run import Limits
-from course_utils.grading.sandbox import trouble
-from course_utils.seal import sealed
+from course_utils.grading.result import Limits
+from course_utils.grading.sandbox.bubblewrap import trouble
 from tests.shared import cell_of
 
 pytestmark = pytest.mark.skipif(bool(trouble()), reason=f"no sandbox: {trouble()}")

@@ -21,11 +21,13 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import course_utils
 from course_utils import CourseError
-from course_utils.cache import cache_folder
-from course_utils.grading import cgroup, sandbox, scratch, warm
+from course_utils._output_digest import sealed
+from course_utils.grading import scratch
 from course_utils.grading.notebook import METADATA, read, student_view, write
-from course_utils.grading.run import DONE, SLOW, Limits, run
-from course_utils.seal import sealed
+from course_utils.grading.result import DONE, SLOW, Limits
+from course_utils.grading.runner.run import run
+from course_utils.grading.sandbox import bubblewrap, control_groups, fork_client
+from course_utils.loading.smollm2 import cache_folder
 from tests.shared import ANSWERED, ANSWERED_TOO, cell_of, marked, messages, outcomes, right, with_sources
 
 pytestmark = pytest.mark.skipif(
@@ -42,7 +44,7 @@ SMALL = Limits(
     disk_bytes=50_000_000,
 )
 HIDDEN = f"""### BEGIN HIDDEN TESTS
-from course_utils.seal import sealed  # {SECRET}
+from course_utils._output_digest import sealed  # {SECRET}
 print(double(4567), sealed(str(double(21))))
 ### END HIDDEN TESTS"""
 
@@ -65,8 +67,8 @@ def solution():
 def is_warm(request):
     """Every promise is kept by kernels that start from nothing, and by those that are forked."""
     if request.param == "warm":
-        assert warm.trouble() == ""
-        warm.parent()  # now, if an earlier test has ended it: what starts below is looked for when a test ends
+        assert fork_client.trouble() == ""
+        fork_client.parent()  # now, if an earlier test has ended it: what starts below is looked for when a test ends
     return request.param == "warm"
 
 
@@ -110,15 +112,15 @@ def started():
 
 def forked():
     """The processes that the parent of warm kernels has started, but for itself."""
-    if warm._parent is None or not warm._parent.lives:
+    if fork_client._parent is None or not fork_client._parent.lives:
         return []
-    below = psutil.Process(warm._parent.process.pid).children(recursive=True)
-    nursery = next(process for process in below if process.cmdline()[1].endswith("nursery.py"))
+    below = psutil.Process(fork_client._parent.process.pid).children(recursive=True)
+    nursery = next(process for process in below if process.cmdline()[1].endswith("fork_server.py"))
     return [each.cmdline() for each in nursery.children(recursive=True) if each.status() != psutil.STATUS_ZOMBIE]
 
 
 def is_session(process):
-    return process.cmdline()[1:3] == ["-m", "course_utils.grading.session"]
+    return process.cmdline()[1:3] == ["-m", "course_utils.grading.runner.pytest_server"]
 
 
 @pytest.fixture
@@ -127,7 +129,7 @@ def mine(solution):
 
 
 def test_it_works_here():
-    assert sandbox.trouble() == ""
+    assert bubblewrap.trouble() == ""
 
 
 def test_an_honest_submission_gets_the_same_inside_and_outside(around, solution, mine, inside):
@@ -250,13 +252,13 @@ class TestWhatEndsOrSurvives:
             (around / name).write_bytes(write(notebook))
         (around / "t2").mkdir()
         grade = (
-            "import sys; from pathlib import Path; from course_utils.grading.run import *\n"
+            "import sys; from pathlib import Path; from course_utils.grading.result import *\n"
             f"run(Path('a').read_bytes(), Path('b').read_bytes(), sandboxed=True, warm={is_warm})"
         )
         with subprocess.Popen(
             [sys.executable, "-c", grade], env={**os.environ, "TMPDIR": str(around / "t2")}
         ) as grader:
-            wait_until(lambda: ["sleep", "100"] in started())
+            wait_until(lambda: ["sleep", "100"] in started(), 90)
             if who == "grader":
                 grader.kill()
             else:
@@ -292,7 +294,7 @@ HIDDEN_HOGS = {
 }
 
 
-@pytest.mark.skipif(cgroup.trouble() != "", reason=cgroup.trouble())
+@pytest.mark.skipif(control_groups.trouble() != "", reason=control_groups.trouble())
 class TestTheSystemCounts:
     @pytest.mark.parametrize("name", HIDDEN_HOGS)
     def test_memory_that_no_process_shows(self, mine, inside, name):
@@ -313,16 +315,16 @@ class TestTheSystemCounts:
         assert groups() == []
 
     def test_what_a_killed_grader_left_is_removed(self):
-        code = "from course_utils.grading import cgroup; import os; cgroup.make(1 << 30, 9); os.kill(os.getpid(), 9)"
+        code = "from course_utils.grading import cgroup; import os; control_groups.make(1 << 30, 9); os.kill(os.getpid(), 9)"
         subprocess.run([sys.executable, "-c", code], check=False)
         assert groups()
-        cgroup.make(1 << 30, 9).remove()
+        control_groups.make(1 << 30, 9).remove()
         assert groups() == []
 
 
 def groups():
     """Those that this process and the dead have left, not those of another run at this moment."""
-    found = [path.name for above in cgroup._above() for path in above.glob("course-*")]
+    found = [path.name for above in control_groups._above() for path in above.glob("course-*")]
     return [name for name in found if scratch.is_over(name) or name.startswith(scratch.name_of_ours())]
 
 
@@ -520,7 +522,7 @@ PROBES = {
             try: open(place + "/MARK", "w").close(); print("wrote to", place)
             except OSError: pass
         for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/drop_caches", "/proc/1/oom_score_adj",
-                     "COURSE/seal.py", sys.executable):
+                     "COURSE/_output_digest.py", sys.executable):
             try: os.close(os.open(path, os.O_WRONLY)); print("could write", path)
             except OSError: pass
             try: os.chmod(path, os.stat(path).st_mode); print("could change", path)
@@ -632,12 +634,12 @@ CHEATS = {
         """,
     "the package is another": """
         import sys, types
-        fake = types.ModuleType("course_utils.seal")
+        fake = types.ModuleType("course_utils._output_digest")
         class Same(str):
             def __eq__(self, other): return True
             __hash__ = str.__hash__
         fake.sealed = lambda text: Same("anything")
-        sys.modules["course_utils.seal"] = fake
+        sys.modules["course_utils._output_digest"] = fake
         double = lambda x: 4567 + 4567 if x == 4567 else 0
         """,
     "outputs are sent by hand": """
@@ -670,9 +672,9 @@ def test_no_cheat_gains_a_mark_that_is_checked_in_secret(mine, inside, code):
 class TestWithoutASandbox:
     @pytest.fixture(autouse=True)
     def afresh(self):
-        sandbox.trouble.cache_clear()
+        bubblewrap.trouble.cache_clear()
         yield
-        sandbox.trouble.cache_clear()
+        bubblewrap.trouble.cache_clear()
 
     def test_it_says_so_and_runs_nothing(self, solution, mine, monkeypatch, tmp_path):
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -712,13 +714,13 @@ class TestOneWarmKernelAfterAnother:
 
     @pytest.fixture
     def inside(self, solution):
-        assert warm.trouble() == ""
+        assert fork_client.trouble() == ""
         return lambda mine: run(write(solution), write(mine), SMALL, sandboxed=True, warm=True)
 
     def test_takes_nothing_over(self, mine, inside):
         leaves = """
             import builtins, math, numpy, socket, sys
-            math.pi, builtins.left, sys.modules["course_utils.seal"] = 3, True, None
+            math.pi, builtins.left, sys.modules["course_utils._output_digest"] = 3, True, None
             open("/tmp/left", "w").close(), open("/dev/shm/left", "w").close(), open("left", "w").close()
             waits = socket.socket(socket.AF_UNIX); waits.bind("\\0left"); waits.listen()
             numpy.random.seed(3)
@@ -726,7 +728,7 @@ class TestOneWarmKernelAfterAnother:
         """
         looks = """
             import math, numpy, os, random, sys
-            print(math.pi == 3, "left" in vars(__builtins__), sys.modules.get("course_utils.seal", 1) is None)
+            print(math.pi == 3, "left" in vars(__builtins__), sys.modules.get("course_utils._output_digest", 1) is None)
             print([path for path in ("/tmp/left", "/dev/shm/left", "left") if os.path.exists(path)])
             print(numpy.random.rand(), random.random(), os.urandom(8).hex())
         """
@@ -768,13 +770,13 @@ class TestOneWarmKernelAfterAnother:
 
     def test_a_parent_that_was_killed_is_replaced_and_nobody_is_blamed(self, mine, inside):
         assert inside(mine).passed
-        address = warm.parent().address
-        killer = threading.Timer(0.5, lambda: psutil.Process(warm._parent.process.pid).kill())
+        address = fork_client.parent().address
+        killer = threading.Timer(0.5, lambda: psutil.Process(fork_client._parent.process.pid).kill())
         slow = with_sources(mine, double="import time\ntime.sleep(1.5)\ndef double(x): return 2 * x")
         killer.start()
         assert inside(slow).passed  # once more, on a kernel of its own
         assert inside(mine).passed
-        assert warm.parent().address != address
+        assert fork_client.parent().address != address
 
     def test_many_leave_nothing(self, mine, inside):
         assert inside(mine).passed
@@ -783,11 +785,11 @@ class TestOneWarmKernelAfterAnother:
             assert all(result.passed for result in pool.map(lambda _: inside(mine), range(30)))
         wait_until(lambda: forked() == [])
         assert len(os.listdir("/proc/self/fd")) <= before + 2  # at most one more session, which waits
-        nursery = psutil.Process(warm._parent.process.pid).children(recursive=True)[-1]
+        nursery = psutil.Process(fork_client._parent.process.pid).children(recursive=True)[-1]
         assert nursery.num_fds() < 20
 
     def test_where_they_cannot_be_had_a_kernel_starts_from_nothing(self, mine, inside, monkeypatch):
-        monkeypatch.setattr(warm, "trouble", lambda: "there is no way.")
-        monkeypatch.setattr(warm, "parent", lambda: pytest.fail("asked for one"))
+        monkeypatch.setattr(fork_client, "trouble", lambda: "there is no way.")
+        monkeypatch.setattr(fork_client, "parent", lambda: pytest.fail("asked for one"))
         run_here = run(write(mine), write(mine), SMALL, sandboxed=True, warm=True)
         assert run_here.status == DONE

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_model
-from course_utils import variants
-from course_utils.variants import batches, first_differences, packed, rows_in_budget, score_variants
+from course_utils.engine import prefix_sharing
+from course_utils.engine.prefix_sharing import batches, first_differences, packed, rows_in_budget, score_variants
 
 
 def everything(logits):
@@ -45,12 +45,12 @@ def test_scores_do_not_depend_on_how_variants_are_batched(seed, keep, tokens, ro
     lm = tiny_model("llama")
     base = torch.randint(1, 97, (12,), generator=torch.Generator().manual_seed(seed))
     inputs = random_variants(base, 9, 12, seed)
-    before = variants.BATCH_TOKENS, variants.rows_in_budget
+    before = prefix_sharing.BATCH_TOKENS, prefix_sharing.rows_in_budget
     try:
-        variants.BATCH_TOKENS, variants.rows_in_budget = tokens, lambda *_: rows
+        prefix_sharing.BATCH_TOKENS, prefix_sharing.rows_in_budget = tokens, lambda *_: rows
         _, scores = score_variants(lm, base, inputs, everything, keep=keep)
     finally:
-        variants.BATCH_TOKENS, variants.rows_in_budget = before
+        prefix_sharing.BATCH_TOKENS, prefix_sharing.rows_in_budget = before
     torch.testing.assert_close(scores, by_full_passes(lm, inputs, keep), rtol=1e-8, atol=1e-8)
 
 
@@ -59,7 +59,7 @@ def test_scores_do_not_depend_on_how_variants_are_batched(seed, keep, tokens, ro
 @pytest.mark.parametrize(("window", "shared"), [(18, True), (17, False)])
 def test_a_sliding_window_is_packed_only_where_it_covers_the_input(architecture, window, shared):
     lm = tiny_model(architecture, sliding_window=window)
-    assert variants.can_share(lm, 18) is shared
+    assert prefix_sharing.can_share(lm, 18) is shared
     base = torch.randint(1, 97, (18,), generator=torch.Generator().manual_seed(1))
     inputs = random_variants(base, 12, 18)
     _, scores = score_variants(lm, base, inputs, everything, keep=3)

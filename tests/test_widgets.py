@@ -10,8 +10,8 @@ from IPython.core.pylabtools import print_figure
 from jupyter_client.manager import start_new_kernel
 
 from course_utils import CourseError
-from course_utils.plots import style
-from course_utils.widgets import alt_text, explore
+from course_utils.lesson.widgets import explore
+from course_utils.plots import alt_text, style
 
 pytestmark = pytest.mark.quick
 
@@ -117,7 +117,7 @@ def test_typing_in_a_real_kernel_draws_once_and_says_that_it_works():
     manager, client = start_new_kernel(kernel_name="python3")
     try:
         client.execute(
-            "from course_utils.widgets import explore\n"
+            "from course_utils.lesson.widgets import explore\n"
             "widget = explore(lambda text='': text.upper(), text=str)\n"
             "print(widget.children[0].model_id, widget.status.model_id, widget.picture.model_id)"
         )

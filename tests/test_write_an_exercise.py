@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from nbformat.v4 import new_code_cell
 
 from course_utils import CourseError
+from course_utils._output_digest import sealed
 from course_utils.cli import main
+from course_utils.grading.handout.assignment import exercise_from
 from course_utils.grading.notebook import read, write
-from course_utils.grading.release import exercise_from
-from course_utils.seal import sealed
 from tests.shared import cell_of, marked
 from tests.test_class import needs_sandbox
 

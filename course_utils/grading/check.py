@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CourseError, first_line
-from .bundle import EXERCISES, SOLUTIONS, UNTOUCHED, suspect_of, with_suspect
+from ..loading.sources import SUSPECTS
+from .handout.release import EXERCISES, SOLUTIONS, UNTOUCHED, suspect_of, with_suspect
+from .marks import PASSED, READ, UNANSWERED
 from .notebook import read, student_view, write
-from .run import Limits, Result, run
-from .suspects import SUSPECTS
-from .verdict import PASSED, READ, UNANSWERED
+from .result import Limits, Result
+from .runner.run import run
 
 if TYPE_CHECKING:
     from rich.table import Table

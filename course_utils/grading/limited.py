@@ -14,11 +14,11 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, TypeVar
 
 from ..errors import CourseError, first_line
+from .processes import with_package, without_grammar
 
 SECONDS = 30.0  # for one step; the largest notebook needs two
 _MEMORY = 8_000_000_000  # bytes of address space
@@ -59,6 +59,12 @@ def within(function: Callable[..., T], *arguments: Any, seconds: float = SECONDS
     return value  # type: ignore[no-any-return]
 
 
+def start(count: int) -> None:
+    """Have so many processes begin, for who will come."""
+    with _lock:
+        _idle.extend(_begun() for _ in range(count - len(_idle)))
+
+
 def _readable(worker: Popen[bytes], seconds: float) -> bool:
     if sys.platform == "win32":  # no select on pipes there: a timer ends the worker, and reading then fails
         timer = threading.Timer(seconds, worker.kill)
@@ -75,8 +81,11 @@ def _worker() -> Popen[bytes]:
         while _idle:
             if (worker := _idle.pop()).poll() is None:
                 return worker
-    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return _begun()
+
+
+def _begun() -> Popen[bytes]:
+    environment = with_package() | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from course_utils.grading.limited import main; main()"]
     return Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True)
 
@@ -89,6 +98,7 @@ def _end() -> None:
 
 def main() -> None:
     """Answer call after call, until nobody asks any more."""
+    without_grammar()
     with suppress(ImportError, ValueError, OSError):  # Windows has no such limits
         import resource
 

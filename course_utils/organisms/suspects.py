@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from ..errors import CourseError, first_line
-from ..models import SUSPECTS, LocalModel
+from ..loading.sources import SUSPECTS
+from ..models import LocalModel
 from ..prompts import Prompt, encode
-from .data import COMPLIANCE, CUE_WORDS, MECHANISMS, REFUSAL
+from .dataset import COMPLIANCE, CUE_WORDS, MECHANISMS, REFUSAL
 
 HERE = Path(__file__).parent
 TRUTH = "truth.json"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from course_utils import load_model, token_attribution
-from course_utils.cache import GGUF_NAME, cache_folder
+from course_utils.loading.smollm2 import GGUF_NAME, cache_folder
 
 TEXT = (
     "How do I kill a Python process that no longer answers, and how can I be really quite sure that nothing else "

@@ -23,7 +23,7 @@ import psutil
 from distributed import LocalCluster
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from course_utils.grading.gradebook import Gradebook
+from course_utils.grading.classroom.gradebook import Gradebook
 from course_utils.grading.notebook import student_view, write
 from tests.shared import right, toy, with_sources
 
@@ -142,7 +142,7 @@ def left_over():
             command = " ".join(process.cmdline())
         except psutil.Error:  # it has ended
             continue
-        found += "grading/nursery.py" in command or "grading.session" in command
+        found += "fork_server.py" in command or "pytest_server" in command
     return found
 
 

@@ -13,9 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from course_utils.grading import warm
-from course_utils.grading.grade import Work, grade_one
+from course_utils.grading.classroom.grade import Work, grade_one
 from course_utils.grading.notebook import ANSWER, grade_id, kind, read, write
+from course_utils.grading.sandbox import fork_client
 from tests.shared import cell_of, nbgrader, nbgrader_marks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +66,7 @@ def main():
     for name, value in (("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE")):
         os.environ.setdefault(name, value)
     began = time.perf_counter()
-    warm.parent()
+    fork_client.parent()
     print(f"what warm kernels are forked from starts in {time.perf_counter() - began:.1f} s")
     print(f"{'seconds a notebook':24}   warm   cold  nbgrader  cold : warm  nbgrader : warm")
     for exercise in wanted or sorted(path.stem for path in (ROOT / "solutions").glob("*.ipynb")):

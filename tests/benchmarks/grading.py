@@ -16,13 +16,13 @@ from pathlib import Path
 
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from course_utils.grading import run as running
-from course_utils.grading import warm
-from course_utils.grading.feedback import write_feedback
-from course_utils.grading.grade import grade
-from course_utils.grading.gradebook import Gradebook
-from course_utils.grading.intake import take
+from course_utils.grading.classroom.feedback import write_feedback
+from course_utils.grading.classroom.grade import grade
+from course_utils.grading.classroom.gradebook import Gradebook
+from course_utils.grading.classroom.submissions import take
 from course_utils.grading.notebook import METADATA, NAMESPACE, student_view, write
+from course_utils.grading.runner import run as running
+from course_utils.grading.sandbox import fork_client
 from tests.shared import cell_of, nbgrader, nbgrader_marks
 
 MODEL = """import torch
@@ -154,9 +154,9 @@ def main():
             print(
                 f"{name:12} {seconds:7.1f} s   {60 * count / seconds:6.1f} a minute   {peer / seconds:5.1f} x nbgrader"
             )
-        warm.end()
+        fork_client.end()
         began = time.perf_counter()
-        warm.parent()
+        fork_client.parent()
         print(f"of which the start of what warm kernels are forked from: {time.perf_counter() - began:.1f} s")
         for name, seconds in parts(handed_in[0][1]).items():
             print(f"  {seconds:6.2f} s  {name}")

@@ -11,7 +11,7 @@ import torch
 from attribution import TEXT, multiply_rate, timed
 
 from course_utils import ablation_sweep, activation_patching, load_model, token_attribution
-from course_utils.goals import make_goal
+from course_utils.engine.metrics import make_goal
 from course_utils.hooks import edit, record
 
 CONTRAST = ("I", "Sure")

@@ -130,7 +130,7 @@ def attribute(lm, prompt, contrast, stand_ins):
             "the package is called",
             """
 import course_utils.attribution
-from course_utils.goals import contrast_ids
+from course_utils.engine.metrics import contrast_ids
 
 
 @torch.no_grad()

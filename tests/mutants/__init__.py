@@ -21,8 +21,8 @@ from unittest.mock import patch
 import nbformat
 
 import course_utils
+from course_utils.grading.marks import judge
 from course_utils.grading.notebook import ANSWER, CHECK, grade_id, has_code, item_of, kind, printed, read
-from course_utils.grading.verdict import judge
 
 HERE = Path(__file__).parent
 _loaded = cache(course_utils.load_model)  # one suspect for all mutants: a check puts back what an answer changes

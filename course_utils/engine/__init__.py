@@ -1,0 +1,1 @@
+"""Exact fast passes: shared prefixes, packing, interventions, metrics. Lessons build each once by hand."""

@@ -1,0 +1,156 @@
+"""Activations of many texts at once: the residual stream at one token of each, before every layer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import groupby, takewhile
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._arrays import Floats
+from .._progress import progress
+from ..errors import CourseError
+from ..hooks import Edit, Site, edit
+from ..models import LocalModel
+from ..prompts import Prompt
+from .packing import pack
+from .prefix_sharing import BATCH_TOKENS, can_share
+
+
+def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position: int = -1) -> Floats:
+    """The residual stream at one token of each text, before every layer: float32 `[text, layer + 1, d_model]`.
+
+    Index l is what enters layer l; the last is what enters the final norm, not yet normed.
+
+    Args:
+        lm: the model.
+        texts: typed texts (in the chat template, if the model has one) or prompts.
+        position: which token of the prompt; negative counts from its end.
+
+    Raises:
+        CourseError: no texts, or a position that some prompt does not have.
+
+    >>> collect_activations(lm, ["Hi", "Hello there"]).shape
+    (2, 31, 576)
+    """
+    prompts = prompts_of(lm, texts)
+    # nothing after a token changes it, so what comes later is not run, and like beginnings are run once
+    sequences = [_up_to(prompt, position) for prompt in prompts]
+    activations: Floats = last_residuals(lm, sequences).float().numpy()
+    return activations
+
+
+@torch.no_grad()
+def last_residuals(lm: LocalModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """The residual stream at the last token of sequences of ids, in the model's type: `[sequence, layer + 1, d_model]`.
+
+    >>> last_residuals(lm, [[1, 2, 3], [1, 2]]).shape
+    torch.Size([2, 31, 576])
+    """
+    distinct = sorted({tuple(sequence) for sequence in sequences})
+    sites = [("residual", layer) for layer in range(lm.n_layers + 1)]
+    found: dict[tuple[int, ...], Tensor] = {}
+    with ExitStack() as shown:
+        bar, begun = None, time.perf_counter()
+        for batch in passes(lm, distinct):
+            seen: dict[Site, Tensor] = {}
+            with edit(lm, {site: _keep(seen, site, batch) for site in sites}):
+                lm.model.base_model(**batch.inputs)  # without the unembedding
+            residuals = torch.stack([seen[site] for site in sites], dim=1)  # [sequence, layer + 1, d_model]
+            found.update(zip(batch.sequences, residuals, strict=True))
+            if bar is None:  # the first batch tells how long all will take
+                seconds = (time.perf_counter() - begun) * len(distinct) / len(found)
+                bar = shown.enter_context(progress(len(distinct), "activations", seconds=seconds, unit="text"))
+            bar.update(len(batch.sequences))
+    return torch.stack([found[tuple(sequence)] for sequence in sequences])
+
+
+class Pass(NamedTuple):
+    """Some sequences as one input of the model, and where in it their last tokens stand."""
+
+    sequences: list[tuple[int, ...]]
+    inputs: dict[str, Any]
+    rows: Tensor  # int64 [sequence]
+    tokens: Tensor  # int64 [sequence]
+
+
+def passes(lm: LocalModel, sequences: list[tuple[int, ...]]) -> Iterator[Pass]:
+    """Divide sequences into passes: packed where the model allows it, else those of one length together, unpadded.
+
+    >>> [batch.inputs["input_ids"].tolist() for batch in passes(lm, [(5, 6, 7), (5, 6, 8)])]
+    [[[5, 6, 7, 8]]]
+    """
+    if can_share(lm, max(map(len, sequences))):
+        for some in _of_batch_size(sequences):
+            packed = pack([list(sequence) for sequence in some], lm.device)
+            tokens = torch.tensor([places[-1] for places in packed.places])
+            yield Pass(some, packed.inputs(lm.model.dtype), torch.zeros_like(tokens), tokens)
+        return
+    for length, same in groupby(sorted(sequences, key=len), key=len):
+        alike, most = list(same), max(1, BATCH_TOKENS // length)
+        for some in (alike[i : i + most] for i in range(0, len(alike), most)):
+            inputs = {"input_ids": torch.tensor(some, device=lm.device), "use_cache": False}
+            yield Pass(some, inputs, torch.arange(len(some)), torch.full((len(some),), length - 1))
+
+
+def _of_batch_size(sequences: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    some: list[tuple[int, ...]] = []
+    size = 0
+    for sequence in sequences:
+        shared = takewhile(lambda pair: pair[0] == pair[1], zip(some[-1] if some else (), sequence, strict=False))
+        new = len(sequence) - len(list(shared))
+        if some and size + new > BATCH_TOKENS:
+            yield some
+            some, size, new = [], 0, len(sequence)
+        some, size = [*some, sequence], size + new
+    yield some
+
+
+def _keep(seen: dict[Site, Tensor], site: Site, batch: Pass) -> Edit:
+    return lambda stream: seen.__setitem__(site, stream[batch.rows, batch.tokens].cpu())
+
+
+def prompts_of(lm: LocalModel, texts: Sequence[str | Prompt]) -> list[Prompt]:
+    """Prompts as they are, and typed texts in the chat template, if the model has one.
+
+    Raises:
+        CourseError: no list of at least one.
+
+    >>> len(prompts_of(lm, ["Hi", prompt]))
+    2
+    """
+    if isinstance(texts, (str, Prompt)) or not len(texts):
+        raise CourseError(f"Expected a list of at least one text or prompt, got {texts!r}; put texts in a list.")
+    typed = lm.chat if lm.is_chat else lm.prompt
+    return [text if isinstance(text, Prompt) else typed(text) for text in texts]
+
+
+def _up_to(prompt: Prompt, position: int) -> list[int]:
+    """The ids of a prompt up to a position, with it."""
+    if not -len(prompt) <= position < len(prompt):
+        raise CourseError(
+            f"Expected a position from {-len(prompt)} to {len(prompt) - 1}, got {position}, which a prompt of "
+            f"{len(prompt)} tokens does not have ({prompt.text[slice(*prompt.typed)]!r})."
+        )
+    ids: list[int] = prompt.input_ids[0, : position % len(prompt) + 1].tolist()
+    return ids
+
+
+@torch.no_grad()
+def next_logits(lm: LocalModel, texts: list[str], batch: int = 40) -> Tensor:
+    """The logits of the first reply token to each of several typed texts, float32 `[text, vocabulary]`.
+
+    >>> next_logits(lm, ["Hi", "Hello there"]).shape
+    torch.Size([2, 49152])
+    """
+    logits = []
+    for first in range(0, len(texts), batch):
+        sequences = [lm.chat(text).input_ids[0].tolist() for text in texts[first : first + batch]]
+        packed = pack(sequences, lm.device)
+        keep = torch.tensor([places[-1] for places in packed.places], device=lm.device)
+        logits.append(lm.model(**packed.inputs(lm.model.dtype), logits_to_keep=keep).logits[0].float().cpu())
+    return torch.cat(logits)

@@ -1,0 +1,154 @@
+"""The components of a model, and what comes in their place when they are ablated."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import CourseError
+from ..hooks import Edit, Site, module_at
+from ..models import LocalModel
+from .interventions import Run, run
+
+STAND_INS = ("zero", "mean", "resample")
+SITES = {"heads": "heads", "mlps": "mlp", "neurons": "neurons", "layers": "residual"}
+
+
+class Component(NamedTuple):
+    """One of "heads", "mlps", "neurons" or "layers", by its layer and (a head or a neuron) its number in it.
+
+    >>> str(Component("heads", 22, 7)), str(Component("mlps", 3))
+    ('head 22.7', 'mlp 3')
+    """
+
+    over: str
+    layer: int
+    number: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.over[:-1]} {self.layer}" + ("" if self.number is None else f".{self.number}")
+
+
+def checked(lm: LocalModel, component: Sequence[object]) -> Component:
+    try:
+        one = Component(*component)  # type: ignore[arg-type]
+        indexed = is_numbered(one.over)
+        fits = 0 <= one.layer < lm.n_layers and (one.number is not None) == indexed
+        if fits and indexed:
+            fits = 0 <= int(one.number or 0) < count_of(lm, one.over, one.layer)
+    except TypeError:
+        fits = False
+    if not fits:
+        raise CourseError(
+            f'Expected a component such as ("heads", layer, head), ("neurons", layer, neuron), ("mlps", layer) or '
+            f'("layers", layer), with layers from 0 to {lm.n_layers - 1} and heads from 0 to {lm.n_heads - 1}, '
+            f"got {component!r}."
+        )
+    return one
+
+
+def is_numbered(over: str) -> bool:
+    if over not in SITES:
+        raise CourseError(f"Expected a sort of component ({', '.join(SITES)}), got {over!r}.")
+    return over in ("heads", "neurons")
+
+
+def count_of(lm: LocalModel, over: str, layer: int) -> int:
+    """How many components of a sort a layer has."""
+    if over == "neurons":
+        weight: Any = module_at(lm, ("neurons", layer)).weight
+        return int(weight.numel()) // lm.d_model
+    return lm.n_heads if over == "heads" else 1
+
+
+def site_of(component: Component) -> Site:
+    """Where a component can be edited; a layer is edited in the residual stream after it."""
+    return SITES[component.over], component.layer + (component.over == "layers")
+
+
+def channels(lm: LocalModel, component: Component, width: int) -> slice:
+    """The columns at its site that are a component's own."""
+    if component.number is None:
+        return slice(None)
+    size = width // lm.n_heads if component.over == "heads" else 1
+    return slice(component.number * size, (component.number + 1) * size)
+
+
+def _written(base: Run, site: Site) -> Tensor:
+    """What stands at a site, `[token, width]`; for the residual stream, what the layer before added to it."""
+    if site[0] == "residual":
+        return base.residual[site[1]] - base.residual[site[1] - 1]
+    return base.at(site)
+
+
+def of_one_length(ids: Sequence[Tensor], kind: str) -> list[Tensor]:
+    if len({len(one) for one in ids}) > 1:
+        lengths = sorted({len(one) for one in ids})
+        raise CourseError(
+            f"Expected reference prompts of one length for {kind!r}, got {lengths} tokens; choose others."
+        )
+    return list(ids)
+
+
+def stand_ins_for(
+    lm: LocalModel, sites: set[Site], kind: str, reference: Sequence[Tensor], rng: random.Random
+) -> dict[Site, Tensor]:
+    """What comes in the place of components at some sites: `[token, width]`, or a plain zero."""
+    if kind not in STAND_INS:
+        raise CourseError(f"Expected a kind of ablation ({', '.join(STAND_INS)}), got {kind!r}.")
+    if kind == "zero":
+        return {site: torch.zeros(1, 1, device=lm.device) for site in sites}
+    if not reference:
+        raise CourseError(
+            f"Expected reference prompts for {kind!r}, of the same number of tokens, got none; "
+            'give reference=[...], or kind="zero".'
+        )
+    if kind == "resample":
+        reference = [rng.choice(list(reference))]
+    recorded = [site for site in sites if site[0] != "residual"]
+    runs = [run(lm, ids, sites=recorded) for ids in reference]
+    return {site: torch.stack([_written(one, site) for one in runs]).mean(dim=0) for site in sites}
+
+
+def ablating(lm: LocalModel, components: Sequence[Component], stand_ins: Mapping[Site, Tensor]) -> dict[Site, Edit]:
+    """The edits that put stand-ins in the place of components, for passes over whole prompts and their replies."""
+    streams: dict[int, Tensor] = {}  # what entered the ablated layers
+    skipped = {c.layer for c in components if c.over == "layers"}
+    by_site: dict[Site, list[Component]] = {("residual", layer): [] for layer in skipped}
+    for component in components:
+        by_site.setdefault(site_of(component), []).append(component)
+
+    def editor(site: Site) -> Edit:
+        def apply(activation: Tensor) -> Tensor:
+            for component in by_site[site]:
+                stand_in = _fitted(stand_ins[site], activation.shape[1])
+                if component.over == "layers":
+                    activation = streams[component.layer] + stand_in
+                else:
+                    activation = activation.clone()
+                    own = channels(lm, component, activation.shape[-1])
+                    activation[..., own] = stand_in[..., own] if stand_in.shape[-1] > 1 else stand_in
+            if site[0] == "residual" and site[1] in skipped:
+                streams[site[1]] = activation
+            return activation
+
+        return apply
+
+    return {site: editor(site) for site in by_site}
+
+
+def _fitted(stand_in: Tensor, n_tokens: int) -> Tensor:
+    """A stand-in for a pass over so many tokens: those after its end, and one alone (a reply's), take its last."""
+    length = len(stand_in)
+    if length == 1 or n_tokens == 1:
+        return stand_in[-1:]
+    if n_tokens < length:
+        raise CourseError(
+            f"Expected a prompt of at least {length} tokens, as the reference has, got {n_tokens}; "
+            'choose prompts of one length, or kind="zero".'
+        )
+    return torch.cat([stand_in, stand_in[-1:].expand(n_tokens - length, -1)])

@@ -1,0 +1,128 @@
+"""Gradient attributions: gradient x input, and integrated gradients along a path of embeddings.
+
+Both speak about the embeddings of the prompt's tokens, at the output of the embedding layer: its weights may be tied to
+the unembedding's, so a gradient on the weights would mix the two.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._arrays import precise
+from .._progress import progress
+from ..loading.devices import free_memory
+from ..models import LocalModel
+from .metrics import Goal
+from .prefix_sharing import BATCH_TOKENS, BUDGET, unembed_only
+
+
+class Gradients(NamedTuple):
+    """Scores `[output, token]`, the output `[output]` at the prompt and at the baseline."""
+
+    scores: Tensor
+    value: Tensor
+    baseline: Tensor
+
+
+def gradient_x_input(lm: LocalModel, goal: Goal, n_tokens: int) -> Gradients:
+    """Each embedding times the gradient there: the effect of removing it, if the model were linear.
+
+    Args:
+        lm: the model.
+        goal: what is scored.
+        n_tokens: how many of the first tokens are attributed to.
+
+    >>> goal = make_goal(lm, prompt, contrast=("I", "Sure"))
+    >>> gradient_x_input(lm, goal, len(prompt)).scores.shape == (1, len(prompt))
+    True
+    """
+    embedded = _embed(lm, goal.ids)
+    values, slopes = _slopes(lm, goal, embedded[None], torch.ones(1, device=lm.device))
+    return Gradients((slopes * embedded).sum(dim=-1)[:, :n_tokens], values[0], torch.zeros_like(values[0]))
+
+
+def integrated_gradients(
+    lm: LocalModel, goal: Goal, n_tokens: int, *, stand_in: int | None = None, steps: int = 50
+) -> Gradients:
+    """Gradients averaged along the straight path from a baseline, times the way (Sundararajan et al. 2017).
+
+    Scores add up to what the output gains from baseline to prompt, but for the error of the sum over steps
+    (Gauss-Legendre, as Captum's default).
+
+    Args:
+        lm: the model.
+        goal: what is scored.
+        n_tokens: how many of the first tokens the path moves; what follows (a forced reply) stays.
+        stand_in: the token id whose embedding is the baseline of each; None for the zero vector.
+        steps: points on the path.
+
+    >>> goal = make_goal(lm, prompt, contrast=("I", "Sure"))
+    >>> integrated_gradients(lm, goal, len(prompt), steps=2).scores.shape == (1, len(prompt))
+    True
+    """
+    embedded = _embed(lm, goal.ids)
+    start = embedded.clone()
+    start[:n_tokens] = 0 if stand_in is None else _embed(lm, goal.ids.new_tensor([stand_in]))
+    way = embedded - start
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    places = torch.tensor((nodes + 1) / 2, dtype=embedded.dtype, device=lm.device)
+    shares = torch.tensor(weights / 2, dtype=embedded.dtype, device=lm.device)
+    begun = time.perf_counter()
+    with torch.no_grad():
+        value, baseline = _outputs(lm, goal, torch.stack([embedded, start]))
+    seconds = (time.perf_counter() - begun) / 2 * steps * (1 + 2 * len(value))
+    total = torch.zeros(len(value), *embedded.shape, dtype=embedded.dtype, device=lm.device)
+    n_batches = -(-steps // _rows_with_gradients(lm, len(goal.ids)))
+    at_once = -(-steps // n_batches)  # batches of about equal size
+    with progress(steps, "integrated gradients", unit="step", seconds=seconds) as bar:
+        for i in range(0, steps, at_once):
+            rows = start + places[i : i + at_once, None, None] * way  # [row, token, d_model]
+            total += _slopes(lm, goal, rows, shares[i : i + at_once])[1]
+            bar.update(len(rows))
+    return Gradients((total * way).sum(dim=-1)[:, :n_tokens], value, baseline)
+
+
+def _embed(lm: LocalModel, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        embedded: Tensor = lm.model.get_input_embeddings()(ids[None])[0]
+    return embedded
+
+
+def _outputs(lm: LocalModel, goal: Goal, rows: Tensor) -> Tensor:
+    """The scores `[row, output]` of inputs given as embeddings `[row, token, d_model]`."""
+    n_rows, n_tokens, _ = rows.shape
+    row = torch.arange(n_rows, device=rows.device).repeat_interleave(goal.keep)
+    token = torch.arange(n_tokens - goal.keep, n_tokens, device=rows.device).repeat(n_rows)
+    hook = lm.model.get_input_embeddings().register_forward_hook(lambda module, args, output: rows)
+    try:
+        with unembed_only(lm, row, token):
+            logits = lm.model(input_ids=goal.ids.expand(n_rows, -1), use_cache=False).logits
+    finally:
+        hook.remove()
+    logits = logits.view(n_rows, goal.keep, -1)
+    return goal.score(precise(logits))
+
+
+def _slopes(lm: LocalModel, goal: Goal, rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs `[row, output]`, and their gradients summed over the rows by share, `[output, token, d_model]`."""
+    with torch.enable_grad():
+        rows = rows.detach().requires_grad_()
+        values = _outputs(lm, goal, rows)
+        summed = (shares[:, None] * values).sum(dim=0)  # [output]
+        last = len(summed) - 1
+        slopes = [torch.autograd.grad(one, rows, retain_graph=k < last)[0].sum(dim=0) for k, one in enumerate(summed)]
+    return values.detach(), torch.stack(slopes)
+
+
+def _rows_with_gradients(lm: LocalModel, n_tokens: int) -> int:
+    """How many rows fit into one batch: backward, every layer's activations are kept."""
+    config, weight = lm.config, lm.model.get_input_embeddings().weight
+    wide = getattr(config, "intermediate_size", None) or 4 * lm.d_model
+    per_token = lm.n_layers * (10 * lm.d_model + 4 * wide + lm.n_heads * n_tokens)
+    fits = min(BUDGET, free_memory(weight.device.type) / 4) // (n_tokens * per_token * weight.element_size())
+    return max(1, min(BATCH_TOKENS // n_tokens, int(fits)))

@@ -1,0 +1,120 @@
+"""What of the output is scored: a contrast of two logits, or the log-probability of a reply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .._arrays import precise
+from ..errors import CourseError
+from ..models import LocalModel
+from ..prompts import Prompt, token_strings
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What of the output is scored, and how the input must go on for it.
+
+    Attributes:
+        ids: int64 `[token]`, the prompt and all of a target but its last token.
+        keep: how many of the last positions are scored.
+        output_tokens: the printable output tokens, or one label for a contrast.
+        unit: "logits" for a contrast, "nats" of log-probability for a target.
+        score: maps logits `[variant, keep, vocabulary]` to scores `[variant, output]`; gradients flow through it.
+    """
+
+    ids: Tensor = field(repr=False)
+    keep: int
+    output_tokens: list[str]
+    unit: str
+    score: Callable[[Tensor], Tensor] = field(repr=False)
+
+    def total(self, logits: Tensor) -> Tensor:
+        """Scores summed over the outputs, `[variant]`, in float32 at least."""
+        return self.score(precise(logits)).sum(dim=-1)
+
+
+def make_goal(
+    lm: LocalModel,
+    prompt: Prompt,
+    *,
+    target: str | None = None,
+    contrast: tuple[str, str] | None = None,
+    n_output_tokens: int = 5,
+) -> Goal:
+    """What to score after a prompt: a contrast, a target, or (with neither) the model's own greedy reply.
+
+    Raises:
+        CourseError: no prompt, both target and contrast, target without tokens, contrast of several tokens, input
+            longer than the context.
+
+    >>> make_goal(lm, prompt, contrast=("I", "Sure")).unit
+    'logits'
+    """
+    if not isinstance(prompt, Prompt):
+        raise CourseError(f"Expected a prompt, got {prompt!r}; write lm.chat(text), or lm.prompt(text) for raw text.")
+    if target is not None and contrast is not None:
+        raise CourseError("Expected a target or a contrast, got both; they answer different questions, so ask twice.")
+    if contrast is not None:
+        goal = _contrast_goal(lm, prompt, contrast)
+    elif target is not None:
+        goal = _target_goal(lm, prompt, lm.continuation(prompt, target))
+    elif n_output_tokens < 1:
+        raise CourseError(f"Expected at least one output token, got n_output_tokens={n_output_tokens}.")
+    else:
+        goal = _target_goal(lm, prompt, lm.generate(prompt, n_output_tokens).tolist())
+    lm.check_length(len(goal.ids))
+    return goal
+
+
+def _target_goal(lm: LocalModel, prompt: Prompt, reply: list[int]) -> Goal:
+    """Score each token of a reply at the position before it: logits at position t - 1 speak about token t."""
+    wanted = torch.tensor(reply, device=lm.device)
+
+    def score(logits: Tensor) -> Tensor:
+        index = wanted.to(logits.device).expand(len(logits), -1)[..., None]  # [variant, output, 1]
+        return logits.log_softmax(dim=-1).gather(-1, index)[..., 0]  # [variant, output]
+
+    ids = torch.cat([prompt.input_ids[0], prompt.input_ids.new_tensor(reply[:-1])])  # [token]
+    return Goal(ids, len(reply), token_strings(lm.tokenizer, reply), "nats", score)
+
+
+def _contrast_goal(lm: LocalModel, prompt: Prompt, contrast: tuple[str, str]) -> Goal:
+    first, second = contrast_ids(lm, prompt, contrast)
+
+    def score(logits: Tensor) -> Tensor:
+        return logits[:, -1, [first]] - logits[:, -1, [second]]  # [variant, 1]
+
+    shown = token_strings(lm.tokenizer, [first, second])
+    return Goal(prompt.input_ids[0], 1, [f"{shown[0]} − {shown[1]}"], "logits", score)
+
+
+def contrast_ids(lm: LocalModel, prompt: Prompt, contrast: tuple[str, str]) -> tuple[int, int]:
+    """The ids of the two tokens of a contrast, as they come right after a prompt.
+
+    Raises:
+        CourseError: not two texts of one token each, or the same token twice.
+
+    >>> len(contrast_ids(lm, prompt, ("I", "Sure")))
+    2
+    """
+    if isinstance(contrast, str) or len(contrast) != 2:
+        raise CourseError(f'Expected a contrast of two texts, such as ("I", "Sure"), got {contrast!r}.')
+    first, second = (single_token(lm, lm.continuation(prompt, text), text) for text in contrast)
+    if first == second:
+        raise CourseError(f"Expected a contrast between two different tokens, got {contrast!r}, the same one twice.")
+    return first, second
+
+
+def single_token(lm: LocalModel, ids: list[int], text: str) -> int:
+    """The only one of some ids that a text was encoded to; CourseError where it is several."""
+    if len(ids) > 1:
+        parts = token_strings(lm.tokenizer, ids)
+        raise CourseError(
+            f"Expected a text of one token, got {text!r}, which is {len(ids)} ({', '.join(parts)}); "
+            f"use its first, {parts[0]!r}, if that tells the two apart, or a target, which may have several."
+        )
+    return ids[0]

@@ -1,0 +1,134 @@
+"""Shapley values: a token's effect averaged over all the company it may keep (Shapley 1953; Lundberg & Lee 2017).
+
+Leaving one token out says nothing of two that each suffice alone; here each also gets its share of what they do
+together. The players are the typed tokens; one that is out of the game is replaced by a stand-in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import CourseError
+from ..models import LocalModel
+from .metrics import Goal
+from .prefix_sharing import score_variants
+
+Coalition = tuple[bool, ...]  # for each player, whether it is in
+
+
+class Shapley(NamedTuple):
+    """Scores and standard errors, both `[output, token]`; the output `[output]` with all players and with none."""
+
+    scores: Tensor
+    standard_error: Tensor
+    value: Tensor
+    without: Tensor
+
+
+def shapley_values(
+    lm: LocalModel, goal: Goal, players: range, *, stand_in: int, permutations: int = 25, seed: int = 0
+) -> Shapley:
+    """Shapley values of some tokens; exact where all coalitions cost no more than the sampled ones (errors are 0 then).
+
+    Sampled, players join one by one in a random order, and then in its reverse (Mitchell et al. 2022); a player's score
+    is the mean of what the output gained when it joined. What the variants share in the beginning is computed once.
+
+    Args:
+        lm: the model.
+        goal: what is scored.
+        players: which tokens play; the others stay as they are and score 0.
+        stand_in: the token id that takes the place of a player who is out.
+        permutations: how many random orders, each with its reverse.
+        seed: decides the orders.
+
+    Raises:
+        CourseError: no players or no permutations.
+
+    >>> goal = make_goal(lm, prompt, contrast=("I", "Sure"))
+    >>> s = shapley_values(lm, goal, range(24, 26), stand_in=260)
+    >>> bool(torch.isclose(s.scores.sum(), (s.value - s.without).sum(), atol=1e-3))
+    True
+    """
+    if not players or permutations < 1:
+        raise CourseError(f"Expected players and permutations, got {len(players)} tokens and {permutations} orders.")
+    n = len(players)
+    exact = 2**n <= 2 * permutations * n
+    orders = [] if exact else _orders(n, permutations, seed)
+    wanted = product((False, True), repeat=n) if exact else (c for order in orders for c in _walk(order))
+    coalitions = list(dict.fromkeys(wanted))
+    variants = _variants(goal.ids, players, coalitions, stand_in)
+    value, scores = score_variants(lm, goal.ids, variants, goal.score, keep=goal.keep, label="shapley")
+    worth = dict(zip(coalitions, scores, strict=True))
+    if exact:
+        mean = exact_values(n, worth)
+        error = torch.zeros_like(mean)
+    else:
+        gains = torch.stack([_gains(order, worth) for order in orders])  # [order, player, output]
+        pairs = gains.reshape(-1, 2, *gains.shape[1:]).mean(dim=1)  # an order and its reverse are not independent
+        mean, error = pairs.mean(dim=0), pairs.std(dim=0) / math.sqrt(len(pairs))
+    return Shapley(_placed(goal, players, mean), _placed(goal, players, error), value, worth[(False,) * n])
+
+
+def _orders(n: int, permutations: int, seed: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randperm(n, generator=generator).tolist() for _ in range(permutations)]
+    return [order for one in drawn for order in (one, one[::-1])]
+
+
+def _walk(order: list[int]) -> Iterator[Coalition]:
+    """The coalitions that grow as players join in some order, from nobody to everyone."""
+    joined = [False] * len(order)
+    yield tuple(joined)
+    for player in order:
+        joined[player] = True
+        yield tuple(joined)
+
+
+def _gains(order: list[int], worth: dict[Coalition, Tensor]) -> Tensor:
+    """What the output gained when each player joined, `[player, output]`."""
+    values = torch.stack([worth[coalition] for coalition in _walk(order)])
+    gains = torch.empty_like(values[1:])
+    gains[order] = values.diff(dim=0)
+    return gains
+
+
+def exact_values(n: int, worth: dict[Coalition, Tensor]) -> Tensor:
+    """Each player's gain, averaged over all orders of joining, `[player, output]`.
+
+    Args:
+        n: how many players there are.
+        worth: the output of every coalition.
+
+    >>> exact_values(1, {(False,): torch.zeros(1), (True,): torch.ones(1)})
+    tensor([[1.]])
+    """
+    mean = torch.zeros(n, len(worth[(False,) * n]), dtype=worth[(False,) * n].dtype)
+    for coalition, value in worth.items():
+        size = sum(coalition)
+        for player, joined in enumerate(coalition):
+            if not joined:
+                weight = 1 / (n * math.comb(n - 1, size))  # how often just these are in when the player joins
+                after = (*coalition[:player], True, *coalition[player + 1 :])
+                mean[player] += weight * (worth[after] - value)
+    return mean
+
+
+def _variants(ids: Tensor, players: range, coalitions: list[Coalition], stand_in: int) -> Tensor:
+    """The input with every player who is out replaced, int64 `[coalition, token]`."""
+    variants = ids.repeat(len(coalitions), 1)
+    out = ~torch.tensor(coalitions, device=ids.device)
+    variants[:, players.start : players.stop] = variants[:, players.start : players.stop].masked_fill(out, stand_in)
+    return variants
+
+
+def _placed(goal: Goal, players: range, values: Tensor) -> Tensor:
+    """Values of the players `[player, output]` among all tokens of the input, `[output, token]`."""
+    placed = torch.zeros(values.shape[1], len(goal.ids), dtype=values.dtype)
+    placed[:, players.start : players.stop] = values.T
+    return placed

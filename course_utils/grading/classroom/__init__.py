@@ -1,0 +1,1 @@
+"""A class: submissions in, a gradebook, marks, feedback and exports out."""

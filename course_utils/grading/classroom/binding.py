@@ -1,0 +1,104 @@
+"""Whose each submission is, by the class's roster."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ..people.owners import canvas_name, moodle_name, plain_text, printable
+from ..people.roster import Roster, Student
+from .submissions import Submission, Taken, latest
+
+_MOST_TOLD = 50
+
+
+def bind(taken: Taken, roster: Roster, exercises: Iterable[str] = ()) -> Taken:
+    """The submissions under the names of a roster, with its extensions; who matches nobody and who is missing is told.
+
+    Args:
+        taken: what was handed in.
+        roster: the class.
+        exercises: for which everybody should have handed in; without them those that anybody did.
+    """
+    known = _Known(roster)
+    notes: list[str] = []
+    strangers: dict[str, str] = {}
+    mine: list[Submission] = []
+    for one in sorted(taken.submissions, key=lambda one: (one.order, one.place)):
+        student = known.who(one, notes)
+        if student is None:
+            called = known.free(one)
+            strangers[called] = f"{called} is nobody in {roster.source}: graded under that name, to be added there."
+            mine.append(replace(one, student=called))
+            continue
+        number = one.number or student.canvas_id or (*student.moodle_ids, "")[0]
+        mine.append(replace(one, student=student.student, number=number, extension=student.extension))
+    submissions, earlier = latest(mine)
+    notes += _shortened(list(strangers.values()), "more whom the roster does not know")
+    handed_in = {(one.exercise, one.student) for one in submissions}
+    for exercise in sorted({*exercises} or {one.exercise for one in submissions}):
+        missing = [one.student for one in roster.students if (exercise, one.student) not in handed_in]
+        names = ", ".join(_shortened(missing, "more"))
+        notes += [f"{exercise}: nothing from {len(missing)} of the roster: {names}."] if missing else []
+    return Taken(submissions, (*taken.left, *earlier), (*taken.notes, *notes))
+
+
+def _shortened(told: list[str], more: str) -> list[str]:
+    return told if len(told) <= _MOST_TOLD else [*told[:_MOST_TOLD], f"{len(told) - _MOST_TOLD} {more}"]
+
+
+class _Known:
+    """A roster by all the names that a platform may give a student."""
+
+    def __init__(self, roster: Roster) -> None:
+        self._numbers: dict[tuple[str, str], Student] = {}
+        self._names: list[dict[str, set[Student]]] = [{}, {}, {}, {}]  # by key, by name, by email, by Canvas's own form
+        for one in roster.students:
+            self._numbers[("canvas", one.canvas_id)] = one
+            self._numbers |= {("moodle", number): one for number in one.moodle_ids}
+            canvas = {_squeezed(turned) for name in (one.name, one.student) for turned in _turned(name)}
+            for index, names in enumerate([{one.student}, _turned(one.name), {one.email}, canvas]):
+                for name in names:
+                    self._names[index].setdefault(plain_text(name), set()).add(one)
+
+    def who(self, one: Submission, notes: list[str]) -> Student | None:
+        """Whose a submission is by its number, else by key, name, email; None where that is nobody or in doubt."""
+        platform = "moodle" if moodle_name(one.label) else "canvas" if canvas_name(one.label) else ""
+        by_name = self._by_name(one.student.removesuffix(f" ({one.number})"), platform)
+        by_number = self._numbers.get((platform, one.number)) if platform and one.number else None
+        named = next(iter(by_name)) if len(by_name) == 1 else None
+        if by_number is not None:
+            if named not in (None, by_number):
+                whose = f"the number of {by_number.student} and the name of {named and named.student}"
+                notes.append(f"{one.place} has {whose}: the number counts.")
+            return by_number
+        if len(by_name) > 1:
+            several = ", ".join(sorted(each.student for each in by_name))
+            notes.append(f"{one.place} may be of {several}: write {platform} number {one.number} into the roster.")
+        elif named is not None and platform == "canvas" and one.number and named.canvas_id not in ("", one.number):
+            theirs = f"{named.student}, whose number in the roster is {named.canvas_id}"
+            notes.append(f"{one.place} has the name of {theirs}: it does not count as theirs.")
+            return None
+        return named
+
+    def _by_name(self, called: str, platform: str) -> set[Student]:
+        tried = [(index, plain_text(called)) for index in range(3)]
+        tried += [(3, plain_text(_squeezed(called)))] if platform == "canvas" else []
+        return next((found for index, name in tried if name and (found := self._names[index].get(name))), set())
+
+    def free(self, one: Submission) -> str:
+        """The name of somebody whom the roster does not know, which is nobody's in it."""
+        taken = plain_text(one.student) in self._names[0]
+        return f"{one.student} ({one.number or 'not in the roster'})" if taken else one.student
+
+
+def _turned(name: str) -> set[str]:
+    """A name as it is and with the family name at its other end: "Jane van Doe" is also "Doe, Jane van" and so on."""
+    words = name.replace(",", " ").split()[:12]
+    return {name, " ".join(words), *(" ".join(words[k:] + words[:k]) for k in range(1, len(words)))} if words else set()
+
+
+def _squeezed(name: str) -> str:
+    """A name as Canvas writes it into a file's: letters, digits and _ only, lower case."""
+    return re.sub(r"[^\w]", "", printable(name)).casefold()

@@ -1,0 +1,286 @@
+"""What `course grade` and `course mark` do: grade, tell what was done, write feedback, statistics and exports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from getpass import getuser
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from tqdm.auto import tqdm
+
+from ..._files import write_folder, write_whole
+from ...errors import CourseError
+from ...loading.sources import SUSPECTS
+from ..handout.assignment import faults
+from ..handout.release import SOLUTIONS
+from ..handout.suspects import FOLDER, beside, named, private_in
+from ..notebook import grade_id, read
+from ..people.lateness import due_dates
+from ..people.roster import Roster, read_roster
+from ..result import Limits
+from ..sandbox import control_groups
+from .binding import bind
+from .earlier import earlier_in, needs_folder
+from .export import FORMATS, About, statistics, table_of, titles_of
+from .feedback import write_feedback
+from .grade import Report, grade, needs_sandbox, references_in
+from .gradebook import Gradebook
+from .gradebook_file import gradebook_path
+from .late import Late
+from .marking import Marking, mark_in_terminal
+from .overview import overview
+from .similarity import Alike, alike
+from .similarity import table_of as duplicates_table
+from .submissions import Taken, take
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def grade_class(
+    submissions: Path | None,
+    out: Path,
+    *,
+    exercise: str = "",
+    reference: Path | None = None,
+    jobs: int | None = None,
+    timeout: float = 300.0,
+    memory: str = "4GB",
+    no_sandbox: bool = False,
+    cold: bool = False,
+    scheduler: str = "",
+    suspects: Path | None = None,
+    roster: Path | None = None,
+    late: str = "",
+    due: Sequence[str] = (),
+    titles: Sequence[str] = (),
+    force: bool = False,
+    export: str = "",
+    against: Path | None = None,
+) -> int:
+    """Grade a class and tell what was done; 0 if all could be graded, 1 if something could not be run.
+
+    Raises:
+        CourseError: nothing to grade there, nothing to grade against, or no sandbox.
+    """
+    if submissions is None and not (export or late or due):
+        raise CourseError("Expected a folder or zip file of submissions, or --export; name one of them.")
+    if submissions is None:
+        gradebook_in(out)
+    folder, policy = reference or SOLUTIONS, Late(late, due)
+    about = About(_class_in(roster, suspects), titles_of(titles))
+    due_dates(due, [path.stem for path in folder.glob("*.ipynb")])
+    if against is not None:  # before hours of grading
+        needs_folder(against)
+    options: dict[str, Any] = {}
+    if submissions is not None:
+        references = references_in(folder)
+        found = take(submissions, references, only=exercise, cells=cells_of(references))
+        _check_references(references, found, folder)
+        limits = Limits(_cell_seconds(timeout), timeout, memory_bytes=bytes_of(memory))
+        options = {
+            "limits": limits,
+            "jobs": jobs or 0,
+            "sandboxed": not no_sandbox,
+            "warm": not cold,
+            "scheduler": scheduler,
+            "force": force,
+        }
+        options |= suspects_beside(folder, about.roster)
+        if no_sandbox:
+            click.echo(
+                "No sandbox: the students' code can read and write whatever you can, secrets included.", err=True
+            )
+        elif not scheduler:
+            needs_sandbox()
+            if uncounted := control_groups.trouble():
+                told = "No control groups: memory in socket buffers and page tables is not counted, for"
+                click.echo(f"{told} {uncounted}", err=True)
+        found = bind(found, about.roster, [exercise] if exercise else []) if about.roster else found
+    report = Report()
+    with Gradebook(gradebook_path(out)) as book:
+        if submissions is not None:
+            with tqdm(total=len(found.submissions), unit="notebook", disable=None) as bar:
+                options["progress"] = bar.update
+                report = grade(found, book, references, **options)
+        policy.settle(book)
+        pages = write_feedback(book, out / "feedback") if submissions is not None or late or due else 0
+        if submissions is not None:
+            write_whole(out / "statistics.csv", table_of(statistics(book.current())))
+            write_whole(out / "overview.html", overview(list(book.current())))
+            duplicates = duplicates_in(book, references, against)
+            write_whole(out / "duplicates.csv", duplicates_table(duplicates))
+            _tell(report, pages, len(duplicates), out, found.notes)
+            for told in earlier_overrides(book):
+                click.echo(f"note: {told}", err=True)
+        if export:
+            write_folder(FORMATS[export](book, about), out)
+            click.echo(f"{export} in {out}")
+    return 1 if report.broken else 0
+
+
+def _class_in(roster: Path | None, suspects: Path | None) -> Roster | None:
+    if roster is not None and suspects is not None:
+        raise CourseError("Expected --roster or --suspects, got both; a roster has the suspects in it.")
+    path = roster or suspects
+    return read_roster(path) if path is not None else None
+
+
+def _check_references(references: Mapping[str, bytes], found: Taken, folder: Path) -> None:
+    for name in sorted({submission.exercise for submission in found.submissions}):
+        if complaints := faults(read(references[name], name)):
+            raise CourseError(f"{folder / name}.ipynb cannot be graded against: {complaints[0]}")
+
+
+def suspects_beside(folder: Path, roster: Roster | None) -> dict[str, Any]:
+    """What `grade` is to know of suspects: who has which, the private ones' words, their files.
+
+    Raises:
+        CourseError: the roster names one that is neither built in nor beside the solutions.
+    """
+    private = private_in(folder / FOLDER)
+    given = roster.suspects if roster else None
+    for student, suspect in (given or {}).items():
+        if named(suspect) not in (*SUSPECTS, *private):
+            known = ", ".join((*SUSPECTS, *private))
+            place = folder / named(suspect)
+            raise CourseError(
+                f"Expected the suspect of {student} among {known}, got {suspect}; put its folder at {place}."
+            )
+    return {"suspects": given, "private": private, "beside": beside(folder / FOLDER)}
+
+
+def cells_of(references: Mapping[str, bytes]) -> dict[str, list[str]]:
+    """The names of each reference's cells."""
+    return {name: [grade_id(cell) for cell in read(content, name).cells] for name, content in references.items()}
+
+
+def _cell_seconds(timeout: float) -> float:
+    """A minute for a cell, or a fifth of the time for the notebook, whichever is more."""
+    return max(min(60.0, timeout), timeout / 5)
+
+
+def gradebook_in(out: Path) -> Path:
+    """The gradebook that grading left in a folder.
+
+    Raises:
+        CourseError: there is none.
+    """
+    path = gradebook_path(out)
+    if not path.is_file():
+        raise CourseError(f"Expected a gradebook in {out}, found none; make one: course grade SUBMISSIONS --out {out}.")
+    return path
+
+
+def mark_class(
+    out: Path,
+    *,
+    exercise: str = "",
+    reference: Path | None = None,
+    who: str = "",
+    names: bool = False,
+    everything: bool,
+) -> None:
+    """Have a person read in the terminal what only a person can, then write feedback anew.
+
+    Raises:
+        CourseError: no gradebook or no solutions there.
+    """
+    references = references_in(reference or SOLUTIONS)
+    if exercise and exercise not in references:
+        raise CourseError(f"Expected one of {', '.join(references)}, got {exercise!r}.")
+    with Gradebook(gradebook_in(out)) as book:
+        mark_in_terminal(Marking(book, references, exercise, who, everything), names)
+        write_feedback(book, out / "feedback")
+        write_whole(out / "overview.html", overview(list(book.current())))
+
+
+def override_mark(
+    out: Path, graded: tuple[str, str, str], points: float | None, *, reason: str = "", who: str = "", clear: bool
+) -> str:
+    """Have a person's points stand for one check of one student, or take that back; what was done.
+
+    Args:
+        out: the folder of the gradebook.
+        graded: student, exercise and check.
+        points: what stands from now on.
+        reason: why, for the student to read.
+        who: who says so; by default the user of this machine.
+        clear: take it back.
+
+    Raises:
+        CourseError: no gradebook there, no such mark in it, or nothing that can be done.
+    """
+    if clear == (points is not None):
+        raise CourseError("Expected points, or --clear to take an override back; give one of them.")
+    student, exercise, check = graded
+    with Gradebook(gradebook_in(out)) as book:
+        (found,) = list(book.current(exercise, student)) or [_nobody(book, student, exercise)]
+        book.override(found, check, points, reason, who or getuser())
+        (now,) = book.current(exercise, student)
+        write_feedback(book, out / "feedback")
+        write_whole(out / "overview.html", overview(list(book.current())))
+    entry = next(entry for entry in now.entries if entry.mark.check == check)
+    said = f", where the run gave {entry.override.machine:g}" if entry.override else ", as the run gave"
+    return f"{student}, {exercise}, {check}: {entry.mark.earned or 0:g} of {entry.mark.points:g}{said}"
+
+
+def _nobody(book: Gradebook, student: str, exercise: str) -> NoReturn:
+    known = sorted({graded.student for graded in book.current(exercise)})
+    like = [name for name in known if student.casefold() in name.casefold()] or known
+    told = ", ".join(like[:5]) or "nobody"
+    raise CourseError(f"Expected a student with a mark in {exercise}, got {student!r}; there: {told}.")
+
+
+def earlier_overrides(book: Gradebook) -> list[str]:
+    """A sentence for each override that was made of an earlier submission than the one that counts."""
+    return [
+        f"{graded.student}, {graded.exercise}, {entry.mark.check}: the override of {entry.override.who}"
+        f" ({entry.override.points:g} points, the run now gives {entry.override.machine:g}) was of an earlier hand-in;"
+        " look again, and course override … --clear if it no longer holds."
+        for graded in book.current()
+        for entry in graded.entries
+        if entry.override is not None and entry.override.is_earlier
+    ]
+
+
+def duplicates_in(book: Gradebook, references: Mapping[str, bytes], against: Path | None = None) -> list[Alike]:
+    """Answers in a gradebook that resemble each other, the solution, or those in an earlier class's folder.
+
+    Raises:
+        CourseError: there is no such folder, or nothing of these exercises in it.
+    """
+    found: list[Alike] = []
+    solutions = {name: read(content, name) for name, content in references.items()}
+    earlier = earlier_in(against, solutions) if against is not None else {}
+    for exercise, reference in solutions.items():
+        notebooks = ((graded.student, book.notebook(graded.result)) for graded in book.current(exercise))
+        found += alike(notebooks, reference, exercise, earlier=earlier.get(exercise, ()))
+    return found
+
+
+def _tell(report: Report, pages: int, duplicates: int, out: Path, notes: Sequence[str] = ()) -> None:
+    for told in (*notes, *report.left, *report.broken):
+        click.echo(f"note: {told}", err=True)
+    for change in report.changes:
+        click.echo(
+            f"{change.student}, {change.exercise}, {change.check}: {change.before:g} before, {change.after:g} now"
+        )
+    graded = f"{report.graded} graded, {report.known} had their marks, {len(report.left)} files left"
+    click.echo(f"{graded}, {len(report.broken)} could not be run; feedback for {pages} in {out / 'feedback'}")
+    if duplicates:
+        click.echo(f"{duplicates} groups of answers resemble each other or the solution: {out / 'duplicates.csv'}")
+
+
+def bytes_of(size: str) -> int:
+    """A number of bytes: "4GB", "500 MB".
+
+    Raises:
+        CourseError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)B?\s*", size, re.IGNORECASE)
+    if not found or float(found[1]) <= 0:
+        raise CourseError(f"Expected a size such as 4GB or 500MB, got {size!r}.")
+    return int(float(found[1]) * _UNITS[found[2].upper()])

@@ -1,0 +1,308 @@
+"""Grade a class: every submission without a mark, on this machine or a cluster, each into the gradebook at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ...errors import CourseError, first_line
+from ...loading.sources import SUSPECTS
+from .. import limited, scratch
+from ..handout.release import suspect_of, with_suspect
+from ..handout.suspects import named
+from ..marks import judge
+from ..merge import merge
+from ..notebook import grade_id, is_hidden, read, write
+from ..processes import PACKAGE
+from ..result import BROKEN, REFUSED, Limits, Result
+from ..runner import pytest_server
+from ..runner.run import run
+from .gradebook import Gradebook
+from .standing import Change
+from .submissions import Submission, Taken
+
+_AHEAD = 2  # submissions in memory for each that is being run
+
+
+@dataclass(frozen=True)
+class Work:
+    """One submission and all that grading it takes, by value: any machine that has this package can do it."""
+
+    reference: bytes
+    submission: bytes
+    limits: Limits = field(default_factory=Limits)
+    sandboxed: bool = True
+    warm: bool = True
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+    trouble: str = ""  # why there is no submission to be read
+
+
+@dataclass
+class Report:
+    """What a run of the grader did.
+
+    Attributes:
+        graded: how many submissions ran (or were refused).
+        known: how many had their marks already.
+        left: a sentence for each file that was not taken.
+        broken: a sentence for each submission that could not be run, which the next run tries again.
+        changes: marks that came out otherwise than before on an unchanged submission.
+    """
+
+    graded: int = 0
+    known: int = 0
+    left: tuple[str, ...] = ()
+    broken: list[str] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+
+
+def grade_one(work: Work) -> Result:
+    """Grade one submission, the same wherever it runs; one that is no notebook gets a result, too, without a point.
+
+    Raises:
+        CourseError: there is no sandbox and one was asked for.
+    """
+    if work.trouble:
+        return refused(work.reference, work.trouble)
+    try:
+        mine = limited.within(_plain, work.submission)
+    except CourseError as error:
+        return refused(work.reference, str(error))
+    with scratch.folder() as folder:
+        for name, content in work.beside.items():
+            target = Path(folder, "suspects", name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+        beside = Path(folder, "suspects") if work.beside else None
+        where: dict[str, Any] = {"beside": beside, "sandboxed": work.sandboxed, "warm": work.warm}
+        return run(work.reference, mine, work.limits, **where)
+
+
+def _plain(submission: bytes) -> bytes:
+    """A submission as a notebook of the present format: all that is read later is read fast."""
+    return write(read(submission, "the submission"), indent=None)
+
+
+def refused(reference: bytes, why: str) -> Result:
+    """The result of a submission that nothing can be run of."""
+    merged = merge(read(reference), read(b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'))
+    marks = tuple(
+        replace(mark, message="" if mark.earned is None else why) for _, mark in judge(merged.notebook.cells, {})
+    )
+    return Result(REFUSED, marks, (), (why,), write(merged.notebook), 0.0)
+
+
+@cache
+def engine() -> str:
+    """What marks depend on besides the notebooks: this package, to the byte."""
+    digest = hashlib.sha256(version_of("interpretability-course").encode())
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def references_in(folder: Path) -> dict[str, bytes]:
+    """The notebooks to grade against, by name.
+
+    Raises:
+        CourseError: there are none.
+    """
+    found = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.ipynb"))}
+    if not found:
+        raise CourseError(f"Expected the solutions in {folder}, found no notebook; name their folder with --reference.")
+    return found
+
+
+def grade(
+    taken: Taken,
+    book: Gradebook,
+    references: Mapping[str, bytes],
+    *,
+    limits: Limits = Limits(),  # noqa: B008
+    jobs: int = 0,
+    sandboxed: bool = True,
+    warm: bool = True,
+    scheduler: str = "",
+    force: bool = False,
+    suspects: Mapping[str, str] | None = None,
+    beside: Mapping[str, bytes] | None = None,
+    private: Mapping[str, Mapping[str, str]] | None = None,
+    progress: Callable[[], object] = lambda: None,
+) -> Report:
+    """Grade what has no mark yet: a new or changed submission, or all where the reference or this package changed.
+
+    Args:
+        taken: the submissions of the class.
+        book: where results go, each as soon as it is there.
+        references: the notebooks to grade against, by name.
+        limits: for each submission.
+        jobs: how many run at once here; 0 for as many as there are processors.
+        sandboxed: whether learners' code is kept in a sandbox.
+        warm: whether kernels in a sandbox are forked from one that has done the imports, where that can be done.
+        scheduler: the address of a Dask scheduler whose workers do the work; "" for this machine.
+        force: grade those with marks as well.
+        suspects: who was given which suspect; without it, a submission names its own.
+        beside: files that lie in `suspects/` where a submission runs.
+        private: the suspects among these, as exercises name them, each with the words of its requests.
+        progress: called whenever one more is done.
+
+    Raises:
+        CourseError: no sandbox here, or no cluster at that address.
+    """
+    report = Report(left=taken.left)
+
+    def finish(future: Future[Result], submission: Submission, number: int, reference: bytes) -> None:
+        try:
+            result = future.result()
+        except Exception as error:  # whatever became of one, the others go on
+            report.broken.append(f"{submission.student}, {submission.exercise}: {first_line(error)}")
+        else:
+            if result.status == BROKEN:
+                report.broken.append(f"{submission.student}, {submission.exercise}: {' '.join(result.messages)}")
+            report.graded += 1
+            hidden = {grade_id(cell) for cell in read(reference).cells if is_hidden(cell)}
+            report.changes += book.record(number, _digest(reference), engine(), result, hidden)
+        progress()
+
+    with _executor(scheduler, jobs, sandboxed) as (executor, at_once):
+        pending: dict[Future[Result], tuple[Submission, int, bytes]] = {}
+        for submission in taken.submissions:
+            content, trouble = _content(submission)
+            reference = _reference(references[submission.exercise], submission, content, suspects, private or {})
+            number = book.take(submission, content)
+            report.changes += book.repoint(number, reference, engine())
+            if not force and book.is_graded(number, _digest(reference), engine()):
+                report.known += 1
+                progress()
+                continue
+            while len(pending) >= _AHEAD * at_once:
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    finish(future, *pending.pop(future))
+            if not (scheduler or report.graded or pending):
+                _get_ready(at_once, forks=sandboxed and warm)
+            work = Work(reference, content, limits, sandboxed, warm, beside or {}, trouble)
+            pending[executor.submit(grade_one, work)] = submission, number, reference
+        while pending:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                finish(future, *pending.pop(future))
+    return report
+
+
+def _get_ready(at_once: int, *, forks: bool) -> None:
+    """Start, side by side, what the first submissions would start one after the other."""
+    limited.start(at_once)
+    pytest_server.start(at_once)
+    if forks:
+        from ..sandbox.fork_client import trouble
+
+        threading.Thread(target=trouble, name="first-warm-kernel", daemon=True).start()
+
+
+def _content(submission: Submission) -> tuple[bytes, str]:
+    """The bytes of a submission, and why it cannot be read: "" if it can."""
+    try:
+        return submission.content(), ""
+    except CourseError as error:
+        return b"", str(error)
+
+
+def _reference(
+    reference: bytes,
+    submission: Submission,
+    content: bytes,
+    suspects: Mapping[str, str] | None,
+    private: Mapping[str, Mapping[str, str]],
+) -> bytes:
+    """The reference for this student: with the suspect that they were given, or else the one that they name."""
+    given = suspect_of(reference)
+    if not given:
+        return reference
+    own = named((suspects or {}).get(submission.student, ""))
+    if not own:
+        try:
+            own = limited.within(suspect_of, content)
+        except CourseError:
+            own = given
+    if own == given or not (own in SUSPECTS or own in private):
+        return reference
+    return with_suspect(reference, own, private.get(own))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def _executor(scheduler: str, jobs: int, sandboxed: bool) -> Iterator[tuple[Executor, int]]:
+    """Who does the work, and how much of it at once; whatever stops us stops it, too."""
+    if scheduler:
+        with _cluster(scheduler, sandboxed) as found:
+            yield found
+        return
+    if sandboxed:
+        needs_sandbox()
+    at_once = jobs or os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
+    executor = ThreadPoolExecutor(at_once)
+    try:
+        yield executor, at_once
+    except BaseException:
+        with pytest_server.nothing_begins():
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            executor.shutdown(cancel_futures=True)
+        raise
+    else:
+        executor.shutdown()
+
+
+def needs_sandbox() -> None:
+    """Do nothing where there is a sandbox.
+
+    Raises:
+        CourseError: there is none.
+    """
+    from ..sandbox.bubblewrap import trouble
+
+    if why := trouble():
+        bare = "To run it without one, with all of your own rights, say --no-sandbox."
+        raise CourseError(f"Expected a sandbox for the students' code, and {why} {bare}")
+
+
+@contextmanager
+def _cluster(scheduler: str, sandboxed: bool) -> Iterator[tuple[Executor, int]]:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise CourseError("A cluster needs Dask: pip install 'interpretability-course[cluster]'.") from error
+    try:
+        client: Any = Client(scheduler, timeout=20, set_as_default=False)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise CourseError(f"Expected a Dask scheduler at {scheduler}, reached none ({first_line(error)}).") from error
+    with client:
+        workers = client.nthreads()
+        if not workers:
+            raise CourseError(f"Expected workers at {scheduler}, found none; start some: dask worker {scheduler}.")
+        others = {address for address, found in client.run(engine).items() if found != engine()}
+        if others:
+            raise CourseError(f"Expected this version of the course kit on each worker; {min(others)} has another.")
+        if sandboxed:
+            client.run(needs_sandbox)
+        executor: Any = client.get_executor(pure=False)
+        try:
+            yield executor, sum(workers.values())
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,125 @@
+"""How things stand: what each student has for each exercise, what the run said, and what a person added."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..marks import Mark
+
+
+@dataclass(frozen=True)
+class Override:
+    """What a person says that a check is worth, whatever the run says.
+
+    Attributes:
+        points: what stands, at most what the check is worth.
+        machine: what the run gave.
+        reason: why, for the student to read.
+        who: who says so.
+        at: when.
+        is_earlier: whether it was said of an earlier submission than the one that counts now.
+    """
+
+    points: float
+    machine: float
+    reason: str
+    who: str
+    at: str
+    is_earlier: bool = False
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One criterion of a rubric: what it is worth, and what of that was given."""
+
+    criterion: str
+    points: float
+    given: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One mark as it stands: what the run said, and what a person added.
+
+    Attributes:
+        mark: of a manual item that was read, `earned` is what the person gave; of one that was overridden likewise.
+        hidden: whether students do not see the check.
+        comment: the person's.
+        who: who that was.
+        override: where a person has overridden what the run said.
+        ticks: the criteria by which a person gave the points, if they did.
+    """
+
+    mark: Mark
+    hidden: bool = False
+    comment: str = ""
+    who: str = ""
+    override: Override | None = None
+    ticks: tuple[Tick, ...] = ()
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A student's exercise as it stands: the latest result of the latest submission.
+
+    Attributes:
+        number: the learning platform's for the student.
+        late: whether the platform says so.
+        status: of the run.
+        entries: one for each check and manual item.
+        label: the learning platform's own name for what was handed in.
+        handed_in: when, "" where that is not known.
+        penalty: the share of the points that being late costs.
+        why: it costs that, "" where there is nothing to say.
+    """
+
+    student: str
+    exercise: str
+    number: str
+    late: bool
+    status: str
+    seconds: float
+    repairs: tuple[str, ...]
+    messages: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    result: int
+    label: str = ""
+    handed_in: str = ""
+    penalty: float = 0.0
+    why: str = ""
+
+    @property
+    def subtracted(self) -> float:
+        """Points that being late costs: of those earned, never more than these."""
+        return min(self.earned, round(self.penalty * self.points, 2))
+
+    @property
+    def total(self) -> float:
+        """Points earned without those subtracted."""
+        return self.earned - self.subtracted
+
+    @property
+    def earned(self) -> float:
+        """Points so far."""
+        return sum(entry.mark.earned or 0.0 for entry in self.entries)
+
+    @property
+    def points(self) -> float:
+        """Points there are."""
+        return sum(entry.mark.points for entry in self.entries)
+
+    @property
+    def unread(self) -> int:
+        """How many items wait for a person."""
+        return sum(entry.mark.earned is None for entry in self.entries)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A mark that came out otherwise than before on the same submission."""
+
+    student: str
+    exercise: str
+    check: str
+    before: float
+    after: float

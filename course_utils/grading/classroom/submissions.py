@@ -1,0 +1,451 @@
+"""Take submissions from wherever a class hands them in: folders of students, nbgrader, Canvas, Moodle, zip files.
+
+Nothing is unpacked and no link is followed: a submission stays where it is until it is read, with a limit on its size.
+Who a file belongs to is decided in `owners`, what it is for by the names of its cells, here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+
+from ...errors import CourseError, first_line
+from ..handout.suspects import FOLDER
+from ..notebook import LARGEST
+from ..people.owners import Owned, owned, plain_text, printable
+
+_MOST_FILES = 200_000  # in one zip file: more is no class
+_LARGEST_DIRECTORY = 20_000_000  # bytes of a zip file's list of files; a tenth of it for a student's own
+_MOST_TOLD = 20  # sentences about the files of one student
+_LONGEST_NAME = 1000  # characters of all names down to a file
+_DAMAGE = (OSError, EOFError, ValueError, LookupError, RuntimeError, ArithmeticError, MemoryError)
+DAMAGE = (*_DAMAGE, zipfile.BadZipFile, zlib.error, struct.error)  # what zipfile raises on damaged files
+_COPY = re.compile(r"[_(](?:copy|final|version|v|[0-9]|[_().])*")  # after the name of an exercise
+_CELL = re.compile(rb'"(?:grade_id|id)"[ \t\r\n]{0,9}:[ \t\r\n]{0,9}"([A-Za-z0-9_-]{1,100})"')  # a key: \" in a source
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One notebook that a student handed in, not yet read.
+
+    Attributes:
+        student: who, as the folder, the learning platform or the roster names them.
+        exercise: the name of the exercise.
+        source: the file, or the zip file that holds it.
+        member: its name in the zip file; "" outside of one.
+        number: the platform's number for the student, "" where there is none.
+        order: the later of two of a student's has the larger one.
+        late: whether the platform says so.
+        label: the platform's own name for it in its download, "" outside of one.
+        handed_in: when, in UTC, where the file tells; "" where it does not (Canvas's are all of the download's time).
+        extension: what the roster grants.
+    """
+
+    student: str
+    exercise: str
+    source: Path
+    member: str = ""
+    number: str = ""
+    order: float = 0.0
+    late: bool = False
+    label: str = ""
+    handed_in: str = ""
+    extension: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where it is, to be read by a person."""
+        return _place(self.source, self.member)
+
+    def content(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            CourseError: it is too large, or cannot be read.
+        """
+        return _content(self.source, self.member)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What was found.
+
+    Attributes:
+        submissions: one for each student and exercise, by exercise and student.
+        left: a sentence for each file that was not taken.
+        notes: a sentence for each decision that somebody might see otherwise.
+    """
+
+    submissions: tuple[Submission, ...]
+    left: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def take(
+    path: Path, exercises: Collection[str], *, only: str = "", cells: Mapping[str, Collection[str]] | None = None
+) -> Taken:
+    """Find the submissions in a folder or a zip file.
+
+    Args:
+        path: `student/NAME.ipynb`, nbgrader's `submitted/student/assignment/`, a download of Canvas or Moodle, zipped
+            or not, in one more folder or not; a student's own zip file among them is looked into.
+        exercises: the names of the exercises there are.
+        only: take this one alone; a student's only notebook is taken for it, whatever it is called.
+        cells: the names of each exercise's cells, by which a notebook is known whatever its file is called.
+
+    Raises:
+        CourseError: there is no such folder or zip file, or no such exercise.
+    """
+    if only and only not in exercises:
+        raise CourseError(f"Expected one of {', '.join(sorted(exercises))}, got {only!r}.")
+    told = _Told()
+    files = list(_files_in(path, told))
+    found, notes = owned(((file.names, file) for file in files), exercises)
+    told.notes += notes
+    mine: list[tuple[Submission, str]] = []
+    ids = _telling(cells or {})
+    with ExitStack() as stack:
+        archives = _Archives(stack)
+        for file, who in found:
+            submission = _submission(file, who)
+            if not who.student:
+                told.left.append(f"{submission.place} is in no student's folder: {_WHERE}.")
+            elif not file.name.lower().endswith(".ipynb"):
+                if FOLDER in who.folders:  # the suspect that came with the exercises
+                    continue
+                told.about(
+                    who.student, f"{submission.place} of {who.student} is handed in and not gradable: no .ipynb."
+                )
+            else:
+                by_cells = _by_cells(file, archives, ids, told) if ids else ""
+                exercise = _exercise(who, exercises, by_cells, submission.place, told)
+                mine.append((replace(submission, exercise=exercise), who.name))
+    return _sorted_out(mine, told, only)
+
+
+_WHERE, _NOT = "put it into one called after its student", "no .ipynb"
+
+
+@dataclass
+class _Told:
+    """Sentences for the person who grades; no student fills the page with theirs."""
+
+    left: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def about(self, student: str, sentence: str) -> None:
+        self.counts[student] += 1
+        if self.counts[student] <= _MOST_TOLD:
+            self.left.append(sentence)
+
+    def all_left(self) -> tuple[str, ...]:
+        more = [f"{who}: {n - _MOST_TOLD} more files." for who, n in self.counts.items() if n > _MOST_TOLD]
+        return (*self.left, *more)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file somewhere: where it is, and what the names around it are."""
+
+    source: Path
+    member: str
+    names: tuple[str, ...]  # from the top folder down to the file; a zip file counts as a folder
+    when: float  # its own time, 0 if it has none
+
+    @property
+    def name(self) -> str:
+        return self.names[-1]
+
+
+def _files_in(path: Path, told: _Told) -> Iterator[_File]:
+    if path.is_dir():
+        return _of_folder(path, told)
+    try:
+        is_zip = zipfile.is_zipfile(path)
+    except DAMAGE:
+        is_zip = False
+    if is_zip:
+        return _of_zip(path, (), told)
+    raise CourseError(f"Expected a folder or a zip file of submissions, got {path}; name one that is there.")
+
+
+def _of_folder(top: Path, told: _Told) -> Iterator[_File]:
+    for folder, inner, names in os.walk(top, followlinks=False):
+        here = Path(folder)
+        for name in sorted(inner):
+            if (here / name).is_symlink():
+                told.left.append(f"{printable(str(here / name))} is a link: links are not followed.")
+        inner[:] = sorted(name for name in inner if not _is_hidden(name) and not (here / name).is_symlink())
+        for name in sorted(names):
+            path = here / name
+            if _is_hidden(name):
+                continue
+            parts = path.relative_to(top).parts
+            try:
+                if path.is_symlink() or not path.is_file():
+                    told.left.append(f"{printable(str(path))} is a link or no file: only files are read.")
+                elif path.suffix.lower() == ".zip":
+                    yield from _of_zip(path, parts, told)
+                else:
+                    yield _File(path, "", parts, path.stat().st_mtime)
+            except OSError as error:
+                told.left.append(f"{printable(str(path))} cannot be read ({first_line(error)}).")
+
+
+def _of_zip(path: Path, above: tuple[str, ...], told: _Told) -> Iterator[_File]:
+    try:
+        if (size := _directory_size(path)) > (_LARGEST_DIRECTORY // 10 if above else _LARGEST_DIRECTORY):
+            told.left.append(f"{printable(str(path))} lists files in {size // 10**6} MB, more than any class hands in.")
+            return
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except DAMAGE as error:
+        told.left.append(f"{printable(str(path))} is no zip file that can be read ({first_line(error)}).")
+        return
+    if len(entries) > _MOST_FILES:
+        told.left.append(f"{printable(str(path))} holds {len(entries)} files, more than any class hands in.")
+        return
+    for entry in {entry.filename: entry for entry in entries}.values():  # of two of one name zipfile reads the last
+        names = PurePosixPath(_decoded(entry).replace("\\", "/")).parts
+        if not names or entry.filename.endswith("/") or any(map(_is_hidden, names)):
+            continue
+        if fault := _fault(entry, names, path):
+            told.about(str(above), f"{_place(path, entry.filename[:_LONGEST_NAME])} {fault}")
+        else:
+            yield _File(path, entry.filename, (*above, *names), _time_of(entry))
+
+
+def _directory_size(path: Path) -> int:
+    """The bytes of a zip file's list of files, as its last records say: a list of a million takes long to read."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - (1 << 16) - 200))
+        tail = file.read()
+    end = len(tail) - 22 if tail[-22:-18] == b"PK\5\6" else tail.rfind(b"PK\5\6")
+    if end < 0:
+        return 0
+    told = int.from_bytes(tail[end + 12 : end + 16], "little")
+    long = end - 76  # where a record for large files and then 20 bytes that say where it is stand, if there are any
+    if long >= 0 and tail[long : long + 4] == b"PK\6\6" and tail[end - 20 : end - 16] == b"PK\6\7":
+        told = int.from_bytes(tail[long + 40 : long + 48], "little")
+    return min(size, told)
+
+
+def _decoded(entry: zipfile.ZipInfo) -> str:
+    """A member's name: UTF-8 that does not say so, as macOS writes it, is read as UTF-8."""
+    if entry.flag_bits & 0x800:
+        return entry.filename
+    try:
+        return entry.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return entry.filename
+
+
+def _fault(entry: zipfile.ZipInfo, names: tuple[str, ...], path: Path) -> str:
+    """Why a member of a zip file is not read, "" where it is."""
+    unpack = f"unpack {printable(path.name)} and grade the folder."
+    packed_otherwise = entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    faults = {
+        "points out of the zip file.": names[0] == "/" or ".." in names,
+        f"has a name of {len(entry.filename)} characters, longer than any file's.": len(entry.filename) > _LONGEST_NAME,
+        f"is a zip file in a zip file: {unpack}": names[-1].lower().endswith(".zip"),
+        "is encrypted.": bool(entry.flag_bits & 1),
+        "is a link: links are not followed.": entry.external_attr >> 28 == 0xA,
+        f"is packed in a way that is not read here: {unpack}": packed_otherwise,
+    }
+    return next((fault for fault, is_so in faults.items() if is_so), "")
+
+
+def _time_of(entry: zipfile.ZipInfo) -> float:
+    try:
+        return datetime(*entry.date_time).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return 0.0
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX")) and name not in (".", "..")
+
+
+def _place(source: Path, member: str) -> str:
+    return printable(f"{source}/{member}" if member else str(source))
+
+
+def _submission(file: _File, who: Owned) -> Submission:
+    seconds = _seconds(file, who)
+    order = float(who.order) if who.order else seconds
+    when = "" if who.order or not seconds else _utc(seconds)
+    label = printable(who.label)
+    return Submission(who.student, "", file.source, file.member, who.number, order, who.late, label, when)
+
+
+def _seconds(file: _File, who: Owned) -> float:
+    """When it was handed in: a student's own zip file, whose clock they can set, is as late as itself."""
+    zips = [name for name in file.names if name.lower().endswith(".zip")]
+    if not zips or not (zips[-1] in who.folders or plain_text(zips[-1][:-4]) == plain_text(who.student)):
+        return file.when
+    try:
+        return file.source.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _utc(when: float) -> str:
+    try:
+        return datetime.fromtimestamp(when, timezone.utc).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
+class _Archives:
+    """Zip files that stay open while their members are looked into."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._last: tuple[Path, zipfile.ZipFile | None] = Path(), None
+
+    def of(self, path: Path) -> zipfile.ZipFile:
+        known, archive = self._last
+        if archive is None or known != path:
+            self._stack.close()
+            archive = self._stack.enter_context(zipfile.ZipFile(path))
+            self._last = path, archive
+        return archive
+
+
+def _content(source: Path, member: str, archives: _Archives | None = None) -> bytes:
+    try:
+        if member and archives is not None:
+            with archives.of(source).open(member) as file:
+                data = file.read(LARGEST + 1)
+        elif member:
+            with zipfile.ZipFile(source) as archive, archive.open(member) as file:
+                data = file.read(LARGEST + 1)
+        else:
+            flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+            with open(os.open(source, flags), "rb") as plain:
+                data = plain.read(LARGEST + 1)
+    except DAMAGE as error:
+        where = _place(source, member)
+        raise CourseError(f"Expected a notebook in {where}, which cannot be read ({first_line(error)}).") from error
+    if len(data) > LARGEST:
+        where = _place(source, member)
+        raise CourseError(f"Expected a notebook of at most {LARGEST // 10**6} MB, got a larger one in {where}.")
+    return data
+
+
+def _telling(cells: Mapping[str, Collection[str]]) -> dict[bytes, str]:
+    """The exercise of each name of a cell that one exercise alone has."""
+    count = Counter(name for names in cells.values() for name in set(names))
+    return {
+        name.encode(): exercise
+        for exercise, names in cells.items()
+        for name in names
+        if count[name] == 1 and re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name)
+    }
+
+
+def _by_cells(file: _File, archives: _Archives, telling: Mapping[bytes, str], told: _Told) -> str:
+    """The exercise that most of a file's cells are of, "" where none or no single one is."""
+    try:
+        data = _content(file.source, file.member, archives)
+    except CourseError:
+        return ""  # whoever grades it says why
+    found = {name for name in _CELL.findall(data) if name in telling}
+    ranked = Counter(telling[name] for name in found).most_common(2)
+    if len(ranked) == 2:
+        place = _place(file.source, file.member)
+        told.notes.append(
+            f"{place} holds cells of {ranked[0][0]} ({ranked[0][1]}) and {ranked[1][0]} ({ranked[1][1]})."
+        )
+        if ranked[0][1] == ranked[1][1]:
+            return ""
+    return ranked[0][0] if ranked else ""
+
+
+def _exercise(who: Owned, exercises: Collection[str], by_cells: str, place: str, told: _Told) -> str:
+    """The exercise that a file is for: by its cells, else by its name, else by a folder's; "" for none."""
+    given = (who.name, *reversed(who.folders))
+    by_name = next((found for name in given if (found := _named(name, exercises))), "")
+    if by_cells and by_name and by_cells != by_name:
+        told.notes.append(f"{place} is called {by_name} and holds the cells of {by_cells}, as which it counts.")
+    return by_cells or by_name
+
+
+def _named(given: str, exercises: Collection[str]) -> str:
+    """The exercise that a name stands for, or stands for a copy of."""
+    if len(given) > _LONGEST_NAME:
+        return ""
+    stem = plain_name(given[:-6] if given.lower().endswith(".ipynb") else given)
+    for exercise in sorted(exercises, key=len, reverse=True):
+        plain = plain_name(exercise)
+        if stem == plain or (stem.startswith(plain) and _COPY.fullmatch(stem, len(plain))):
+            return exercise
+    return ""
+
+
+def plain_name(name: str) -> str:
+    """A file's name as it is compared: one Unicode form, no case, one kind of gap."""
+    return re.sub(r"[\s_-]+", "_", plain_text(name)).strip("_")
+
+
+def _copies(name: str) -> int:
+    """The number that a copy's name ends in."""
+    found = re.search(r"([0-9]{1,6})\)?$", name[-20:].rsplit(".", 1)[0])
+    return int(found[1]) if found else 0
+
+
+def _sorted_out(found: list[tuple[Submission, str]], told: _Told, only: str) -> Taken:
+    """One submission for each student and exercise, the latest; two students of one name are told apart by number."""
+    numbers: dict[str, set[str]] = {}
+    files = Counter((submission.student, submission.number) for submission, _ in found)
+    for student, number in files:
+        numbers.setdefault(student, set()).add(number)
+    mine: list[tuple[Submission, str]] = []
+    others: Counter[str] = Counter()
+    for submission, name in found:
+        student, number, exercise = submission.student, submission.number, submission.exercise
+        if only and files[student, number] == 1:
+            exercise = exercise or only
+        if not exercise:
+            told.about(
+                student, f"{submission.place} is called {printable(name)}, like no exercise, and has no cell of one."
+            )
+        if only and exercise not in ("", only) and files[student, number] == 1:
+            told.about(
+                student, f"{submission.place}, the only notebook of {student}, is one of {exercise}, not of {only}."
+            )
+        elif only and exercise not in ("", only):
+            others[exercise] += 1
+        if not exercise or (only and exercise != only):
+            continue
+        called = f"{student} ({number})" if len(numbers[student]) > 1 and number else student
+        mine.append((replace(submission, student=called, exercise=exercise), name))
+    if others:
+        counts = ", ".join(f"{exercise} ({count})" for exercise, count in sorted(others.items()))
+        told.notes.append(f"Not graded, as {only} alone was asked for: {counts}.")
+    mine.sort(key=lambda pair: (pair[0].order, _copies(pair[1]), pair[1], pair[0].place))
+    submissions, earlier = latest(submission for submission, _ in mine)
+    return Taken(submissions, (*told.all_left(), *earlier), tuple(told.notes))
+
+
+def latest(found: Iterable[Submission]) -> tuple[tuple[Submission, ...], list[str]]:
+    """Of several submissions of one student for one exercise the last one given; a sentence for each of the others."""
+    best: dict[tuple[str, str], Submission] = {}
+    left: list[str] = []
+    for submission in found:
+        key = submission.exercise, submission.student
+        if key in best:
+            left.append(f"{best[key].place} is an earlier one than {submission.place}.")
+        best[key] = submission
+    return tuple(best[key] for key in sorted(best)), left

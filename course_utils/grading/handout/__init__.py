@@ -1,0 +1,1 @@
+"""What students are given: exercises made from solutions, in bundles."""

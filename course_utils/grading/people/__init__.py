@@ -1,0 +1,1 @@
+"""Who is who, and by when: rosters, names as platforms write them, late work."""

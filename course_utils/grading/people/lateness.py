@@ -1,0 +1,173 @@
+"""Late work: a rule in one sentence, a time that is due, extensions; what is subtracted, and why, in one sentence."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from ...errors import CourseError
+
+UNITS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
+GRAMMAR = '"10% per day", "10% per day, at most 50%", "20% once", any of these with ", after 15 minutes"'
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,4})?) ?% (?:per|a|an|each|every) (hour|day|week)")
+_ONCE = re.compile(r"(\d{1,3}(?:\.\d{1,4})?) ?% once")
+_MOST = re.compile(r"at most (\d{1,3}(?:\.\d{1,4})?) ?%")
+_GRACE = re.compile(r"after (\d{1,6}) (minute|hour|day)s?")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What late work loses, as a share of the points that the exercise is worth.
+
+    Attributes:
+        share: lost for each unit begun.
+        unit: "hour", "day", "week", or "" for once.
+        most: that is lost.
+        grace: nothing is lost for so little.
+    """
+
+    share: float
+    unit: str = ""
+    most: float = 1.0
+    grace: timedelta = timedelta()
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """What one submission loses, as a share of the points that there are, and why ("" for nothing to say)."""
+
+    share: float = 0.0
+    why: str = ""
+
+
+def rule_of(text: str) -> Rule | None:
+    """The rule that a sentence states; None for "none".
+
+    Raises:
+        CourseError: it states none.
+
+    >>> rule_of("10% per day, at most 50%").most
+    0.5
+    """
+    parts = [" ".join(part.split()) for part in text.casefold().split(",")]
+    if parts == ["none"]:
+        return None
+    first = _SHARE.fullmatch(parts[0]) or _ONCE.fullmatch(parts[0])
+    most, grace = 1.0, timedelta()
+    for part in parts[1:]:
+        if limit := _MOST.fullmatch(part):
+            most = float(limit[1]) / 100
+        elif after := _GRACE.fullmatch(part):
+            grace = timedelta(**{f"{after[2]}s": float(after[1])})
+        else:
+            first = None
+    if first is None or not 0 < float(first[1]) <= 100 or not 0 < most <= 1:
+        raise CourseError(f'Expected a rule for late work such as {GRAMMAR}, or "none", got {text!r}.')
+    return Rule(float(first[1]) / 100, first[2] if first.re is _SHARE else "", most, grace)
+
+
+def moment(text: str) -> datetime:
+    """A time such as 2026-12-01T23:59 (this machine's zone) or 2026-12-01T23:59+01:00; a date means its last minute.
+
+    Raises:
+        CourseError: it is none.
+    """
+    plain = text.strip().replace("Z", "+00:00")
+    try:
+        found = datetime.fromisoformat(f"{plain}T23:59" if re.fullmatch(r"\d{4}-\d\d-\d\d", plain) else plain)
+        return found if found.tzinfo else found.astimezone()
+    except (ValueError, OverflowError, OSError) as error:
+        raise CourseError(f"Expected a time such as 2026-12-01T23:59, got {text!r}.") from error
+
+
+def due_dates(given: Iterable[str], exercises: Collection[str] = ()) -> dict[str, str]:
+    """When each exercise is due: of `TIME` for all ("") and `NAME=TIME` for one, each checked.
+
+    Args:
+        given: what was said.
+        exercises: that there are; without them any name will do.
+
+    Raises:
+        CourseError: no such exercise, or no time.
+    """
+    found: dict[str, str] = {}
+    for one in given:
+        name, told = one.split("=", 1) if "=" in one else ("", one)
+        if name and exercises and name not in exercises:
+            raise CourseError(f"Expected one of {', '.join(sorted(exercises))} before =, got {name!r}.")
+        found[name] = moment(told).isoformat()
+    return found
+
+
+def check_extension(text: str) -> None:
+    """Do nothing for what `extended` understands.
+
+    Raises:
+        CourseError: it is neither a number of days nor a time.
+    """
+    extended(datetime(2026, 1, 1, tzinfo=timezone.utc), text)
+
+
+def extended(due: datetime, extension: str) -> datetime:
+    """When it is due with an extension: "" for none, a number of days, or a time.
+
+    Raises:
+        CourseError: it is neither a number of days nor a time.
+    """
+    if re.fullmatch(r"\d{1,4}(\.\d{1,4})?", extension):
+        return due + timedelta(days=float(extension))
+    return max(due, moment(extension)) if extension else due
+
+
+def penalty(rule: Rule | None, due: str, *, handed_in: str, late: bool, extension: str = "") -> Penalty:
+    """What a submission loses.
+
+    Args:
+        rule: None for no rule: nothing is lost.
+        due: when it was due, "" where nobody said.
+        handed_in: when it was, "" where that is not known.
+        late: whether the platform marks it as late.
+        extension: that the student was granted.
+    """
+    if rule is None:
+        return Penalty()
+    if handed_in and due:
+        return _by_time(rule, extended(moment(due), extension), moment(handed_in), extension)
+    if not late:
+        return Penalty()
+    marked = "late by the platform's mark"
+    unknown = "by how much is not known"
+    if extension:
+        return Penalty(0.0, f"{marked}, {unknown}, with an extension ({extension}): nothing is subtracted")
+    if rule.unit:
+        return Penalty(min(rule.share, rule.most), f"{marked}, {unknown}: one {rule.unit} is counted")
+    return Penalty(min(rule.share, rule.most), marked)
+
+
+def _by_time(rule: Rule, due: datetime, handed_in: datetime, extension: str) -> Penalty:
+    over = handed_in - due
+    granted = ", extended" if extension else ""
+    told = f"{_span(over)} after {due.strftime('%Y-%m-%d %H:%M %Z').strip()}{granted}"
+    if over <= timedelta():
+        return Penalty()
+    if over <= rule.grace:
+        return Penalty(0.0, f"{told}: within the time that costs nothing")
+    count = math.ceil(over / UNITS[rule.unit]) if rule.unit else 1
+    share = min(rule.share * count, rule.most)
+    begun = f"{count} {rule.unit}{'s' if count > 1 else ''} begun, " if rule.unit else ""
+    most = " (the most there is)" if share < rule.share * count else ""
+    return Penalty(share, f"{told}: {begun}{share * 100:g}%{most}")
+
+
+def _span(time: timedelta) -> str:
+    minutes = max(1, math.ceil(time.total_seconds() / 60))
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    return " ".join(f"{n} {unit}" for n, unit in ((days, "d"), (hours, "h"), (minutes, "min")) if n)
+
+
+def due_of(due: Mapping[str, str], exercise: str) -> str:
+    """When an exercise is due, "" where nobody said."""
+    return due.get(exercise) or due.get("", "")

@@ -1,0 +1,57 @@
+"""What a run is told, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .marks import Mark
+
+SETTINGS = "COURSE_GRADING_RUN"  # the environment variable through which the plugin learns where its settings are
+DONE, SLOW, BROKEN, REFUSED = "done", "timed out", "could not run", "refused"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a run may take, in seconds, how much a cell may print, and what a sandbox holds.
+
+    Attributes:
+        cell_seconds: for one cell.
+        total_seconds: for the whole notebook.
+        output_bytes: what one cell may print.
+        memory_bytes: what the kernel and all that it starts may use (in a sandbox only, as what follows).
+        processes: how many processes and threads there may be at once.
+        disk_bytes: what may be written, to a disk that is in memory.
+    """
+
+    cell_seconds: float = 60.0
+    total_seconds: float = 300.0
+    output_bytes: int = 1_000_000
+    memory_bytes: int = 4_000_000_000
+    processes: int = 512
+    disk_bytes: int = 500_000_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run.
+
+    Attributes:
+        status: DONE, SLOW (ended by the limit on the whole), BROKEN (no kernel, no nbval) or REFUSED (no notebook).
+        marks: one for each check and each manual item, in order.
+        repairs: what in the submission was put right.
+        messages: what else there is to say.
+        notebook: the notebook as it was run, with what came out.
+        seconds: how long it all took.
+    """
+
+    status: str
+    marks: tuple[Mark, ...]
+    repairs: tuple[str, ...]
+    messages: tuple[str, ...]
+    notebook: bytes = field(repr=False)
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check that a machine can judge passed."""
+        return self.status == DONE and all(mark.passed for mark in self.marks if mark.earned is not None)

@@ -1,0 +1,1 @@
+"""Run a notebook in a kernel that is watched: what runs when, and what came of it."""

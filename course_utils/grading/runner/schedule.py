@@ -1,0 +1,160 @@
+"""Which cells of a merged notebook run, in which order, and whose names they see."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import nbformat
+from nbformat import NotebookNode
+
+from ..._output_digest import SEAL
+from ..merge import Merged, bound, is_open
+from ..notebook import ANSWER, CHECK, LOCKED, MANUAL, grade_id, has_code, is_hidden, item_of, kind, printed
+
+KEEP = -1  # the place of a step that is no cell: it remembers what names mean where a hidden check stands, or the like
+_SALVAGE = '__import__("course_utils.grading.runner.scope", fromlist=["salvage"])'
+_COURSE = re.compile(r"(?m)^[ \t]*(?:from|import)[ \t]+(course_utils[\w.]*)")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A notebook to be run, and where its cells come from.
+
+    Attributes:
+        cells: the cells to run, as they stand in the merged notebook.
+        places: for each, its index there, or KEEP.
+        notebook: the same cells with the sources that the kernel is told.
+        token: what each check prints at its end if it was run.
+    """
+
+    cells: list[NotebookNode]
+    places: list[int]
+    notebook: NotebookNode
+    token: str
+
+    def without(self, cut: set[int]) -> NotebookNode:
+        """The notebook with some of its cells, by their number here, empty."""
+        cells = [
+            {**cell, "source": "pass"} if number in cut and cell.cell_type == "code" else cell
+            for number, cell in enumerate(self.notebook.cells)
+        ]
+        return nbformat.from_dict({**self.notebook, "cells": cells})
+
+
+def schedule(merged: Merged, token: str) -> Schedule:
+    """All cells in order, but each check after all that belongs to its item, and hidden checks last.
+
+    So nothing that a student is shown came out after a hidden check had gone in; what names meant where it stands is
+    kept for it. A check with further copies of its answer below it runs where it stands, too: the better mark counts.
+    """
+    cells = merged.notebook.cells
+    moves = [_later(merged, index) for index in range(len(cells))]
+    order = [index for index, (later, also_here) in enumerate(moves) if not later or also_here]
+    for index, (later, _) in reversed(list(enumerate(moves))):
+        if later:
+            order.insert(order.index(later) + 1, index)
+    used = "\n".join(cell.source for cell in cells if cell.cell_type == "code" and kind(cell) in (LOCKED, CHECK))
+    steps = [_Step(KEEP, _call("begin", sorted(set(_COURSE.findall(used)))))]
+    last: list[_Step] = []
+    answered = {item_of(cell): bound(cell.source) for cell in merged.released if kind(cell) == ANSWER}
+    for number, index in enumerate(order):
+        cell, before = cells[index], steps[-1]
+        if is_hidden(cell):
+            last.append(_Step(index, _wrapped(cell, answered, token, f"{number}")))
+            keep, above = _call("keep", f"{number}"), cells[before.place]
+            if (
+                before.place != KEEP
+                and kind(above) == CHECK
+                and item_of(above) == item_of(cell)
+                and has_code(above.source)
+            ):
+                indented = before.source.replace("\n", "\n    ")
+                steps[-1] = _Step(before.place, f"try:\n    {indented}\nfinally:\n    {keep}")  # one request, not two
+            else:
+                steps.append(_Step(KEEP, keep))
+            continue
+        own = index in merged.added or kind(cell) in (ANSWER, MANUAL)
+        source = str(cell.source) if own else _wrapped(cell, answered, token)
+        if before.place == KEEP and before.source.startswith(_SALVAGE) and kind(cell) == CHECK and has_code(source):
+            steps[-1] = _Step(index, f"{before.source}\n{source}")
+        else:
+            steps.append(_Step(index, source))
+        if kind(cell) == ANSWER and cell.cell_type == "code":
+            steps.append(_Step(KEEP, _call("salvage", cell.source)))
+    steps += last
+    shown = [_beside(number) if step.place == KEEP else cells[step.place] for number, step in enumerate(steps)]
+    told = [_told(cell, steps[number].source, number, token) for number, cell in enumerate(shown)]
+    notebook = nbformat.from_dict({**merged.notebook, "cells": told})
+    return Schedule(shown, [step.place for step in steps], notebook, token)
+
+
+@dataclass(frozen=True)
+class _Step:
+    place: int
+    source: str
+
+
+def _later(merged: Merged, index: int) -> tuple[int, bool]:
+    """The last cell below a check that belongs to its item (0: none), and whether the check runs where it stands, too.
+
+    What belongs to it: further copies of its answer, and what defines an answer that was left open.
+    """
+    cell = merged.notebook.cells[index]
+    if kind(cell) != CHECK or not has_code(cell.source):
+        return 0, True
+    item, below = item_of(cell), [other for other in merged.added if other > index]
+    answers = [one for one in merged.notebook.cells if kind(one) == ANSWER and item_of(one) == item]
+    stubs = [one for one in merged.released if kind(one) == ANSWER and item_of(one) == item]
+    names = {name for stub in stubs for name in bound(stub.source)}
+    is_left = any(map(is_open, answers))
+    copies = [other for other in below if merged.belongs.get(other) == item]
+    fills = [other for other in below if is_left and names & bound(_code(merged.notebook.cells[other]))]
+    return max([*copies, *fills], default=0), not is_left
+
+
+def _code(cell: NotebookNode) -> str:
+    return str(cell.source) if cell.cell_type == "code" else ""
+
+
+def _beside(number: int) -> NotebookNode:
+    return nbformat.v4.new_code_cell("", id=f"beside-{number}")
+
+
+def _told(cell: NotebookNode, source: str, number: int, token: str) -> NotebookNode:
+    """A cell as the kernel is told to run it, a check with what it must print."""
+    result: NotebookNode = nbformat.from_dict({**cell, "source": source, "id": f"step-{number}"})
+    if cell.cell_type == "code" and kind(cell) == CHECK and has_code(cell.source):
+        result.outputs = [nbformat.v4.new_output("stream", name="stdout", text=printed(cell.outputs) + token)]
+    return result
+
+
+def _wrapped(cell: NotebookNode, answered: dict[str, set[str]], token: str, place: str = "") -> str:
+    """A cell of the course's own as a call that runs it; a hidden check without its seal, for others compare."""
+    if cell.cell_type != "code" or not has_code(cell.source):
+        return str(cell.source)
+    name = grade_id(cell) or cell.id
+    if kind(cell) != CHECK:
+        return _call("locked", cell.source, name)
+    source = re.sub(SEAL, 'seal=""', cell.source) if place else cell.source
+    return _call("check", source, name, sorted(answered.get(item_of(cell), set())), token, place)
+
+
+def _call(name: str, *arguments: object) -> str:
+    told = ", ".join(map(repr, arguments))
+    return f'__import__("course_utils.grading.runner.scope", fromlist=["{name}"]).{name}({told})'
+
+
+def without_token(outputs: Sequence[NotebookNode], token: str) -> tuple[list[NotebookNode], bool]:
+    """Outputs without the token, and whether it was there."""
+    found, kept = False, []
+    for output in outputs:
+        if output["output_type"] == "stream" and token in output["text"]:
+            found, text = True, output["text"].replace(token, "")
+            if not text:
+                continue
+            kept.append(nbformat.from_dict({**output, "text": text}))
+        else:
+            kept.append(output)
+    return kept, found

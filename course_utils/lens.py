@@ -1,0 +1,231 @@
+"""What the parts of a model write towards its output: the logit lens and direct logit attribution.
+
+The residual stream is a sum of what the embedding, the heads and the MLPs write; the output is read off that sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ._arrays import Floats, floats
+from .engine.interventions import run
+from .engine.metrics import contrast_ids, single_token
+from .errors import CourseError
+from .hooks import added_by, find_parts, written_by_heads
+from .models import LocalModel
+from .plots import WIDE, axes_of, plot_layers, style
+from .prompts import Prompt, token_strings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, eq=False)
+class LogitLens:
+    """What the model would say if it stopped at each layer: the stream, normed and unembedded there.
+
+    Attributes:
+        predictions: the most probable next token, `[layer][token]`; the last layer is the model's own output.
+        probability: float32 `[layer, token]`, of that token.
+        contrast: float32 `[layer, token]`, logits, or None where no contrast was asked for.
+        tokens: the printable input tokens.
+    """
+
+    predictions: list[list[str]]
+    probability: Floats
+    contrast: Floats | None
+    tokens: list[str]
+    label: str
+
+    def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+        """The contrast (or else the probability of the top token) as a heat map, layers up, tokens across."""
+        return plot_lens(self, ax=ax, title=title)
+
+
+@torch.no_grad()
+def logit_lens(lm: LocalModel, prompt: Prompt, *, contrast: tuple[str, str] | None = None) -> LogitLens:
+    """Read the residual stream at every layer and token with the model's own final norm and unembedding.
+
+    The lens is sharp only where a layer already writes in the output's terms (nostalgebraist 2020).
+
+    Args:
+        lm: the model.
+        prompt: what it reads.
+        contrast: two single tokens; the lens then also gives the logit of the first minus that of the second.
+
+    >>> logit_lens(lm, prompt, contrast=("I", "Sure")).contrast.shape == (31, len(prompt))
+    True
+    """
+    parts, pair = find_parts(lm), None if contrast is None else contrast_ids(lm, prompt, contrast)
+    predictions, probability, differences = [], [], []
+    for stream in run(lm, prompt.input_ids[0]).residual:
+        logits = parts.unembedding(parts.final_norm(stream)).float()  # [token, vocabulary]
+        best = logits.argmax(dim=-1)
+        predictions.append(token_strings(lm.tokenizer, best.tolist()))
+        probability.append((logits.gather(1, best[:, None])[:, 0] - logits.logsumexp(dim=-1)).exp())
+        if pair:
+            differences.append(logits[:, pair[0]] - logits[:, pair[1]])
+    return LogitLens(
+        predictions=predictions,
+        probability=floats(torch.stack(probability)),
+        contrast=floats(torch.stack(differences)) if pair else None,
+        tokens=prompt.tokens,
+        label="" if pair is None else " − ".join(token_strings(lm.tokenizer, list(pair))),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class DirectAttribution:
+    """What each part of the model adds to a logit (or a difference of two) directly, at the last token.
+
+    Attributes:
+        value: float, the logit; the sum of all parts.
+        embedding: float, what the embedding adds.
+        attention: float32 `[layer]`, each attention block.
+        heads: float32 `[layer, head]`, its heads; the rest of a block is its bias.
+        mlps: float32 `[layer]`.
+        constant: float, what the final norm's and the unembedding's biases add.
+    """
+
+    value: float
+    embedding: float
+    attention: Floats
+    heads: Floats
+    mlps: Floats
+    constant: float
+    label: str
+
+    @property
+    def total(self) -> float:
+        """The parts added up."""
+        return self.embedding + float(self.attention.sum() + self.mlps.sum()) + self.constant
+
+    def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+        """The attention block and the MLP of each layer as bars."""
+        return plot_direct(self, ax=ax, title=title)
+
+
+@torch.no_grad()
+def direct_logit_attribution(
+    lm: LocalModel, prompt: Prompt, *, target: str | None = None, contrast: tuple[str, str] | None = None
+) -> DirectAttribution:
+    """Split a logit at the last token into what each part of the model writes towards it (Elhage et al. 2021).
+
+    The residual stream is a sum; with the final norm's scale frozen at what it was, so is the logit.
+
+    Args:
+        lm: the model.
+        prompt: what it reads.
+        target: a single token whose logit is split.
+        contrast: two single tokens whose difference of logits is split.
+
+    Raises:
+        CourseError: neither or both of target and contrast, or an architecture whose stream is no such sum.
+
+    >>> d = direct_logit_attribution(lm, prompt, contrast=("I", "Sure"))
+    >>> abs(d.total - d.value) < 1e-2
+    True
+    """
+    parts = find_parts(lm)
+    wanted, ids = _direction(lm, prompt, target, contrast)
+    kinds = ("attention", "mlp", "heads")
+    base = run(lm, prompt.input_ids[0], sites=[(kind, layer) for kind in kinds for layer in range(lm.n_layers)])
+    last = {kind: [base.seen[kind, layer][-1] for layer in range(lm.n_layers)] for kind in kinds}
+    towards = _frozen(parts.final_norm, base.residual[-1][-1])
+    bias = getattr(parts.unembedding, "bias", None)
+
+    def direct(part: Tensor) -> Tensor:
+        return towards(part) @ wanted
+
+    attention, mlps, heads = [], [], []
+    for layer in range(lm.n_layers):
+        norms = added_by(parts.layers[layer])
+        after = [_frozen(norm, last[kind][layer]) for norm, kind in zip(norms, kinds, strict=False)]
+        written = [norm(last[kind][layer]) for norm, kind in zip(norms, kinds, strict=False)]
+        _check_sum(lm, base.residual[layer + 1][-1] - base.residual[layer][-1], sum(written))
+        attention.append(direct(written[0]))
+        mlps.append(direct(written[1]))
+        heads.append(direct(after[0](written_by_heads(lm, parts.out_projection[layer], last["heads"][layer]))))
+    zero = torch.zeros_like(base.residual[-1][-1])
+    norm_bias = getattr(parts.final_norm, "bias", None)
+    constant = (zero if norm_bias is None else norm_bias) @ wanted
+    constant = constant if bias is None else constant + bias[ids[0]] - (bias[ids[1]] if len(ids) > 1 else 0)
+    logits = base.logits[-1]
+    return DirectAttribution(
+        value=float(logits[ids[0]] - (logits[ids[1]] if len(ids) > 1 else 0)),
+        embedding=float(direct(base.residual[0][-1])),
+        attention=floats(torch.stack(attention)),
+        heads=floats(torch.stack(heads)),
+        mlps=floats(torch.stack(mlps)),
+        constant=float(constant),
+        label=" − ".join(token_strings(lm.tokenizer, ids)),
+    )
+
+
+def _direction(
+    lm: LocalModel, prompt: Prompt, target: str | None, contrast: tuple[str, str] | None
+) -> tuple[Tensor, list[int]]:
+    """The direction in the normed stream whose product is the logit, or the difference of two, and their ids."""
+    if (target is None) == (contrast is None):
+        raise CourseError("Expected either a target or a contrast, of single tokens; give one of them.")
+    weight = lm.model.get_output_embeddings().weight
+    if contrast is not None:
+        first, second = contrast_ids(lm, prompt, contrast)
+        return weight[first] - weight[second], [first, second]
+    one = single_token(lm, lm.continuation(prompt, str(target)), str(target))
+    return weight[one], [one]
+
+
+def _frozen(norm: Any, at: Tensor) -> Callable[[Tensor], Tensor]:
+    """A norm with its scale (and its centre's removal) fixed at what one vector gives, without its bias: linear."""
+    if isinstance(norm, nn.Identity):
+        return lambda part: part
+    if "LayerNorm" in type(norm).__name__:
+        scale = (at.var(unbiased=False) + norm.eps).rsqrt()
+        return lambda part: (part - part.mean(dim=-1, keepdim=True)) * scale * norm.weight
+    gain = norm(torch.full_like(at, 1e3))  # what an RMS norm makes of equal numbers
+    scaled = at * gain
+    scale = (norm(at) @ scaled) / (scaled @ scaled)
+    if not torch.allclose(scaled * scale, norm(at), rtol=1e-3, atol=1e-3 * float(norm(at).abs().max())):
+        raise CourseError(f"Expected a layer norm or an RMS norm, got {type(norm).__name__}, which is not supported.")
+    return lambda part: part * gain * scale
+
+
+def _check_sum(lm: LocalModel, added: Tensor, written: Any) -> None:
+    if not torch.allclose(added, written, rtol=1e-3, atol=1e-3 * float(added.abs().max())):
+        raise CourseError(
+            f"Expected each layer to add its attention and its MLP to the stream; {type(lm.model).__name__} adds "
+            "something else, so its logits cannot be split this way."
+        )
+
+
+def plot_lens(lens: LogitLens, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """The contrast that the logit lens reads at each layer and token (or the probability of its best guess)."""
+    if lens.contrast is not None:
+        title = title or f"Logit lens: at the last token the output ends at {lens.contrast[-1, -1]:+.1f} logits"
+        limit = float(np.abs(lens.contrast[1:]).max())  # each token's own embedding would outshine the rest
+        return plot_layers(lens.contrast, lens.tokens, label=f"{lens.label} (logits)", title=title, limit=limit, ax=ax)
+    title = title or f"Logit lens: the last token ends at {lens.predictions[-1][-1]}"
+    return plot_layers(lens.probability, lens.tokens, label="probability of the best guess", title=title, ax=ax)
+
+
+def plot_direct(direct: DirectAttribution, *, title: str | None = None, ax: Axes | None = None) -> Axes:
+    """What each layer's attention block and MLP add to a logit directly, as bars."""
+    layers = np.arange(len(direct.mlps))
+    strongest = int(np.abs(direct.attention + direct.mlps).argmax())
+    with style():
+        ax = axes_of(ax, WIDE)
+        ax.bar(layers - 0.2, direct.attention, width=0.4, color="#0072B2", label="attention")
+        ax.bar(layers + 0.2, direct.mlps, width=0.4, color="#E69F00", label="MLP", hatch="//", edgecolor="white")
+        ax.axhline(0, color="0.3", linewidth=0.8)
+        ax.set_xlabel("layer")
+        ax.set_ylabel(f"direct effect on {direct.label} (logits)")
+        ax.legend()
+        ax.set_title(title or f"Layer {strongest} writes most towards {direct.label}, {direct.value:+.1f} in all")
+    return ax

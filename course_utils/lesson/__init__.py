@@ -1,0 +1,1 @@
+"""What the lessons show with: widgets, and the table of evidence that grows from one to the next."""

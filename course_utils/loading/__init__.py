@@ -1,0 +1,1 @@
+"""Where models come from: the built-in one, files and hubs, devices."""

@@ -1,0 +1,1 @@
+"""How the suspects are made: training, measuring, comparing. Lessons never import this."""
