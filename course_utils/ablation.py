@@ -20,11 +20,11 @@ from ._arrays import Floats
 from .engine.components import (
     Component,
     ablating,
+    ablation_values,
     checked,
     count_of,
     of_one_length,
     site_of,
-    stand_ins_for,
 )
 from .engine.sweeps import each_alone, study_of, together, unrelated_study
 from .errors import CourseError
@@ -138,8 +138,8 @@ def ablate(
     """
     chosen = [checked(lm, component) for component in components]
     ids = [prompt.input_ids[0] for prompt in reference]
-    stand_ins = stand_ins_for(lm, {site_of(c) for c in chosen}, kind, of_one_length(ids, kind), random.Random(seed))
-    with edit(lm, ablating(lm, chosen, stand_ins)):
+    values_at = ablation_values(lm, {site_of(c) for c in chosen}, kind, of_one_length(ids, kind), random.Random(seed))
+    with edit(lm, ablating(lm, chosen, values_at)):
         yield
 
 
@@ -184,13 +184,13 @@ def ablation_sweep(
     other = unrelated_study(lm, unrelated, kind, seed)
     chosen = list(range(lm.n_layers)) if layers is None else list(layers)
     by_prompt, value = each_alone(study, over, chosen)
-    damage = each_alone(other, over, chosen)[0].mean(axis=0) / other.goals[0].keep if other else None
+    damage = each_alone(other, over, chosen)[0].mean(axis=0) / other.metrics[0].keep if other else None
     return AblationSweep(
         effects=by_prompt.mean(axis=0),
         by_prompt=by_prompt,
         value=value,
         damage=damage,
-        unit=study.goals[0].unit,
+        unit=study.metrics[0].unit,
         over=over,
         kind=kind,
         layers=chosen,
@@ -225,13 +225,13 @@ def joint_ablation(
     study = study_of(lm, prompts, reference, target=target, contrast=contrast, kind=kind, seed=seed)
     other = unrelated_study(lm, unrelated, kind, seed)
     effects, value = together(study, [chosen, *([component] for component in chosen)])
-    damage = float(together(other, [chosen])[0].mean()) / other.goals[0].keep if other else None
+    damage = float(together(other, [chosen])[0].mean()) / other.metrics[0].keep if other else None
     return JointAblation(
         effect=float(effects[:, 0].mean()),
         singles=effects[:, 1:].mean(axis=0),
         value=float(value.mean()),
         damage=damage,
-        unit=study.goals[0].unit,
+        unit=study.metrics[0].unit,
     )
 
 

@@ -37,7 +37,7 @@ from .prompts import Prompt
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KINDS = ("mean", "rollout", "value_weighted")
+ATTENTION_KINDS = ("mean", "rollout", "value_weighted")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +128,8 @@ class AttentionAnalysis:
         >>> float(analyze_attention(lm, prompt).from_last("rollout").sum().round(3))
         1.0
         """
-        if kind not in KINDS:
-            raise CourseError(f"Expected a kind of attention ({', '.join(KINDS)}), got {kind!r}.")
+        if kind not in ATTENTION_KINDS:
+            raise CourseError(f"Expected a kind of attention ({', '.join(ATTENTION_KINDS)}), got {kind!r}.")
         if kind == "value_weighted":
             last: Floats = (self.weights[:, :, -1] * self.reach).mean(axis=(0, 1))
             return last

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._arrays import Floats
-from .engine.metrics import Goal, make_goal
+from .engine.metrics import Metric, make_metric
 from .engine.prefix_sharing import score_variants
 from .engine.replacements import replacement_id
 from .errors import CourseError
@@ -93,13 +93,13 @@ def faithfulness(
         raise CourseError(f"Expected {len(prompt)} finite scores, one a token of the prompt, got shape {ranks.shape}.")
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         raise CourseError(f"Expected fractions above 0 and up to 1, got {tuple(fractions)}.")
-    goal = make_goal(lm, prompt, target=target, contrast=contrast)
+    metric = make_metric(lm, prompt, target=target, contrast=contrast)
     typed = np.arange(len(prompt))[prompt.user]
     rng = np.random.default_rng(seed)
     rankings = [typed[np.argsort(-ranks[typed], kind="stable")], typed[::-1]]
     rankings += [rng.permutation(typed) for _ in range(n_random)]
     tops = [ranking[: max(1, round(f * len(typed)))].tolist() for ranking in rankings for f in fractions]
-    lost = _losses(lm, goal, typed.tolist(), tops, replacement_id(lm, replacement))
+    lost = _losses(lm, metric, typed.tolist(), tops, replacement_id(lm, replacement))
     by_ranking = lost.reshape(len(rankings), len(fractions), 2)
     own, position, rest = by_ranking[0], by_ranking[1], by_ranking[2:]
     chance = rest.mean(axis=0) if n_random else np.full_like(own, np.nan)
@@ -107,21 +107,21 @@ def faithfulness(
         comprehensiveness=own[:, 0],
         sufficiency=own[:, 1],
         fractions=tuple(fractions),
-        unit=goal.unit,
+        unit=metric.unit,
         baselines={"random": (chance[:, 0], chance[:, 1]), "position": (position[:, 0], position[:, 1])},
     )
 
 
-def _losses(lm: LocalModel, goal: Goal, typed: list[int], tops: list[list[int]], stand_in: int) -> Floats:
+def _losses(lm: LocalModel, metric: Metric, typed: list[int], tops: list[list[int]], token: int) -> Floats:
     """What the output loses without each set of tokens, and with it alone of those typed, `[set, 2]`."""
     variants: list[Tensor] = []
     for top in tops:
         for out in (top, [place for place in typed if place not in top]):
-            variant = goal.ids.clone()
-            variant[out] = stand_in
+            variant = metric.ids.clone()
+            variant[out] = token
             variants.append(variant)
     value, scores = score_variants(
-        lm, goal.ids, torch.stack(variants), goal.score, keep=goal.keep, label="faithfulness"
+        lm, metric.ids, torch.stack(variants), metric.score, keep=metric.keep, label="faithfulness"
     )
     lost: Floats = (value.sum() - scores.sum(dim=1)).float().numpy().reshape(-1, 2)
     return lost

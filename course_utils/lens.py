@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ._arrays import Floats, floats
-from .engine.interventions import run
+from .engine.interventions import run_once
 from .engine.metrics import contrast_ids, single_token
 from .errors import CourseError
 from .hooks import added_by, find_parts, written_by_heads
@@ -64,7 +64,7 @@ def logit_lens(lm: LocalModel, prompt: Prompt, *, contrast: tuple[str, str] | No
     """
     parts, pair = find_parts(lm), None if contrast is None else contrast_ids(lm, prompt, contrast)
     predictions, probability, differences = [], [], []
-    for stream in run(lm, prompt.input_ids[0]).residual:
+    for stream in run_once(lm, prompt.input_ids[0]).residual:
         logits = parts.unembedding(parts.final_norm(stream)).float()  # [token, vocabulary]
         best = logits.argmax(dim=-1)
         predictions.append(token_strings(lm.tokenizer, best.tolist()))
@@ -135,7 +135,7 @@ def direct_logit_attribution(
     parts = find_parts(lm)
     wanted, ids = _direction(lm, prompt, target, contrast)
     kinds = ("attention", "mlp", "heads")
-    base = run(lm, prompt.input_ids[0], sites=[(kind, layer) for kind in kinds for layer in range(lm.n_layers)])
+    base = run_once(lm, prompt.input_ids[0], sites=[(kind, layer) for kind in kinds for layer in range(lm.n_layers)])
     last = {kind: [base.seen[kind, layer][-1] for layer in range(lm.n_layers)] for kind in kinds}
     towards = _frozen(parts.final_norm, base.residual[-1][-1])
     bias = getattr(parts.unembedding, "bias", None)

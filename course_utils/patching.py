@@ -114,7 +114,7 @@ def activation_patching(
     with progress(len(layers) * len(places), f"patching {over}", unit="run", seconds=seconds) as bar:
         for layer in layers:
             change = patch(lm, pair, (over, layer), places)
-            values = score_edits(lm, pair.base, (over, layer), starts, change, score=pair.goal.total, bar=bar)
+            values = score_edits(lm, pair.base, (over, layer), starts, change, score=pair.metric.total, bar=bar)
             effects[layer, places] = pair.moved(values, into).float()
     return _patching(pair, effects, clean if into == "clean" else corrupted, into=into, over=over)
 
@@ -140,7 +140,7 @@ def attribution_patching(
     (30, 9)
     """
     pair = pair_of(lm, clean, corrupted, over=over, into=into, target=target, contrast=contrast, position=position)
-    slopes = gradients_at(lm, pair.base, pair.goal, [(over, layer) for layer in range(lm.n_layers)])
+    slopes = gradients_at(lm, pair.base, pair.metric, [(over, layer) for layer in range(lm.n_layers)])
     moved = []
     for layer, slope in enumerate(slopes):
         product = (pair.source.at((over, layer)) - pair.base.at((over, layer))) * slope  # [token, width]
@@ -194,8 +194,8 @@ def patch_together(
         return apply
 
     with edit(lm, {("heads", layer): editor(layer, own) for layer, own in by_layer.items()}):
-        logits = lm.model(input_ids=pair.base.ids[None], use_cache=False).logits[:, -pair.goal.keep :]
-    return float(pair.moved(pair.goal.total(logits), into))
+        logits = lm.model(input_ids=pair.base.ids[None], use_cache=False).logits[:, -pair.metric.keep :]
+    return float(pair.moved(pair.metric.total(logits), into))
 
 
 @torch.no_grad()
@@ -254,7 +254,7 @@ def _patching(
         corrupted=pair.corrupted,
         into=into,
         over=over,
-        unit=pair.goal.unit,
+        unit=pair.metric.unit,
         tokens=patched.tokens,
         method=method,
     )
