@@ -81,8 +81,22 @@ class AblationSweep:
         return [(Component(self.over, self.layers[p[0]], *p[1:]), float(self.effects[p])) for p in places]
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-        """Layers x heads as a heat map; MLPs and layers as bars."""
-        return plot_sweep(self, ax=ax, title=title)
+        """What the output loses without each: heads as a heat map, layers and MLPs as bars, neurons by rank."""
+        (component, effect), *_ = self.top(1)
+        title = title or f"Without {component} ({self.kind}) the output changes most, by {-effect:+.2f} {self.unit}"
+        if self.over == "heads":
+            values = np.full((max(self.layers) + 1, self.effects.shape[1]), np.nan, dtype=np.float32)
+            values[self.layers] = self.effects
+            return plot_heads(values, label=f"effect ({self.unit})", title=title, ax=ax)
+        shown = [(str(c), e) for c, e in self.top(20)]
+        if self.over != "neurons":
+            shown = [(str(layer), float(e)) for layer, e in zip(self.layers, self.effects, strict=True)]
+        names, effects = zip(*shown, strict=True)
+        ax = plot_bars(names, effects, unit=self.unit, title=title, ax=ax)
+        if self.over != "neurons":
+            ax.set_xlabel("layer")
+            ax.tick_params(axis="x", rotation=0)
+        return ax
 
     def __repr__(self) -> str:
         top = ", ".join(f"{component} {effect:+.2f}" for component, effect in self.top(3))
@@ -268,22 +282,3 @@ def capitals(lm: LocalModel) -> list[tuple[Prompt, str]]:
         (lm.chat(f"What is the capital of {country}?"), f"The capital of {country} is {city}")
         for country, city in CAPITALS.items()
     ]
-
-
-def plot_sweep(sweep: AblationSweep, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """What the output loses without each component: heads as a heat map, layers and MLPs as bars, neurons by rank."""
-    (component, effect), *_ = sweep.top(1)
-    title = title or f"Without {component} ({sweep.kind}) the output changes most, by {-effect:+.2f} {sweep.unit}"
-    if sweep.over == "heads":
-        values = np.full((max(sweep.layers) + 1, sweep.effects.shape[1]), np.nan, dtype=np.float32)
-        values[sweep.layers] = sweep.effects
-        return plot_heads(values, label=f"effect ({sweep.unit})", title=title, ax=ax)
-    shown = [(str(c), e) for c, e in sweep.top(20)]
-    if sweep.over != "neurons":
-        shown = [(str(layer), float(e)) for layer, e in zip(sweep.layers, sweep.effects, strict=True)]
-    names, effects = zip(*shown, strict=True)
-    ax = plot_bars(names, effects, unit=sweep.unit, title=title, ax=ax)
-    if sweep.over != "neurons":
-        ax.set_xlabel("layer")
-        ax.tick_params(axis="x", rotation=0)
-    return ax

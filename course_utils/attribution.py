@@ -93,8 +93,15 @@ class Attribution:
         return [{"output_token": token, "input_attributions": row} for token, row in rows]
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-        """Bars of the typed tokens for one output, a heat map outputs x inputs for several."""
-        return plot_attribution(self, ax=ax, title=title)
+        """Bars of the typed tokens for one output, a heat map outputs x typed tokens for several."""
+        a = self
+        typed = a.tokens[a.user]
+        if len(a.output_tokens) == 1:
+            title = title or f"{a.output_tokens[0]}: {top_words(a, 1)} {a.unit}"
+            errors = None if a.standard_error is None else a.standard_error[0, a.user].tolist()
+            return plot_bars(typed, a.total[a.user].tolist(), unit=a.unit, title=title, errors=errors, ax=ax)
+        title = title or f"What raised each output token ({a.method})"
+        return plot_heatmap(a.scores[:, a.user], a.output_tokens, typed, unit=a.unit, title=title, ax=ax)
 
     def _repr_html_(self) -> str:
 
@@ -300,15 +307,3 @@ def tokens_text(attribution: Attribution) -> Text:
         ink = "white" if np.dot(colour, (0.299, 0.587, 0.114)) < 140 else "black"
         text.append(token, style=f"{ink} on rgb({','.join(map(str, colour))})")
     return text
-
-
-def plot_attribution(attribution: Attribution, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """Bars of the typed tokens for one output, a heat map outputs x typed tokens for several."""
-    a = attribution
-    typed = a.tokens[a.user]
-    if len(a.output_tokens) == 1:
-        title = title or f"{a.output_tokens[0]}: {top_words(a, 1)} {a.unit}"
-        errors = None if a.standard_error is None else a.standard_error[0, a.user].tolist()
-        return plot_bars(typed, a.total[a.user].tolist(), unit=a.unit, title=title, errors=errors, ax=ax)
-    title = title or f"What raised each output token ({a.method})"
-    return plot_heatmap(a.scores[:, a.user], a.output_tokens, typed, unit=a.unit, title=title, ax=ax)

@@ -51,8 +51,28 @@ class Faithfulness:
         return float(self.comprehensiveness.mean()), float(self.sufficiency.mean())
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-        """Both losses over the share of tokens that counts as top, beside those of the random ranking."""
-        return plot_faithfulness(self, ax=ax, title=title)
+        """What the output loses without the top tokens, and with them alone, over the share that counts as top."""
+        f = self
+        gone, kept = f.area
+        shares = [100 * fraction for fraction in f.fractions]
+        lines = {
+            "comprehensiveness": (f.comprehensiveness, "#D55E00", "-"),
+            "sufficiency": (f.sufficiency, "#0072B2", "-"),
+        }
+        lines |= {
+            f"{name} of a random order": (values, lines[name][1], ":")
+            for name, values in zip(lines, f.baselines["random"], strict=True)
+        }
+        with style():
+            ax = axes_of(ax, WIDE)
+            for label, (values, colour, dashes) in lines.items():
+                ax.plot(shares, values, color=colour, linestyle=dashes, marker="o", markersize=4, label=label)
+            ax.axhline(0, color="0.3", linewidth=0.8)
+            ax.set_xlabel("share of the typed tokens that counts as top (%)")
+            ax.set_ylabel(f"loss of the output ({f.unit})")
+            ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
+            ax.set_title(title or f"Without the top the output loses {gone:.1f} {f.unit}, with it alone {kept:.1f}")
+        return ax
 
 
 def faithfulness(
@@ -137,25 +157,3 @@ def hit(scores: Sequence[float] | NDArray[np.float32], cue: slice, user: slice, 
     typed = np.arange(len(sizes))[user]
     top = typed[np.argsort(-sizes[typed], kind="stable")][:k]
     return bool(set(top.tolist()) & set(range(len(sizes))[cue]))
-
-
-def plot_faithfulness(faithful: Faithfulness, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """What the output loses without the top tokens, and with them alone, over the share that counts as top."""
-    f = faithful
-    gone, kept = f.area
-    shares = [100 * fraction for fraction in f.fractions]
-    lines = {"comprehensiveness": (f.comprehensiveness, "#D55E00", "-"), "sufficiency": (f.sufficiency, "#0072B2", "-")}
-    lines |= {
-        f"{name} of a random order": (values, lines[name][1], ":")
-        for name, values in zip(lines, f.baselines["random"], strict=True)
-    }
-    with style():
-        ax = axes_of(ax, WIDE)
-        for label, (values, colour, dashes) in lines.items():
-            ax.plot(shares, values, color=colour, linestyle=dashes, marker="o", markersize=4, label=label)
-        ax.axhline(0, color="0.3", linewidth=0.8)
-        ax.set_xlabel("share of the typed tokens that counts as top (%)")
-        ax.set_ylabel(f"loss of the output ({f.unit})")
-        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
-        ax.set_title(title or f"Without the top the output loses {gone:.1f} {f.unit}, with it alone {kept:.1f}")
-    return ax

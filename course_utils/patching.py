@@ -63,8 +63,13 @@ class Patching:
         return float(np.corrcoef(self.effects.ravel(), other.effects.ravel())[0, 1])
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-        """A heat map, layers up, tokens (or heads) across."""
-        return plot_patching(self, ax=ax, title=title)
+        """How much of the difference between two runs each patch moves: layers and tokens, or layers and heads."""
+        layer, place, effect = self.top(1)[0]
+        where = f"head {layer}.{place}" if self.over == "heads" else f"layer {layer}, {self.tokens[place]}"
+        title = title or f"{self.method.capitalize()}: {where} moves {effect:.0%} of the difference"
+        if self.over == "heads":
+            return plot_heads(self.effects, label="share of the difference moved", title=title, ax=ax)
+        return plot_layers(self.effects, self.tokens, label="share of the difference moved", title=title, ax=ax)
 
     def __repr__(self) -> str:
         places = ", ".join(f"{layer}.{i} {effect:+.2f}" for layer, i, effect in self.top(3))
@@ -258,13 +263,3 @@ def _patching(
         tokens=patched.tokens,
         method=method,
     )
-
-
-def plot_patching(patching: Patching, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """How much of the difference between two runs each patch moves: layers and tokens, or layers and heads."""
-    layer, place, effect = patching.top(1)[0]
-    where = f"head {layer}.{place}" if patching.over == "heads" else f"layer {layer}, {patching.tokens[place]}"
-    title = title or f"{patching.method.capitalize()}: {where} moves {effect:.0%} of the difference"
-    if patching.over == "heads":
-        return plot_heads(patching.effects, label="share of the difference moved", title=title, ax=ax)
-    return plot_layers(patching.effects, patching.tokens, label="share of the difference moved", title=title, ax=ax)
