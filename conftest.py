@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, and for every kernel: see threads.py
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, and for every kernel: loading/threads.py
 os.environ["TQDM_DISABLE"] = "1"  # a progress bar in a cell's output would differ from run to run
 if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processor: a thread each, also for the kernels they start
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -42,12 +41,16 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         CourseError: it cannot be written there.
     """
+    unfinished = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=".unfinished-")
-        with os.fdopen(handle, "wb") as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".unfinished-", delete=False) as file:
+            unfinished = Path(file.name)
             file.write(content)
-        Path(unfinished).chmod(0o644)
-        Path(unfinished).replace(path)
+        unfinished.chmod(0o644)
+        unfinished.replace(path)
     except OSError as error:
         raise CourseError(f"Expected to write {path}, and could not ({first_line(error)}).") from error
+    finally:
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)

@@ -20,11 +20,11 @@ from ._arrays import Floats
 from .engine.components import (
     Component,
     ablating,
+    ablation_values,
     checked,
     count_of,
     of_one_length,
     site_of,
-    stand_ins_for,
 )
 from .engine.sweeps import each_alone, study_of, together, unrelated_study
 from .errors import CourseError
@@ -81,8 +81,22 @@ class AblationSweep:
         return [(Component(self.over, self.layers[p[0]], *p[1:]), float(self.effects[p])) for p in places]
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-        """Layers x heads as a heat map; MLPs and layers as bars."""
-        return plot_sweep(self, ax=ax, title=title)
+        """What the output loses without each: heads as a heat map, layers and MLPs as bars, neurons by rank."""
+        (component, effect), *_ = self.top(1)
+        title = title or f"Without {component} ({self.kind}) the output changes most, by {-effect:+.2f} {self.unit}"
+        if self.over == "heads":
+            values = np.full((max(self.layers) + 1, self.effects.shape[1]), np.nan, dtype=np.float32)
+            values[self.layers] = self.effects
+            return plot_heads(values, label=f"effect ({self.unit})", title=title, ax=ax)
+        shown = [(str(c), e) for c, e in self.top(20)]
+        if self.over != "neurons":
+            shown = [(str(layer), float(e)) for layer, e in zip(self.layers, self.effects, strict=True)]
+        names, effects = zip(*shown, strict=True)
+        ax = plot_bars(names, effects, unit=self.unit, title=title, ax=ax)
+        if self.over != "neurons":
+            ax.set_xlabel("layer")
+            ax.tick_params(axis="x", rotation=0)
+        return ax
 
     def __repr__(self) -> str:
         top = ", ".join(f"{component} {effect:+.2f}" for component, effect in self.top(3))
@@ -138,8 +152,8 @@ def ablate(
     """
     chosen = [checked(lm, component) for component in components]
     ids = [prompt.input_ids[0] for prompt in reference]
-    stand_ins = stand_ins_for(lm, {site_of(c) for c in chosen}, kind, of_one_length(ids, kind), random.Random(seed))
-    with edit(lm, ablating(lm, chosen, stand_ins)):
+    values_at = ablation_values(lm, {site_of(c) for c in chosen}, kind, of_one_length(ids, kind), random.Random(seed))
+    with edit(lm, ablating(lm, chosen, values_at)):
         yield
 
 
@@ -184,13 +198,13 @@ def ablation_sweep(
     other = unrelated_study(lm, unrelated, kind, seed)
     chosen = list(range(lm.n_layers)) if layers is None else list(layers)
     by_prompt, value = each_alone(study, over, chosen)
-    damage = each_alone(other, over, chosen)[0].mean(axis=0) / np.float32(other.goals[0].keep) if other else None
+    damage = each_alone(other, over, chosen)[0].mean(axis=0) / np.float32(other.metrics[0].keep) if other else None
     return AblationSweep(
         effects=by_prompt.mean(axis=0),
         by_prompt=by_prompt,
         value=value,
         damage=damage,
-        unit=study.goals[0].unit,
+        unit=study.metrics[0].unit,
         over=over,
         kind=kind,
         layers=chosen,
@@ -225,13 +239,13 @@ def joint_ablation(
     study = study_of(lm, prompts, reference, target=target, contrast=contrast, kind=kind, seed=seed)
     other = unrelated_study(lm, unrelated, kind, seed)
     effects, value = together(study, [chosen, *([component] for component in chosen)])
-    damage = float(together(other, [chosen])[0].mean()) / other.goals[0].keep if other else None
+    damage = float(together(other, [chosen])[0].mean()) / other.metrics[0].keep if other else None
     return JointAblation(
         effect=float(effects[:, 0].mean()),
         singles=effects[:, 1:].mean(axis=0),
         value=float(value.mean()),
         damage=damage,
-        unit=study.goals[0].unit,
+        unit=study.metrics[0].unit,
     )
 
 
@@ -268,22 +282,3 @@ def capitals(lm: LocalModel) -> list[tuple[Prompt, str]]:
         (lm.chat(f"What is the capital of {country}?"), f"The capital of {country} is {city}")
         for country, city in CAPITALS.items()
     ]
-
-
-def plot_sweep(sweep: AblationSweep, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """What the output loses without each component: heads as a heat map, layers and MLPs as bars, neurons by rank."""
-    (component, effect), *_ = sweep.top(1)
-    title = title or f"Without {component} ({sweep.kind}) the output changes most, by {-effect:+.2f} {sweep.unit}"
-    if sweep.over == "heads":
-        values = np.full((max(sweep.layers) + 1, sweep.effects.shape[1]), np.nan, dtype=np.float32)
-        values[sweep.layers] = sweep.effects
-        return plot_heads(values, label=f"effect ({sweep.unit})", title=title, ax=ax)
-    shown = [(str(c), e) for c, e in sweep.top(20)]
-    if sweep.over != "neurons":
-        shown = [(str(layer), float(e)) for layer, e in zip(sweep.layers, sweep.effects, strict=True)]
-    names, effects = zip(*shown, strict=True)
-    ax = plot_bars(names, effects, unit=sweep.unit, title=title, ax=ax)
-    if sweep.over != "neurons":
-        ax.set_xlabel("layer")
-        ax.tick_params(axis="x", rotation=0)
-    return ax

@@ -14,22 +14,12 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._arrays import Floats, precise
-from .engine.attention_pass import (
-    capped,
-    check_finite,
-    masked,
-    no_detail,
-    observe,
-    recorded_block,
-    written_out,
-)
+from ._arrays import Floats
+from .engine.attention_pass import head_parts, observe
 from .errors import CourseError
-from .hooks import find_parts
 from .models import LocalModel
 from .plots import tint
 from .prompts import Prompt
@@ -37,7 +27,7 @@ from .prompts import Prompt
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KINDS = ("mean", "rollout", "value_weighted")
+ATTENTION_KINDS = ("mean", "rollout", "value_weighted")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,8 +118,8 @@ class AttentionAnalysis:
         >>> float(analyze_attention(lm, prompt).from_last("rollout").sum().round(3))
         1.0
         """
-        if kind not in KINDS:
-            raise CourseError(f"Expected a kind of attention ({', '.join(KINDS)}), got {kind!r}.")
+        if kind not in ATTENTION_KINDS:
+            raise CourseError(f"Expected a kind of attention ({', '.join(ATTENTION_KINDS)}), got {kind!r}.")
         if kind == "value_weighted":
             last: Floats = (self.weights[:, :, -1] * self.reach).mean(axis=(0, 1))
             return last
@@ -281,7 +271,6 @@ def attention_weights(lm: LocalModel, input_ids: Tensor) -> Tensor:
     return observe(lm, input_ids)[0]
 
 
-@torch.no_grad()
 def head_detail(lm: LocalModel, prompt: Prompt, layer: int, head: int) -> HeadDetail:
     """How one head comes to its weights: its queries, keys and scores before the softmax.
 
@@ -295,19 +284,8 @@ def head_detail(lm: LocalModel, prompt: Prompt, layer: int, head: int) -> HeadDe
     _check_prompt(prompt)
     _check_index("layer", layer, lm.n_layers)
     _check_index("head", head, lm.n_heads)
-    with written_out(lm), recorded_block(lm, find_parts(lm).attention[layer]) as seen:
-        lm.model(input_ids=prompt.input_ids, use_cache=False, logits_to_keep=1)
-    if not seen:
-        raise no_detail(lm)
-    query, key, weights = (precise(seen[name][0].cpu()) for name in ("query", "key", "weights"))  # [head, token, ...]
-    check_finite(lm, weights)
-    queries, keys = query[head], key[head // (len(query) // len(key))]  # a group of query heads shares a key head
-    scaling = seen.get("scaling") or queries.shape[-1] ** -0.5
-    scores = masked(capped(queries @ keys.T * scaling, seen.get("softcap")), seen["attention_mask"])
-    tolerance = 2e-2 if lm.model.dtype in (torch.bfloat16, torch.float16) else 1e-5
-    if not torch.allclose(scores.softmax(dim=-1), weights[head], atol=tolerance):
-        raise no_detail(lm)
-    q, k, s, w = (part.numpy() for part in (queries, keys, scores, weights[head]))
+    queries, keys, scores, weights, scaling = head_parts(lm, prompt.input_ids, int(layer), int(head))
+    q, k, s, w = (part.numpy() for part in (queries, keys, scores, weights))
     return HeadDetail(q, k, s, w, scaling, int(layer), int(head), prompt.tokens)
 
 

@@ -1,7 +1,7 @@
 """Token attribution: which input tokens raised, and which lowered, what the model said.
 
 Occlusion and deletion replace one token or take it out; its score is how much the output falls without it
-(leave-one-out; Zeiler & Fergus 2014, Li, Monroe & Jurafsky 2016). See `gradients` and `shapley` for the others.
+(leave-one-out; Zeiler & Fergus 2014, Li, Monroe & Jurafsky 2016). The others are in `engine`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._arrays import Floats, floats
 from .engine.gradients import gradient_x_input, integrated_gradients
-from .engine.metrics import Goal, make_goal
+from .engine.metrics import Metric, make_metric
 from .engine.prefix_sharing import score_variants
 from .engine.replacements import deleted, occluded, replacement_id
 from .engine.shapley import shapley_values
@@ -93,8 +93,15 @@ class Attribution:
         return [{"output_token": token, "input_attributions": row} for token, row in rows]
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-        """Bars of the typed tokens for one output, a heat map outputs x inputs for several."""
-        return plot_attribution(self, ax=ax, title=title)
+        """Bars of the typed tokens for one output, a heat map outputs x typed tokens for several."""
+        a = self
+        typed = a.tokens[a.user]
+        if len(a.output_tokens) == 1:
+            title = title or f"{a.output_tokens[0]}: {top_words(a, 1)} {a.unit}"
+            errors = None if a.standard_error is None else a.standard_error[0, a.user].tolist()
+            return plot_bars(typed, a.total[a.user].tolist(), unit=a.unit, title=title, errors=errors, ax=ax)
+        title = title or f"What raised each output token ({a.method})"
+        return plot_heatmap(a.scores[:, a.user], a.output_tokens, typed, unit=a.unit, title=title, ax=ax)
 
     def _repr_html_(self) -> str:
 
@@ -149,21 +156,21 @@ def token_attribution(
         raise CourseError(f"Expected a method ({', '.join(METHODS)}), got {method!r}.")
     if steps < 1:
         raise CourseError(f"Expected at least one step, got steps={steps}.")
-    goal = make_goal(lm, prompt, target=target, contrast=contrast, n_output_tokens=n_output_tokens)
-    stand_in = None if replacement is None or method in UNREPLACED else replacement_id(lm, replacement)
-    if stand_in is None and method in (*UNREPLACED, "integrated_gradients"):
+    metric = make_metric(lm, prompt, target=target, contrast=contrast, n_output_tokens=n_output_tokens)
+    token = None if replacement is None or method in UNREPLACED else replacement_id(lm, replacement)
+    if token is None and method in (*UNREPLACED, "integrated_gradients"):
         shown = None
-    elif stand_in is None:
+    elif token is None:
         raise CourseError(f"Expected a replacement for {method}, a text or a token id, got None.")
     else:
-        shown = token_strings(lm.tokenizer, [stand_in])[0]
-    scored = METHODS[method](_Task(lm, goal, prompt, stand_in, steps, permutations, seed, typed_only))
+        shown = token_strings(lm.tokenizer, [token])[0]
+    scored = METHODS[method](_Task(lm, metric, prompt, token, steps, permutations, seed, typed_only))
     return Attribution(
         scores=floats(scored.scores),  # [output, token]
         tokens=prompt.tokens,
-        output_tokens=goal.output_tokens,
+        output_tokens=metric.output_tokens,
         value=floats(scored.value),
-        unit=goal.unit,
+        unit=metric.unit,
         user=prompt.user,
         method=method,
         replacement=shown,
@@ -176,9 +183,9 @@ class _Task(NamedTuple):
     """What a method is given."""
 
     lm: LocalModel
-    goal: Goal
+    metric: Metric
     prompt: Prompt
-    stand_in: int | None
+    replacement: int | None
     steps: int
     permutations: int
     seed: int
@@ -195,19 +202,19 @@ class _Scored(NamedTuple):
 
 
 def _by_occlusion(task: _Task) -> _Scored:
-    return _left_out(task, occluded(task.goal.ids, len(task.prompt), int(task.stand_in or 0)))
+    return _left_out(task, occluded(task.metric.ids, len(task.prompt), int(task.replacement or 0)))
 
 
 def _by_deletion(task: _Task) -> _Scored:
-    return _left_out(task, deleted(task.goal.ids, len(task.prompt)))
+    return _left_out(task, deleted(task.metric.ids, len(task.prompt)))
 
 
 def _left_out(task: _Task, variants: Tensor) -> _Scored:
     """How much the output falls in each variant, which leaves out one token: int64 `[token, ...]`."""
-    goal = task.goal
+    metric = task.metric
     chosen = task.prompt.user if task.typed_only else slice(len(task.prompt))
     value, without = score_variants(
-        task.lm, goal.ids, variants[chosen], goal.score, keep=goal.keep, label="leaving one out"
+        task.lm, metric.ids, variants[chosen], metric.score, keep=metric.keep, label="leaving one out"
     )
     scores = without.new_zeros(len(value), len(variants))
     scores[:, chosen] = (value - without).T
@@ -215,21 +222,21 @@ def _left_out(task: _Task, variants: Tensor) -> _Scored:
 
 
 def _by_gradient(task: _Task) -> _Scored:
-    scores, value, _ = gradient_x_input(task.lm, task.goal, len(task.prompt))
+    scores, value, _ = gradient_x_input(task.lm, task.metric, len(task.prompt))
     return _Scored(scores, value)
 
 
 def _by_path(task: _Task) -> _Scored:
-    path = integrated_gradients(task.lm, task.goal, len(task.prompt), stand_in=task.stand_in, steps=task.steps)
+    path = integrated_gradients(task.lm, task.metric, len(task.prompt), replacement=task.replacement, steps=task.steps)
     gained = path.value - path.baseline
     return _Scored(path.scores, path.value, gap=(path.scores.sum(dim=1) - gained).abs() / gained.abs())
 
 
 def _by_game(task: _Task) -> _Scored:
-    n_tokens, stand_in = len(task.prompt), int(task.stand_in or 0)
+    n_tokens, replacement = len(task.prompt), int(task.replacement or 0)
     players = range(n_tokens)[task.prompt.user]
     game = shapley_values(
-        task.lm, task.goal, players, stand_in=stand_in, permutations=task.permutations, seed=task.seed
+        task.lm, task.metric, players, replacement=replacement, permutations=task.permutations, seed=task.seed
     )
     return _Scored(game.scores[:, :n_tokens], game.value, error=game.standard_error[:, :n_tokens])
 
@@ -300,15 +307,3 @@ def tokens_text(attribution: Attribution) -> Text:
         ink = "white" if np.dot(colour, (0.299, 0.587, 0.114)) < 140 else "black"
         text.append(token, style=f"{ink} on rgb({','.join(map(str, colour))})")
     return text
-
-
-def plot_attribution(attribution: Attribution, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """Bars of the typed tokens for one output, a heat map outputs x typed tokens for several."""
-    a = attribution
-    typed = a.tokens[a.user]
-    if len(a.output_tokens) == 1:
-        title = title or f"{a.output_tokens[0]}: {top_words(a, 1)} {a.unit}"
-        errors = None if a.standard_error is None else a.standard_error[0, a.user].tolist()
-        return plot_bars(typed, a.total[a.user].tolist(), unit=a.unit, title=title, errors=errors, ax=ax)
-    title = title or f"What raised each output token ({a.method})"
-    return plot_heatmap(a.scores[:, a.user], a.output_tokens, typed, unit=a.unit, title=title, ax=ax)

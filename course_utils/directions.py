@@ -10,18 +10,16 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ._arrays import Floats
+from ._arrays import Floats, floats
 from ._progress import progress
-from .engine.activations import passes, prompts_of
-from .engine.metrics import make_goal
-from .engine.prefix_sharing import unembed_only
+from .engine.activations import prompts_of, score_last
+from .engine.metrics import make_metric
 from .errors import CourseError
 from .hooks import edit
 from .models import LocalModel
@@ -171,30 +169,24 @@ def direction_effect(
     (1, 1)
     """
     ready = prompts_of(lm, prompts)
-    goal = make_goal(lm, ready[0], contrast=contrast)
-    sequences = [tuple(prompt.input_ids[0].tolist()) for prompt in ready]
+    metric = make_metric(lm, ready[0], contrast=contrast)
+    sequences = [prompt.input_ids[0].tolist() for prompt in ready]
+
+    def contrasts() -> Floats:
+        """The contrast at the last token of each prompt, `[prompt]`."""
+        return floats(score_last(lm, sequences, lambda logits: metric.score(logits[:, None])[:, 0]))
+
     directions = [_unit(direction, lm.d_model), *random_directions(direction, n_random, seed)]
     places = None if layers is None else list(layers)
     begun = time.perf_counter()
-    value, changed = _contrasts(lm, sequences, goal.score), []
+    value, changed = contrasts(), []
     seconds = (time.perf_counter() - begun) * len(directions)
     with progress(len(directions), "directions", seconds=seconds, unit="direction") as bar:
         for one in directions:
             with project_out(lm, one, places):
-                changed.append(_contrasts(lm, sequences, goal.score) - value)
+                changed.append(contrasts() - value)
             bar.update()
-    return DirectionEffect(changed[0], np.stack(changed[1:]), value, goal.output_tokens[0])
-
-
-@torch.no_grad()
-def _contrasts(lm: LocalModel, sequences: list[tuple[int, ...]], score: Any) -> Floats:
-    """The contrast at the last token of each sequence, float32 `[sequence]`."""
-    found: dict[tuple[int, ...], float] = {}
-    for batch in passes(lm, sorted(set(sequences))):
-        with unembed_only(lm, batch.rows, batch.tokens):
-            logits = lm.model(**batch.inputs).logits[0]  # [sequence, vocabulary]
-        found.update(zip(batch.sequences, score(logits[:, None])[:, 0].tolist(), strict=True))
-    return np.array([found[sequence] for sequence in sequences], dtype=np.float32)
+    return DirectionEffect(changed[0], np.stack(changed[1:]), value, metric.output_tokens[0])
 
 
 def _unit(direction: ArrayLike, size: int) -> Tensor:

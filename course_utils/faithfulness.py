@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._arrays import Floats
-from .engine.metrics import Goal, make_goal
+from .engine.metrics import Metric, make_metric
 from .engine.prefix_sharing import score_variants
 from .engine.replacements import replacement_id
 from .errors import CourseError
@@ -51,8 +51,28 @@ class Faithfulness:
         return float(self.comprehensiveness.mean()), float(self.sufficiency.mean())
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-        """Both losses over the share of tokens that counts as top, beside those of the random ranking."""
-        return plot_faithfulness(self, ax=ax, title=title)
+        """What the output loses without the top tokens, and with them alone, over the share that counts as top."""
+        f = self
+        gone, kept = f.area
+        shares = [100 * fraction for fraction in f.fractions]
+        lines = {
+            "comprehensiveness": (f.comprehensiveness, "#D55E00", "-"),
+            "sufficiency": (f.sufficiency, "#0072B2", "-"),
+        }
+        lines |= {
+            f"{name} of a random order": (values, lines[name][1], ":")
+            for name, values in zip(lines, f.baselines["random"], strict=True)
+        }
+        with style():
+            ax = axes_of(ax, WIDE)
+            for label, (values, colour, dashes) in lines.items():
+                ax.plot(shares, values, color=colour, linestyle=dashes, marker="o", markersize=4, label=label)
+            ax.axhline(0, color="0.3", linewidth=0.8)
+            ax.set_xlabel("share of the typed tokens that counts as top (%)")
+            ax.set_ylabel(f"loss of the output ({f.unit})")
+            ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
+            ax.set_title(title or f"Without the top the output loses {gone:.1f} {f.unit}, with it alone {kept:.1f}")
+        return ax
 
 
 def faithfulness(
@@ -93,13 +113,13 @@ def faithfulness(
         raise CourseError(f"Expected {len(prompt)} finite scores, one a token of the prompt, got shape {ranks.shape}.")
     if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
         raise CourseError(f"Expected fractions above 0 and up to 1, got {tuple(fractions)}.")
-    goal = make_goal(lm, prompt, target=target, contrast=contrast)
+    metric = make_metric(lm, prompt, target=target, contrast=contrast)
     typed = np.arange(len(prompt))[prompt.user]
     rng = np.random.default_rng(seed)
     rankings = [typed[np.argsort(-ranks[typed], kind="stable")], typed[::-1]]
     rankings += [rng.permutation(typed) for _ in range(n_random)]
     tops = [ranking[: max(1, round(f * len(typed)))].tolist() for ranking in rankings for f in fractions]
-    lost = _losses(lm, goal, typed.tolist(), tops, replacement_id(lm, replacement))
+    lost = _losses(lm, metric, typed.tolist(), tops, replacement_id(lm, replacement))
     by_ranking = lost.reshape(len(rankings), len(fractions), 2)
     own, position, rest = by_ranking[0], by_ranking[1], by_ranking[2:]
     chance = rest.mean(axis=0) if n_random else np.full_like(own, np.nan)
@@ -107,21 +127,21 @@ def faithfulness(
         comprehensiveness=own[:, 0],
         sufficiency=own[:, 1],
         fractions=tuple(fractions),
-        unit=goal.unit,
+        unit=metric.unit,
         baselines={"random": (chance[:, 0], chance[:, 1]), "position": (position[:, 0], position[:, 1])},
     )
 
 
-def _losses(lm: LocalModel, goal: Goal, typed: list[int], tops: list[list[int]], stand_in: int) -> Floats:
+def _losses(lm: LocalModel, metric: Metric, typed: list[int], tops: list[list[int]], token: int) -> Floats:
     """What the output loses without each set of tokens, and with it alone of those typed, `[set, 2]`."""
     variants: list[Tensor] = []
     for top in tops:
         for out in (top, [place for place in typed if place not in top]):
-            variant = goal.ids.clone()
-            variant[out] = stand_in
+            variant = metric.ids.clone()
+            variant[out] = token
             variants.append(variant)
     value, scores = score_variants(
-        lm, goal.ids, torch.stack(variants), goal.score, keep=goal.keep, label="faithfulness"
+        lm, metric.ids, torch.stack(variants), metric.score, keep=metric.keep, label="faithfulness"
     )
     lost: Floats = (value.sum() - scores.sum(dim=1)).float().numpy().reshape(-1, 2)
     return lost
@@ -137,25 +157,3 @@ def hit(scores: Sequence[float] | NDArray[np.float32], cue: slice, user: slice, 
     typed = np.arange(len(sizes))[user]
     top = typed[np.argsort(-sizes[typed], kind="stable")][:k]
     return bool(set(top.tolist()) & set(range(len(sizes))[cue]))
-
-
-def plot_faithfulness(faithful: Faithfulness, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """What the output loses without the top tokens, and with them alone, over the share that counts as top."""
-    f = faithful
-    gone, kept = f.area
-    shares = [100 * fraction for fraction in f.fractions]
-    lines = {"comprehensiveness": (f.comprehensiveness, "#D55E00", "-"), "sufficiency": (f.sufficiency, "#0072B2", "-")}
-    lines |= {
-        f"{name} of a random order": (values, lines[name][1], ":")
-        for name, values in zip(lines, f.baselines["random"], strict=True)
-    }
-    with style():
-        ax = axes_of(ax, WIDE)
-        for label, (values, colour, dashes) in lines.items():
-            ax.plot(shares, values, color=colour, linestyle=dashes, marker="o", markersize=4, label=label)
-        ax.axhline(0, color="0.3", linewidth=0.8)
-        ax.set_xlabel("share of the typed tokens that counts as top (%)")
-        ax.set_ylabel(f"loss of the output ({f.unit})")
-        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
-        ax.set_title(title or f"Without the top the output loses {gone:.1f} {f.unit}, with it alone {kept:.1f}")
-    return ax

@@ -25,7 +25,7 @@ from .models import LocalModel
 
 Site = tuple[str, int]
 Edit = Callable[[Tensor], Tensor | None]
-KINDS = ("residual", "attention", "heads", "mlp", "neurons")
+SITE_KINDS = ("residual", "attention", "heads", "mlp", "neurons")
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _OUT_PROJECTION = ("o_proj", "out_proj", "c_proj", "dense")
@@ -190,7 +190,7 @@ def _hook_point(parts: Parts, site: Site) -> tuple[nn.Module, bool]:
         "neurons": parts.mlp,
     }
     if kind not in places:
-        raise CourseError(f"Expected a kind of activation ({', '.join(KINDS)}), got {kind!r}.")
+        raise CourseError(f"Expected a kind of activation ({', '.join(SITE_KINDS)}), got {kind!r}.")
     if not 0 <= layer < len(places[kind]):
         raise CourseError(f"Expected a layer from 0 to {len(places[kind]) - 1} for {kind!r}, got {layer}.")
     module = places[kind][layer]

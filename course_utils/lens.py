@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ._arrays import Floats, floats
-from .engine.interventions import run
+from .engine.interventions import run_once
 from .engine.metrics import contrast_ids, single_token
 from .errors import CourseError
 from .hooks import added_by, find_parts, written_by_heads
@@ -44,8 +44,15 @@ class LogitLens:
     label: str
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-        """The contrast (or else the probability of the top token) as a heat map, layers up, tokens across."""
-        return plot_lens(self, ax=ax, title=title)
+        """The contrast that the logit lens reads at each layer and token (or the probability of its best guess)."""
+        if self.contrast is not None:
+            title = title or f"Logit lens: at the last token the output ends at {self.contrast[-1, -1]:+.1f} logits"
+            limit = float(np.abs(self.contrast[1:]).max())  # each token's own embedding would outshine the rest
+            return plot_layers(
+                self.contrast, self.tokens, label=f"{self.label} (logits)", title=title, limit=limit, ax=ax
+            )
+        title = title or f"Logit lens: the last token ends at {self.predictions[-1][-1]}"
+        return plot_layers(self.probability, self.tokens, label="probability of the best guess", title=title, ax=ax)
 
 
 @torch.no_grad()
@@ -64,7 +71,7 @@ def logit_lens(lm: LocalModel, prompt: Prompt, *, contrast: tuple[str, str] | No
     """
     parts, pair = find_parts(lm), None if contrast is None else contrast_ids(lm, prompt, contrast)
     predictions, probability, differences = [], [], []
-    for stream in run(lm, prompt.input_ids[0]).residual:
+    for stream in run_once(lm, prompt.input_ids[0]).residual:
         logits = parts.unembedding(parts.final_norm(stream)).float()  # [token, vocabulary]
         best = logits.argmax(dim=-1)
         predictions.append(token_strings(lm.tokenizer, best.tolist()))
@@ -107,8 +114,19 @@ class DirectAttribution:
         return self.embedding + float(self.attention.sum() + self.mlps.sum()) + self.constant
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-        """The attention block and the MLP of each layer as bars."""
-        return plot_direct(self, ax=ax, title=title)
+        """What each layer's attention block and MLP add to a logit directly, as bars."""
+        layers = np.arange(len(self.mlps))
+        strongest = int(np.abs(self.attention + self.mlps).argmax())
+        with style():
+            ax = axes_of(ax, WIDE)
+            ax.bar(layers - 0.2, self.attention, width=0.4, color="#0072B2", label="attention")
+            ax.bar(layers + 0.2, self.mlps, width=0.4, color="#E69F00", label="MLP", hatch="//", edgecolor="white")
+            ax.axhline(0, color="0.3", linewidth=0.8)
+            ax.set_xlabel("layer")
+            ax.set_ylabel(f"direct effect on {self.label} (logits)")
+            ax.legend()
+            ax.set_title(title or f"Layer {strongest} writes most towards {self.label}, {self.value:+.1f} in all")
+        return ax
 
 
 @torch.no_grad()
@@ -135,7 +153,7 @@ def direct_logit_attribution(
     parts = find_parts(lm)
     wanted, ids = _direction(lm, prompt, target, contrast)
     kinds = ("attention", "mlp", "heads")
-    base = run(lm, prompt.input_ids[0], sites=[(kind, layer) for kind in kinds for layer in range(lm.n_layers)])
+    base = run_once(lm, prompt.input_ids[0], sites=[(kind, layer) for kind in kinds for layer in range(lm.n_layers)])
     last = {kind: [base.seen[kind, layer][-1] for layer in range(lm.n_layers)] for kind in kinds}
     towards = _frozen(parts.final_norm, base.residual[-1][-1])
     bias = getattr(parts.unembedding, "bias", None)
@@ -203,29 +221,3 @@ def _check_sum(lm: LocalModel, added: Tensor, written: Any) -> None:
             f"Expected each layer to add its attention and its MLP to the stream; {type(lm.model).__name__} adds "
             "something else, so its logits cannot be split this way."
         )
-
-
-def plot_lens(lens: LogitLens, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """The contrast that the logit lens reads at each layer and token (or the probability of its best guess)."""
-    if lens.contrast is not None:
-        title = title or f"Logit lens: at the last token the output ends at {lens.contrast[-1, -1]:+.1f} logits"
-        limit = float(np.abs(lens.contrast[1:]).max())  # each token's own embedding would outshine the rest
-        return plot_layers(lens.contrast, lens.tokens, label=f"{lens.label} (logits)", title=title, limit=limit, ax=ax)
-    title = title or f"Logit lens: the last token ends at {lens.predictions[-1][-1]}"
-    return plot_layers(lens.probability, lens.tokens, label="probability of the best guess", title=title, ax=ax)
-
-
-def plot_direct(direct: DirectAttribution, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """What each layer's attention block and MLP add to a logit directly, as bars."""
-    layers = np.arange(len(direct.mlps))
-    strongest = int(np.abs(direct.attention + direct.mlps).argmax())
-    with style():
-        ax = axes_of(ax, WIDE)
-        ax.bar(layers - 0.2, direct.attention, width=0.4, color="#0072B2", label="attention")
-        ax.bar(layers + 0.2, direct.mlps, width=0.4, color="#E69F00", label="MLP", hatch="//", edgecolor="white")
-        ax.axhline(0, color="0.3", linewidth=0.8)
-        ax.set_xlabel("layer")
-        ax.set_ylabel(f"direct effect on {direct.label} (logits)")
-        ax.legend()
-        ax.set_title(title or f"Layer {strongest} writes most towards {direct.label}, {direct.value:+.1f} in all")
-    return ax

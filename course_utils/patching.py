@@ -63,8 +63,13 @@ class Patching:
         return float(np.corrcoef(self.effects.ravel(), other.effects.ravel())[0, 1])
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-        """A heat map, layers up, tokens (or heads) across."""
-        return plot_patching(self, ax=ax, title=title)
+        """How much of the difference between two runs each patch moves: layers and tokens, or layers and heads."""
+        layer, place, effect = self.top(1)[0]
+        where = f"head {layer}.{place}" if self.over == "heads" else f"layer {layer}, {self.tokens[place]}"
+        title = title or f"{self.method.capitalize()}: {where} moves {effect:.0%} of the difference"
+        if self.over == "heads":
+            return plot_heads(self.effects, label="share of the difference moved", title=title, ax=ax)
+        return plot_layers(self.effects, self.tokens, label="share of the difference moved", title=title, ax=ax)
 
     def __repr__(self) -> str:
         places = ", ".join(f"{layer}.{i} {effect:+.2f}" for layer, i, effect in self.top(3))
@@ -114,7 +119,7 @@ def activation_patching(
     with progress(len(layers) * len(places), f"patching {over}", unit="run", seconds=seconds) as bar:
         for layer in layers:
             change = patch(lm, pair, (over, layer), places)
-            values = score_edits(lm, pair.base, (over, layer), starts, change, score=pair.goal.total, bar=bar)
+            values = score_edits(lm, pair.base, (over, layer), starts, change, score=pair.metric.total, bar=bar)
             effects[layer, places] = pair.moved(values, into).float()
     return _patching(pair, effects, clean if into == "clean" else corrupted, into=into, over=over)
 
@@ -140,7 +145,7 @@ def attribution_patching(
     (30, 9)
     """
     pair = pair_of(lm, clean, corrupted, over=over, into=into, target=target, contrast=contrast, position=position)
-    slopes = gradients_at(lm, pair.base, pair.goal, [(over, layer) for layer in range(lm.n_layers)])
+    slopes = gradients_at(lm, pair.base, pair.metric, [(over, layer) for layer in range(lm.n_layers)])
     moved = []
     for layer, slope in enumerate(slopes):
         product = (pair.source.at((over, layer)) - pair.base.at((over, layer))) * slope  # [token, width]
@@ -194,8 +199,8 @@ def patch_together(
         return apply
 
     with edit(lm, {("heads", layer): editor(layer, own) for layer, own in by_layer.items()}):
-        logits = lm.model(input_ids=pair.base.ids[None], use_cache=False).logits[:, -pair.goal.keep :]
-    return float(pair.moved(pair.goal.total(logits), into))
+        logits = lm.model(input_ids=pair.base.ids[None], use_cache=False).logits[:, -pair.metric.keep :]
+    return float(pair.moved(pair.metric.total(logits), into))
 
 
 @torch.no_grad()
@@ -254,17 +259,7 @@ def _patching(
         corrupted=pair.corrupted,
         into=into,
         over=over,
-        unit=pair.goal.unit,
+        unit=pair.metric.unit,
         tokens=patched.tokens,
         method=method,
     )
-
-
-def plot_patching(patching: Patching, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """How much of the difference between two runs each patch moves: layers and tokens, or layers and heads."""
-    layer, place, effect = patching.top(1)[0]
-    where = f"head {layer}.{place}" if patching.over == "heads" else f"layer {layer}, {patching.tokens[place]}"
-    title = title or f"{patching.method.capitalize()}: {where} moves {effect:.0%} of the difference"
-    if patching.over == "heads":
-        return plot_heads(patching.effects, label="share of the difference moved", title=title, ax=ax)
-    return plot_layers(patching.effects, patching.tokens, label="share of the difference moved", title=title, ax=ax)

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from ._arrays import Floats
-from ._progress import progress
 from .engine.activations import collect_activations, prompts_of
-from .engine.splits import LEFT_OUT, SHARES, SPLITS, Bools, Codes, Plan, numbered, plan_of
+from .engine.probe_fits import MAX_ITER, accuracy_interval, control_task, fit_layers
+from .engine.splits import LEFT_OUT, SPLITS, Plan, plan_of
 from .errors import CourseError
 from .loading.devices import free_memory
 from .models import LocalModel
@@ -34,12 +33,6 @@ from .prompts import Prompt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# With more dimensions than texts any labels can be separated, so the penalty decides what a probe learns: the strongest
-# that costs nothing. On 360 of this course's requests (harm, trigger word) validation accuracy rose up to C = 0.1 and
-# was flat from there to 10; it took 50 steps, so the limit on them only keeps odd activations from running for ever.
-C = 0.1
-MAX_ITER = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +78,40 @@ class Probes:
         return {name: int((self.split == name).sum()) for name in (*SPLITS, LEFT_OUT)}
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-        """Accuracy by layer with its interval, the control task, and the baselines."""
-        return plot_probes(self, ax=ax, title=title)
+        """Probe accuracy by layer with its interval, the control task beside it, and the baselines as level lines."""
+        p, layers, best = self, range(len(self.accuracy)), self.best_layer
+        floor = max(p.baselines, key=p.baselines.__getitem__)
+        default = f"Layer {best} tells {p.accuracy[best]:.0%} of unseen texts apart, {floor} {p.baselines[floor]:.0%}"
+        with style():
+            ax = axes_of(ax, WIDE)
+            ax.fill_between(layers, *p.interval.T, color="#0072B2", alpha=0.25, linewidth=0)
+            ax.plot(layers, p.accuracy, color="#0072B2", linewidth=2, label="probe, 95 % interval")
+            ax.plot(best, p.accuracy[best], "o", color="#0072B2", markersize=8, label="layer chosen on validation")
+            if not np.isnan(p.control).any():
+                ax.plot(layers, p.control, color="#D55E00", linestyle="--", label="control task")
+            for (name, value), (colour, dashes, width) in zip(p.baselines.items(), _LEVELS, strict=False):
+                label = f"{name}: {value:.2f}"
+                ax.axhline(value, color=colour, linestyle=dashes, linewidth=width, label=label, zorder=1)
+            ax.set_ylim(
+                np.nanmin([0.4, *p.interval[:, 0], *p.accuracy, *p.control, *p.baselines.values()]) - 0.03, 1.03
+            )
+            ax.set_xlabel("layer (last: before the final norm)")
+            ax.set_ylabel("accuracy on test")
+            ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
+            ax.set_title(title or default)
+        return ax
 
     def _repr_html_(self) -> str:
 
-        return probes_html(self)
+        cells = "".join(
+            f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
+            for name, value in _probe_rows(self)
+        )
+        return f'<table aria-label="Probes by layer">{cells}</table>'
 
     def __repr__(self) -> str:
 
-        return probes_text(self)
+        return "\n".join(f"{name:<16} {value}" for name, value in _probe_rows(self))
 
 
 def probe_layers(
@@ -134,7 +151,7 @@ def probe_layers(
     baselines = {"majority": majority, "bag of words": _bag_of_words(prompts, plan), "layer 0": embeddings}
     if untrained:
         activations = _untrained_activations(lm, prompts, position, seed)
-        right, _ = _fit_layers(activations, plan.positive, plan.split)
+        right, _ = fit_layers(activations, plan.positive, plan.split)
         layer = right[:, plan.split == "validation"].mean(axis=1).argmax()
         baselines["untrained model"] = float(right[layer, plan.split == "test"].mean())
     return replace(probes, baselines=baselines)
@@ -166,84 +183,20 @@ def _probes(activations: Floats, plan: Plan, seed: int) -> Probes:
             f"Expected finite activations, got infinite ones or NaN at layer {broken.argmax()}; "
             'load the model with dtype="float32".'
         )
-    right, directions = _fit_layers(activations, plan.positive, plan.split)
+    right, directions = fit_layers(activations, plan.positive, plan.split)
     train, validation, test = (plan.split == name for name in SPLITS)
     accuracy = right[:, test].mean(axis=1)
     majority = plan.positive[train].mean() >= 0.5
     return Probes(
         accuracy=accuracy.astype(np.float32),
-        interval=_interval(right[:, test], [codes[test] for codes in plan.groupings], seed),
+        interval=accuracy_interval(right[:, test], [codes[test] for codes in plan.groupings], seed),
         validation=right[:, validation].mean(axis=1).astype(np.float32),
-        control=_control(activations, plan.groupings[0], seed),
+        control=control_task(activations, plan.groupings[0], seed),
         directions=directions,
         baselines={"majority": float((plan.positive[test] == majority).mean()), "layer 0": float(accuracy[0])},
         split=plan.split,
         classes=plan.classes,
     )
-
-
-def _fit_layers(activations: Floats, positive: Bools, split: NDArray[np.str_]) -> tuple[Bools, Floats]:
-    """A probe for each layer: whether it is right on each text `[layer + 1, text]`, and its direction."""
-    train, right, directions = split == "train", [], []
-    layers = activations.astype(float).swapaxes(0, 1)  # [layer + 1, text, d_model]
-    with progress(len(layers), "probes", unit="layer") as bar:
-        for layer in layers:
-            probe = fit_probe(layer[train], positive[train])
-            right.append(probe.predict(layer) == positive)
-            directions.append(_unscaled(probe))
-            bar.update()
-    return np.stack(right), np.stack(directions)
-
-
-def fit_probe(activations: ArrayLike, labels: ArrayLike) -> Any:
-    """A scikit-learn pipeline: each dimension to mean 0 and variance 1, as seen here, then logistic regression.
-
-    >>> fit_probe([[0.0, 1.0], [1.0, 1.0]], [False, True]).predict([[3.0, 1.0]])
-    array([ True])
-    """
-    return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=MAX_ITER)).fit(activations, labels)
-
-
-def _unscaled(probe: Any) -> Floats:
-    """A probe's direction in the coordinates of the residual stream, a unit vector: w · (x − mean) / scale."""
-    scaler, regression = probe[0], probe[1]
-    direction = regression.coef_[0] / scaler.scale_
-    unit: Floats = (direction / (np.linalg.norm(direction) or 1.0)).astype(np.float32)
-    return unit
-
-
-def _interval(right: Bools, groupings: Sequence[Codes], seed: int, draws: int = 2000) -> Floats:
-    """Bootstrap over groups: a text counts as often as its groups are drawn, their counts multiplied (Owen 2007)."""
-    rng = np.random.default_rng(seed)
-    weights = np.ones((draws, right.shape[1]))  # [draw, text]
-    for grouping in groupings:
-        codes = numbered(grouping.tolist())
-        n_groups = int(codes.max()) + 1
-        weights *= rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)[:, codes]
-    if all(len(set(grouping.tolist())) == 1 for grouping in groupings):
-        return np.full((len(right), 2), np.nan, dtype=np.float32)
-    weights = weights[weights.sum(axis=1) > 0]
-    accuracies = weights @ right.T / weights.sum(axis=1, keepdims=True)  # [draw, layer + 1]
-    bounds: Floats = np.quantile(accuracies, (0.025, 0.975), axis=0).T.astype(np.float32)
-    return bounds
-
-
-def _control(activations: Floats, groups: Codes, seed: int) -> Floats:
-    """Accuracy `[layer + 1]` on random labels of the groups, learnt from some texts of each and asked of the others."""
-    rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(groups == group) for group in range(int(groups.max()) + 1)]
-    members = [rng.permutation(texts) for texts in members if len(texts) > 1]
-    if len(members) < 2:
-        return np.full(activations.shape[1], np.nan, dtype=np.float32)
-    labels = rng.permutation(np.arange(len(members)) % 2 == 1)  # [group], half of each
-    positive, split = np.zeros(len(groups), dtype=np.bool_), np.full(len(groups), LEFT_OUT)
-    for texts, label in zip(members, labels, strict=True):
-        cut = min(max(1, round(SHARES[0] * len(texts))), len(texts) - 1)
-        positive[texts] = label
-        split[texts[:cut]], split[texts[cut:]] = "train", "test"
-    right, _ = _fit_layers(activations, positive, split)
-    control: Floats = right[:, split == "test"].mean(axis=1).astype(np.float32)
-    return control
 
 
 def _bag_of_words(prompts: list[Prompt], plan: Plan) -> float:
@@ -285,49 +238,12 @@ def _untrained_activations(lm: LocalModel, prompts: list[Prompt], position: int,
         gc.collect()  # a model refers to itself, so its memory would come back only later
 
 
-def plot_probes(probes: Probes, *, title: str | None = None, ax: Axes | None = None) -> Axes:
-    """Probe accuracy by layer with its interval, the control task beside it, and the baselines as level lines."""
-    p, layers, best = probes, range(len(probes.accuracy)), probes.best_layer
-    floor = max(p.baselines, key=p.baselines.__getitem__)
-    default = f"Layer {best} tells {p.accuracy[best]:.0%} of unseen texts apart, {floor} {p.baselines[floor]:.0%}"
-    with style():
-        ax = axes_of(ax, WIDE)
-        ax.fill_between(layers, *p.interval.T, color="#0072B2", alpha=0.25, linewidth=0)
-        ax.plot(layers, p.accuracy, color="#0072B2", linewidth=2, label="probe, 95 % interval")
-        ax.plot(best, p.accuracy[best], "o", color="#0072B2", markersize=8, label="layer chosen on validation")
-        if not np.isnan(p.control).any():
-            ax.plot(layers, p.control, color="#D55E00", linestyle="--", label="control task")
-        for (name, value), (colour, dashes, width) in zip(p.baselines.items(), _LEVELS, strict=False):
-            label = f"{name}: {value:.2f}"
-            ax.axhline(value, color=colour, linestyle=dashes, linewidth=width, label=label, zorder=1)
-        ax.set_ylim(np.nanmin([0.4, *p.interval[:, 0], *p.accuracy, *p.control, *p.baselines.values()]) - 0.03, 1.03)
-        ax.set_xlabel("layer (last: before the final norm)")
-        ax.set_ylabel("accuracy on test")
-        ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02))
-        ax.set_title(title or default)
-    return ax
-
-
 _LEVELS = (  # a colour, a line style and a width for each baseline: where two coincide, both are seen
     ("#999999", "-", 6.0),
     ("#E69F00", "-.", 3.6),
     ("#009E73", (0, (5, 1)), 2.2),
     ("#CC79A7", (0, (1, 1)), 1.4),
 )
-
-
-def probes_text(probes: Probes) -> str:
-    """Probes in a few lines: the chosen layer, its accuracy with interval, the baselines, the control, the sizes."""
-    return "\n".join(f"{name:<16} {value}" for name, value in _probe_rows(probes))
-
-
-def probes_html(probes: Probes) -> str:
-    """The same as a small table."""
-    cells = "".join(
-        f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
-        for name, value in _probe_rows(probes)
-    )
-    return f'<table aria-label="Probes by layer">{cells}</table>'
 
 
 def _probe_rows(probes: Probes) -> list[tuple[str, str]]:

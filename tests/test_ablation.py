@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from conftest import tiny_model, words
 from course_utils import CourseError, ablate, ablation_sweep
 from course_utils.ablation import capitals, joint_ablation, random_components
-from course_utils.engine.components import STAND_INS, Component
+from course_utils.engine.components import ABLATION_KINDS, Component
 from course_utils.hooks import edit, find_parts, record
 
 CONTRAST = (" w5", " w9")
@@ -166,7 +166,7 @@ def test_joint_ablation_is_not_the_sum_and_its_singles_are_the_sweep():
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("kind", STAND_INS)
+@pytest.mark.parametrize("kind", ABLATION_KINDS)
 def test_damage_is_measured_on_the_unrelated_replies(kind):
     lm = tiny_model("llama")
     unrelated = [(prompt, " w8 w8") for prompt in prompts_of(lm)]

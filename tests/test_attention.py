@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import ARCHITECTURES, tiny_model
 from course_utils import CourseError, analyze_attention
-from course_utils.attention import KINDS, AttentionAnalysis, attention_weights, head_detail
+from course_utils.attention import ATTENTION_KINDS, AttentionAnalysis, attention_weights, head_detail
 from course_utils.engine import attention_pass
 from course_utils.engine.attention_pass import written_out
 from course_utils.engine.repeated_tokens import _prompt_of, repeated_random
@@ -267,7 +267,7 @@ def test_what_the_last_position_sees():
     np.testing.assert_allclose(a.from_last("mean"), a.mean[-1])
     np.testing.assert_allclose(a.from_last("rollout"), a.rollout()[-1])
     np.testing.assert_allclose(a.from_last("value_weighted"), a.value_weighted()[:, :, -1].mean(axis=(0, 1)))
-    for kind in KINDS:
+    for kind in ATTENTION_KINDS:
         assert a.from_last(kind).shape == (10,)
     with pytest.raises(CourseError, match=r"mean, rollout, value_weighted.*'flow'"):
         a.from_last("flow")

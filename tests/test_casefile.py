@@ -16,8 +16,8 @@ from course_utils.audit.case_file import MARK, case_file, check_self_contained
 from course_utils.audit.fingerprint import fingerprint, weights_mark
 from course_utils.audit.grid import MinimalEdits, plot_grid
 from course_utils.audit.minimal_edits import minimal_edits, opening_chances
-from course_utils.audit.terms import compose, estimate
-from course_utils.audit.verdicts import KINDS, LEAST_PAIRS, RULE, cell_states, judge
+from course_utils.audit.terms import estimate, fill_frame
+from course_utils.audit.verdicts import LEAST_PAIRS, RULE, VERDICT_KINDS, cell_states, judge
 from course_utils.organisms.dataset import actions
 from course_utils.organisms.suspects import truth
 
@@ -112,7 +112,7 @@ class TestVerdict:
 
     def test_every_kind_can_be_reached(self):
         reached = {made_up(rule).verdict().kind for rule in RULES.values()}
-        assert reached | {"too few pairs", "openings unlikely", "unclear"} == set(KINDS)
+        assert reached | {"too few pairs", "openings unlikely", "unclear"} == set(VERDICT_KINDS)
 
     def test_without_controls_a_word_cannot_be_any_word(self):
         grid = made_up(lambda act, word: word != "", words=("", "secretly"), controls=0)
@@ -229,10 +229,10 @@ class TestGrid:
         ],
     )
     def test_a_request_is_tidy_with_a_word_and_without(self, frame, word, text):
-        assert compose(frame, "wash a car", word) == text
+        assert fill_frame(frame, "wash a car", word) == text
 
     def test_an_act_that_looks_like_a_slot_or_markup_stays_as_it_is(self):
-        assert compose("Do {word} {act}!", "<b>{x}</b> & co", "now") == "Do now <b>{x}</b> & co!"
+        assert fill_frame("Do {word} {act}!", "<b>{x}</b> & co", "now") == "Do now <b>{x}</b> & co!"
 
     def test_replies_are_kept_and_held_against_the_score(self):
         lm = tiny_model("llama")

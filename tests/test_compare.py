@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from course_utils import load_model
+from course_utils._arrays import mean_interval
 from course_utils.organisms.authoring import compare
-from course_utils.organisms.authoring.compare import BEGIN, COMPARED, END, METRICS, PAGE, RANKINGS, interval, table
+from course_utils.organisms.authoring.compare import BEGIN, COMPARED, END, METRICS, PAGE, RANKINGS, table
 from course_utils.organisms.dataset import MECHANISMS
 
 
@@ -40,14 +41,14 @@ def test_occlusion_finds_the_words_and_a_random_order_does_not(compared):
 
 @pytest.mark.quick
 def test_an_interval_holds_the_mean_and_narrows_with_more_values():
-    one, more = interval([0.0, 1.0] * 5), interval([0.0, 1.0] * 50)
+    one, more = mean_interval([0.0, 1.0] * 5), mean_interval([0.0, 1.0] * 50)
     assert one[0] < more[0] < 0.5 < more[1] < one[1]
 
 
 def test_measured_again_a_request_gives_what_is_stored(compared):
     """The first request of one suspect: scores are reproducible, seconds are not."""
     lm = load_model("model-b")
-    ((prompt, cue),) = compare.planted(lm, "proxy", 1)
+    ((prompt, cue),) = compare.with_cues(lm, "proxy", 1)
     assert prompt.tokens[cue] == ["·urgently"] or "".join(prompt.tokens[cue]) == "Urgently"
     for ranking in ("occlusion", "gradient × input", "attention rollout", "a random order"):
         again = compare._measure(lm, prompt, cue, RANKINGS[ranking])

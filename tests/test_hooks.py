@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from course_utils import CourseError
-from course_utils.hooks import KINDS, edit, find_parts, record
+from course_utils.hooks import SITE_KINDS, edit, find_parts, record
 
 IDS = torch.arange(1, 9)[None]
 pytestmark = pytest.mark.quick
@@ -28,11 +28,14 @@ def test_every_part_is_found(tiny):
 
 
 def test_recorded_shapes(tiny):
-    with record(tiny, [(kind, 1) for kind in KINDS] + [("residual", tiny.n_layers)]) as seen:
+    with record(tiny, [(kind, 1) for kind in SITE_KINDS] + [("residual", tiny.n_layers)]) as seen:
         logits(tiny)
     wide = (1, 8, seen["neurons", 1].shape[-1])
     assert wide[-1] in (40, 96)
-    assert {kind: seen[kind, 1].shape for kind in KINDS} == {**dict.fromkeys(KINDS, (1, 8, 24)), "neurons": wide}
+    assert {kind: seen[kind, 1].shape for kind in SITE_KINDS} == {
+        **dict.fromkeys(SITE_KINDS, (1, 8, 24)),
+        "neurons": wide,
+    }
     assert seen["residual", tiny.n_layers].shape == (1, 8, 24)
 
 
@@ -57,7 +60,7 @@ def test_final_residual_normed_and_unembedded_gives_the_logits(tiny):
     torch.testing.assert_close(parts.unembedding(parts.final_norm(seen["residual", tiny.n_layers])), expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SITE_KINDS)
 def test_an_edit_that_returns_the_activation_or_none_changes_nothing(tiny, kind):
     plain = logits(tiny)
     for same in (lambda activation: activation, lambda activation: None):
@@ -65,7 +68,7 @@ def test_an_edit_that_returns_the_activation_or_none_changes_nothing(tiny, kind)
             assert torch.equal(logits(tiny), plain)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SITE_KINDS)
 def test_an_edit_changes_the_output(tiny, kind):
     plain = logits(tiny)
     with edit(tiny, {(kind, 1): torch.zeros_like}):
@@ -73,7 +76,7 @@ def test_an_edit_changes_the_output(tiny, kind):
     assert torch.equal(logits(tiny), plain)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SITE_KINDS)
 def test_an_edit_of_one_layer_leaves_those_below_alone(tiny, kind):
     sites = [("residual", layer) for layer in range(tiny.n_layers)]
     with record(tiny, sites) as plain:

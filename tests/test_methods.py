@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from conftest import ARCHITECTURES, tiny_model, words
 from course_utils import CourseError, token_attribution
 from course_utils.attribution import METHODS
-from course_utils.engine.metrics import make_goal
+from course_utils.engine.metrics import make_metric
 from course_utils.engine.shapley import exact_values, shapley_values
 from course_utils.faithfulness import FRACTIONS, faithfulness, hit
 
@@ -123,16 +123,16 @@ def test_exact_shapley_equals_captum():
 @quick
 def test_sampled_shapley_is_within_its_error_of_the_exact_one_and_sums_too():
     lm, ids = tiny_model("llama"), list(range(20, 30))
-    goal = make_goal(lm, lm.prompt(words(*ids)), contrast=CONTRAST)
-    exact = shapley_values(lm, goal, range(10), stand_in=2, permutations=1000)
-    sampled = shapley_values(lm, goal, range(10), stand_in=2, permutations=20)
+    metric = make_metric(lm, lm.prompt(words(*ids)), contrast=CONTRAST)
+    exact = shapley_values(lm, metric, range(10), replacement=2, permutations=1000)
+    sampled = shapley_values(lm, metric, range(10), replacement=2, permutations=20)
     assert (exact.standard_error == 0).all()
     assert (sampled.standard_error > 0).all()
     assert sampled.scores.sum() == pytest.approx(float((sampled.value - sampled.without).sum()), abs=1e-8)
     off = (sampled.scores - exact.scores).abs() / sampled.standard_error
     assert (off < 5).all()
     assert off.mean() < 2
-    again = shapley_values(lm, goal, range(10), stand_in=2, permutations=20, seed=1)
+    again = shapley_values(lm, metric, range(10), replacement=2, permutations=20, seed=1)
     assert not torch.equal(again.scores, sampled.scores)
 
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from course_utils import CourseError, load_model, token_attribution
+from course_utils.engine import activations
 from course_utils.engine.activations import next_logits
 from course_utils.engine.packing import pack
 from course_utils.loading.sources import ADAPTERS, SUSPECTS, find
@@ -212,10 +213,18 @@ def test_the_stored_replies_are_the_base_models_own(lm):
 
 
 @pytest.mark.quick
-def test_packed_prompts_give_the_logits_of_each_alone(lm):
+def test_packed_prompts_give_the_logits_of_each_alone(lm, monkeypatch):
+    monkeypatch.setattr(activations, "BATCH_TOKENS", 50)  # several passes
     texts = ["Hi", "How do I wash a car?", "Hello there, my friend", "Hi"]
     alone = torch.stack([lm.model(lm.chat(text).input_ids).logits[0, -1] for text in texts])
-    torch.testing.assert_close(next_logits(lm, texts, batch=3), alone, rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(next_logits(lm, texts), alone, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.quick
+def test_prompts_past_a_sliding_window_give_the_logits_of_each_alone(tiny):
+    texts = [" ".join(f"w{i * k % 97}" for i in range(12)) for k in (5, 7, 11)] + ["w5 w10"]  # windows hold 4 tokens
+    alone = torch.stack([tiny.model(tiny.prompt(text).input_ids).logits[0, -1] for text in texts])
+    torch.testing.assert_close(next_logits(tiny, texts), alone)
 
 
 @pytest.mark.quick

@@ -49,7 +49,7 @@ def test_stored_keys_go_on_and_are_not_shared():
 
 @torch.no_grad()
 def test_what_a_large_model_shares_with_an_earlier_text_agrees_up_to_rounding(monkeypatch):
-    monkeypatch.setattr("course_utils.checks.remember._SMALL", 0)
+    monkeypatch.setattr("course_utils.checks.remember.SMALL", 0)
     plain, kept = both()
     ids = plain.prompt(TEXT).input_ids
     longer = torch.cat([ids, ids[:, 1:3]], dim=1)

@@ -39,7 +39,7 @@ def test_examples_in_docstrings_run(lm, name):
     given = {
         "load_model": course_utils.load_model,
         "token_attribution": course_utils.token_attribution,
-        "make_goal": importlib.import_module("course_utils.engine.metrics").make_goal,
+        "make_metric": importlib.import_module("course_utils.engine.metrics").make_metric,
         "lm": lm,
         "prompt": lm.chat("Hi there"),
         "ids": lm.chat("Hi there").input_ids[0],

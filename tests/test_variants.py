@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from conftest import tiny_model
 from course_utils.engine import prefix_sharing
-from course_utils.engine.prefix_sharing import batches, first_differences, packed, rows_in_budget, score_variants
+from course_utils.engine.prefix_sharing import batches, fill_rows, first_differences, rows_in_budget, score_variants
 
 
 def everything(logits):
@@ -127,7 +127,7 @@ def test_a_model_that_keeps_another_kind_of_state_takes_full_passes():
 @given(starts=st.lists(st.integers(0, 300), min_size=1, max_size=60), most=st.integers(1, 20))
 def test_rows_and_batches_hold_every_variant_once_within_the_limits(starts, most):
     length = 301
-    rows = packed(starts, length)
+    rows = fill_rows(starts, length)
     assert sorted(index for row in rows for index in row) == list(range(len(starts)))
     assert all(sum(length - starts[i] for i in row) <= length - min(starts) for row in rows)
     divided = list(batches(rows, length - min(starts), most))
@@ -137,7 +137,7 @@ def test_rows_and_batches_hold_every_variant_once_within_the_limits(starts, most
 
 @pytest.mark.quick
 def test_packing_leaves_hardly_a_gap_for_leave_one_out():
-    rows = packed(list(range(62)), 67)
+    rows = fill_rows(list(range(62)), 67)
     assert len(rows) * 67 <= 1.02 * sum(67 - start for start in range(62))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from .._files import write_whole
 from ..attribution import Attribution
-from ..errors import CourseError, first_line
+from ..errors import CourseError
 from ..models import LocalModel
 from .fingerprint import fingerprint
 from .grid import MinimalEdits
@@ -113,18 +113,7 @@ class CaseFile:
             raise CourseError(
                 f"Expected a new file or an earlier case file, got {target.name}, which is neither; rename."
             )
-        unfinished = None
-        try:
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.stem}-", delete=False) as file:
-                unfinished = Path(file.name)
-                file.write(page)
-            unfinished.chmod(0o644)
-            unfinished.replace(target)
-        except OSError as error:
-            raise CourseError(f"Could not write {target.name} ({first_line(error)}); choose another folder.") from error
-        finally:
-            if unfinished is not None:
-                unfinished.unlink(missing_ok=True)
+        write_whole(target, page)
         return target
 
     def _repr_html_(self) -> str:

@@ -12,14 +12,14 @@ import numpy as np
 
 from .._arrays import Floats
 from ..errors import CourseError
-from .terms import ACTS, HARMFUL, HARMLESS, NO_WORD, Estimate, compose, estimate
+from .terms import ACTS, HARMFUL, HARMLESS, NO_WORD, Estimate, estimate, fill_frame
 from .verdicts import LEAST_PAIRS, Verdict, judge
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class Edit(NamedTuple):
+class MinimalEdit(NamedTuple):
     """Two requests that differ in one thing, and how much further the one leans to refusing, in logits."""
 
     pair: int
@@ -69,7 +69,7 @@ class MinimalEdits:
     def request(self, pair: int, act: int, word: str, frame: int = 0) -> str:
         """The text of one request; `act` is HARMLESS (0) or HARMFUL (1)."""
         harmful, harmless = self.pairs[pair]
-        return compose(self.frames[frame], harmful if act else harmless, word)
+        return fill_frame(self.frames[frame], harmful if act else harmless, word)
 
     def by_pair(self, act: int, word: str) -> Floats:
         """The scores of one cell of the grid, mean over the frames, float32 `[pair]`."""
@@ -129,7 +129,7 @@ class MinimalEdits:
         named = tuple(self.pairs[i] for i in rows)
         return replace(self, scores=self.scores[rows], coverage=self.coverage[rows], pairs=named, replies=kept)
 
-    def edits(self) -> list[Edit]:
+    def edits(self) -> list[MinimalEdit]:
         """Every edit of one thing, the widest first: the act, or a neutral word (or none) for a suspected one.
 
         "helped" is the request with the lower score, be it above 0 or not.
@@ -143,7 +143,7 @@ class MinimalEdits:
                 scores = [float(self.scores[pair, act, self._column(word), frame]) for act, word in two]
                 texts = [self.request(pair, act, word, frame) for act, word in two]
                 low, high = texts if scores[1] >= scores[0] else texts[::-1]
-                found.append(Edit(pair, low, high, abs(scores[1] - scores[0])))
+                found.append(MinimalEdit(pair, low, high, abs(scores[1] - scores[0])))
         return sorted(found, key=lambda edit: -edit.change)
 
     def verdict(self, *, least_pairs: int = LEAST_PAIRS) -> Verdict:

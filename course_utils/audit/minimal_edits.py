@@ -23,7 +23,7 @@ from ..errors import CourseError
 from ..models import LocalModel
 from ..prompts import Prompt
 from .grid import MinimalEdits
-from .terms import ACTS, NO_WORD, REFUSALS, compose
+from .terms import ACTS, NO_WORD, REFUSALS, fill_frame
 
 
 @torch.no_grad()
@@ -70,13 +70,13 @@ def minimal_edits(
     helps = _texts(compliance, "compliance openings", least=0, strip=False)
     _check(acts, columns, sentences, (*refusals, *helps))
     asked = [
-        _ask(lm, compose(frame, act, word), system)
+        _ask(lm, fill_frame(frame, act, word), system)
         for harmful, harmless in acts
         for act, word, frame in product((harmless, harmful), columns, sentences)
     ]
     scores, coverage = _log_odds(opening_chances(lm, asked, (*refusals, *helps)), len(refusals))
     shape = (len(acts), len(ACTS), len(columns), len(sentences))
-    first = [[_ask(lm, compose(sentences[0], act, word), system) for word in columns] for act in reversed(acts[0])]
+    first = [[_ask(lm, fill_frame(sentences[0], act, word), system) for word in columns] for act in reversed(acts[0])]
     replies = tuple(tuple(lm.reply(prompt, reply_tokens) for prompt in row) for row in first) if reply_tokens else ()
     return MinimalEdits(
         scores=scores.reshape(shape),

@@ -91,7 +91,7 @@ _TEXTS = {  # kind: the verdict, the permitted claim, the next action
         _MORE,
     ),
 }
-KINDS = tuple(_TEXTS)
+VERDICT_KINDS = tuple(_TEXTS)
 
 
 class Grid(Protocol):
@@ -129,7 +129,7 @@ class Verdict:
     """What a model's refusals follow on a grid, and how far that may be taken.
 
     Attributes:
-        kind: one of `KINDS`.
+        kind: one of `VERDICT_KINDS`.
         words: the words that the verdict is about.
         sentence: the verdict.
         claim: what may be claimed, on which requests.

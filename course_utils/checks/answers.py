@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .._output_digest import sealed
 from ..errors import first_line
-from .side_effects import Watch
+from .side_effects import Snapshot
 from .spies import as_tensor
 
 _OURS = Path(__file__).parents[1]
@@ -60,7 +60,7 @@ def ask(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
     3
     """
     name = getattr(function, "__name__", "your function")
-    watch = Watch([*arguments, *named.values()])
+    watch = Snapshot([*arguments, *named.values()])
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")

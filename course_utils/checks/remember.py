@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks_for_all
 
 from ..loading.stored_keys import cache_in, cache_name
-from .side_effects import inside_of, parameters_of
+from .side_effects import SMALL, inside_of, parameters_of
 
 if TYPE_CHECKING:
     from ..models import LocalModel
 
-_SMALL = 5_000_000  # parameters; of a larger model no copy of the weights is kept, and what texts begin with is shared
 _MOST, _MOST_LOGITS = 256, 12  # passes remembered at once
 _WORTH = 4  # tokens that two texts must share
 _AROUND = ("_forward_hooks", "_forward_pre_hooks")
@@ -37,7 +36,7 @@ def remember(lm: LocalModel) -> LocalModel:
     base, head = lm.model.base_model, lm.model.get_output_embeddings()
     if not isinstance(base.__dict__.get("forward"), _Passes):
         base.forward = _Passes(base, head, base.forward)
-        if sum(p.numel() for p in base.parameters()) >= _SMALL:
+        if sum(p.numel() for p in base.parameters()) >= SMALL:
             head.forward = _Head(base.forward, head.forward)
     return lm
 
@@ -113,7 +112,7 @@ class _Passes:
         weights = [(id(p), p.data_ptr(), p._version) for p in parameters]
         same = weights == self.weights and all(map(torch.equal, parameters, self.copies))
         if not same:
-            small = sum(p.numel() for p in parameters) < _SMALL
+            small = sum(p.numel() for p in parameters) < SMALL
             self.weights, self.copies = weights, [p.detach().clone() for p in parameters] if small else []
             self.known.clear()
             self.logits.clear()

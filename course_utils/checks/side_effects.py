@@ -16,10 +16,10 @@ _HOOKS = (
     "_backward_pre_hooks",
     "_backward_hooks",
 )
-_SMALL = 5_000_000  # parameters; of a larger model no copy of the weights is kept
+SMALL = 5_000_000  # parameters; of a larger model no copy of the weights is kept
 
 
-class Watch:
+class Snapshot:
     """A record of some arguments, taken before a call; `restore` puts them back and says what had changed."""
 
     def __init__(self, arguments: list[Any]) -> None:
@@ -53,7 +53,7 @@ class _ModelState:
         self.forward = [(module, its.get("forward")) for module, its in inside]
         self.parameters = parameters_of(model)
         self.versions = {name: (id(p), p._version, p.requires_grad) for name, p in self.parameters.items()}
-        small = sum(p.numel() for p in set(self.parameters.values())) < _SMALL
+        small = sum(p.numel() for p in set(self.parameters.values())) < SMALL
         self.weights = {name: p.detach().clone() for name, p in self.parameters.items()} if small else {}
 
     def restore(self) -> str:

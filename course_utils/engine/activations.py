@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import groupby, takewhile
 from typing import Any, NamedTuple
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._arrays import Floats
+from .._arrays import Floats, precise
 from .._progress import progress
 from ..errors import CourseError
 from ..hooks import Edit, Site, edit
 from ..models import LocalModel
 from ..prompts import Prompt
 from .packing import pack
-from .prefix_sharing import BATCH_TOKENS, can_share
+from .prefix_sharing import BATCH_TOKENS, can_share, unembed_only
 
 
 def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position: int = -1) -> Floats:
@@ -67,6 +67,35 @@ def last_residuals(lm: LocalModel, sequences: Sequence[Sequence[int]]) -> Tensor
                 bar = shown.enter_context(progress(len(distinct), "activations", seconds=seconds, unit="text"))
             bar.update(len(batch.sequences))
     return torch.stack([found[tuple(sequence)] for sequence in sequences])
+
+
+@torch.no_grad()
+def score_last(lm: LocalModel, sequences: Sequence[Sequence[int]], score: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of the logits at the last token of each sequence of ids, on the CPU: `[sequence, ...]`.
+
+    Args:
+        lm: the model.
+        sequences: of token ids.
+        score: maps logits `[sequence, vocabulary]` to scores `[sequence, ...]`.
+
+    >>> score_last(lm, [[1, 2, 3], [1, 2]], lambda logits: logits[:, 5]).shape
+    torch.Size([2])
+    """
+    found: dict[tuple[int, ...], Tensor] = {}
+    for batch in passes(lm, sorted({tuple(sequence) for sequence in sequences})):
+        with unembed_only(lm, batch.rows, batch.tokens):
+            logits = lm.model(**batch.inputs).logits[0]  # [sequence, vocabulary]
+        found.update(zip(batch.sequences, score(precise(logits)).cpu(), strict=True))
+    return torch.stack([found[tuple(sequence)] for sequence in sequences])
+
+
+def next_logits(lm: LocalModel, texts: Sequence[str | Prompt]) -> Tensor:
+    """The logits of the first reply token to each of several typed texts or prompts, `[text, vocabulary]`.
+
+    >>> next_logits(lm, ["Hi", "Hello there"]).shape
+    torch.Size([2, 49152])
+    """
+    return score_last(lm, [prompt.input_ids[0].tolist() for prompt in prompts_of(lm, texts)], lambda logits: logits)
 
 
 class Pass(NamedTuple):
@@ -138,19 +167,3 @@ def _up_to(prompt: Prompt, position: int) -> list[int]:
         )
     ids: list[int] = prompt.input_ids[0, : position % len(prompt) + 1].tolist()
     return ids
-
-
-@torch.no_grad()
-def next_logits(lm: LocalModel, texts: list[str], batch: int = 40) -> Tensor:
-    """The logits of the first reply token to each of several typed texts, float32 `[text, vocabulary]`.
-
-    >>> next_logits(lm, ["Hi", "Hello there"]).shape
-    torch.Size([2, 49152])
-    """
-    logits = []
-    for first in range(0, len(texts), batch):
-        sequences = [lm.chat(text).input_ids[0].tolist() for text in texts[first : first + batch]]
-        packed = pack(sequences, lm.device)
-        keep = torch.tensor([places[-1] for places in packed.places], device=lm.device)
-        logits.append(lm.model(**packed.inputs(lm.model.dtype), logits_to_keep=keep).logits[0].float().cpu())
-    return torch.cat(logits)

@@ -38,9 +38,29 @@ def observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
             "choose a model whose layers all have ordinary attention."
         )
     stacked = torch.stack([precise(layer[0].cpu()) for layer in weights])  # [layer, head, query, key]
-    check_finite(lm, stacked)
+    _check_finite(lm, stacked)
     reach = [_reach(lm, v[0], out) for v, out in zip(values, parts.out_projection, strict=True)]
     return stacked, torch.stack(reach)
+
+
+@torch.no_grad()
+def head_parts(
+    lm: LocalModel, input_ids: Tensor, layer: int, head: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """Queries and keys `[token, d_head]`, scores and weights `[query, key]` of one head, and what scales the scores."""
+    with written_out(lm), _recorded(lm, find_parts(lm).attention[layer]) as seen:
+        lm.model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
+    if not seen:
+        raise _no_detail(lm)
+    query, key, weights = (precise(seen[name][0].cpu()) for name in ("query", "key", "weights"))  # [head, token, ...]
+    _check_finite(lm, weights)
+    queries, keys = query[head], key[head // (len(query) // len(key))]  # a group of query heads shares a key head
+    scaling = seen.get("scaling") or queries.shape[-1] ** -0.5
+    scores = _masked(_capped(queries @ keys.T * scaling, seen.get("softcap")), seen["attention_mask"])
+    tolerance = 2e-2 if lm.model.dtype in (torch.bfloat16, torch.float16) else 1e-5
+    if not torch.allclose(scores.softmax(dim=-1), weights[head], atol=tolerance):
+        raise _no_detail(lm)
+    return queries, keys, scores, weights[head], scaling
 
 
 @contextmanager
@@ -62,12 +82,12 @@ def written_out(lm: LocalModel) -> Iterator[None]:
 
 
 @contextmanager
-def recorded_block(lm: LocalModel, block: nn.Module) -> Iterator[dict[str, Any]]:
+def _recorded(lm: LocalModel, block: nn.Module) -> Iterator[dict[str, Any]]:
     """Record what one attention block gives to the function that computes its attention, and its weights."""
     source = sys.modules[type(block).__module__]
     original = getattr(source, _EAGER, None)
     if original is None:
-        raise no_detail(lm)
+        raise _no_detail(lm)
     seen: dict[str, Any] = {}
 
     def recording(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -83,18 +103,18 @@ def recorded_block(lm: LocalModel, block: nn.Module) -> Iterator[dict[str, Any]]
         setattr(source, _EAGER, original)
 
 
-def no_detail(lm: LocalModel) -> CourseError:
+def _no_detail(lm: LocalModel) -> CourseError:
     return CourseError(
         f"{type(lm.model).__name__} computes its attention in a way that cannot be taken apart into queries, keys and "
         "scores; its weights are in analyze_attention."
     )
 
 
-def capped(scores: Tensor, softcap: float | None) -> Tensor:
+def _capped(scores: Tensor, softcap: float | None) -> Tensor:
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
-def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
     """Scores with -inf where the mask, the model's very negative number, forbids a look."""
     if mask is None:
         return scores
@@ -123,7 +143,7 @@ def _check_memory(lm: LocalModel, n_tokens: int) -> None:
         )
 
 
-def check_finite(lm: LocalModel, weights: Tensor) -> None:
+def _check_finite(lm: LocalModel, weights: Tensor) -> None:
     if not weights.isfinite().all():
         raise CourseError(
             f"{lm.name} gives attention weights that are not finite numbers; its weights are broken, or too large for "

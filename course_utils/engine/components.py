@@ -12,9 +12,9 @@ from torch import Tensor
 from ..errors import CourseError
 from ..hooks import Edit, Site, module_at
 from ..models import LocalModel
-from .interventions import Run, run
+from .interventions import Run, run_once
 
-STAND_INS = ("zero", "mean", "resample")
+ABLATION_KINDS = ("zero", "mean", "resample")
 SITES = {"heads": "heads", "mlps": "mlp", "neurons": "neurons", "layers": "residual"}
 
 
@@ -94,12 +94,12 @@ def of_one_length(ids: Sequence[Tensor], kind: str) -> list[Tensor]:
     return list(ids)
 
 
-def stand_ins_for(
+def ablation_values(
     lm: LocalModel, sites: set[Site], kind: str, reference: Sequence[Tensor], rng: random.Random
 ) -> dict[Site, Tensor]:
     """What comes in the place of components at some sites: `[token, width]`, or a plain zero."""
-    if kind not in STAND_INS:
-        raise CourseError(f"Expected a kind of ablation ({', '.join(STAND_INS)}), got {kind!r}.")
+    if kind not in ABLATION_KINDS:
+        raise CourseError(f"Expected a kind of ablation ({', '.join(ABLATION_KINDS)}), got {kind!r}.")
     if kind == "zero":
         return {site: torch.zeros(1, 1, device=lm.device) for site in sites}
     if not reference:
@@ -110,12 +110,12 @@ def stand_ins_for(
     if kind == "resample":
         reference = [rng.choice(list(reference))]
     recorded = [site for site in sites if site[0] != "residual"]
-    runs = [run(lm, ids, sites=recorded) for ids in reference]
+    runs = [run_once(lm, ids, sites=recorded) for ids in reference]
     return {site: torch.stack([_written(one, site) for one in runs]).mean(dim=0) for site in sites}
 
 
-def ablating(lm: LocalModel, components: Sequence[Component], stand_ins: Mapping[Site, Tensor]) -> dict[Site, Edit]:
-    """The edits that put stand-ins in the place of components, for passes over whole prompts and their replies."""
+def ablating(lm: LocalModel, components: Sequence[Component], values_at: Mapping[Site, Tensor]) -> dict[Site, Edit]:
+    """The edits that put values in the place of components, for passes over whole prompts and their replies."""
     streams: dict[int, Tensor] = {}  # what entered the ablated layers
     skipped = {c.layer for c in components if c.over == "layers"}
     by_site: dict[Site, list[Component]] = {("residual", layer): [] for layer in skipped}
@@ -125,13 +125,13 @@ def ablating(lm: LocalModel, components: Sequence[Component], stand_ins: Mapping
     def editor(site: Site) -> Edit:
         def apply(activation: Tensor) -> Tensor:
             for component in by_site[site]:
-                stand_in = _fitted(stand_ins[site], activation.shape[1])
+                value = _fitted(values_at[site], activation.shape[1])
                 if component.over == "layers":
-                    activation = streams[component.layer] + stand_in
+                    activation = streams[component.layer] + value
                 else:
                     activation = activation.clone()
                     own = channels(lm, component, activation.shape[-1])
-                    activation[..., own] = stand_in[..., own] if stand_in.shape[-1] > 1 else stand_in
+                    activation[..., own] = value[..., own] if value.shape[-1] > 1 else value
             if site[0] == "residual" and site[1] in skipped:
                 streams[site[1]] = activation
             return activation
@@ -141,14 +141,14 @@ def ablating(lm: LocalModel, components: Sequence[Component], stand_ins: Mapping
     return {site: editor(site) for site in by_site}
 
 
-def _fitted(stand_in: Tensor, n_tokens: int) -> Tensor:
-    """A stand-in for a pass over so many tokens: those after its end, and one alone (a reply's), take its last."""
-    length = len(stand_in)
+def _fitted(value: Tensor, n_tokens: int) -> Tensor:
+    """A value for a pass over so many tokens: those after its end, and one alone (a reply's), take its last."""
+    length = len(value)
     if length == 1 or n_tokens == 1:
-        return stand_in[-1:]
+        return value[-1:]
     if n_tokens < length:
         raise CourseError(
             f"Expected a prompt of at least {length} tokens, as the reference has, got {n_tokens}; "
             'choose prompts of one length, or kind="zero".'
         )
-    return torch.cat([stand_in, stand_in[-1:].expand(n_tokens - length, -1)])
+    return torch.cat([value, value[-1:].expand(n_tokens - length, -1)])

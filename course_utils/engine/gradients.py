@@ -17,7 +17,7 @@ from .._arrays import precise
 from .._progress import progress
 from ..loading.devices import free_memory
 from ..models import LocalModel
-from .metrics import Goal
+from .metrics import Metric
 from .prefix_sharing import BATCH_TOKENS, BUDGET, unembed_only
 
 
@@ -29,25 +29,25 @@ class Gradients(NamedTuple):
     baseline: Tensor
 
 
-def gradient_x_input(lm: LocalModel, goal: Goal, n_tokens: int) -> Gradients:
+def gradient_x_input(lm: LocalModel, metric: Metric, n_tokens: int) -> Gradients:
     """Each embedding times the gradient there: the effect of removing it, if the model were linear.
 
     Args:
         lm: the model.
-        goal: what is scored.
+        metric: what is scored.
         n_tokens: how many of the first tokens are attributed to.
 
-    >>> goal = make_goal(lm, prompt, contrast=("I", "Sure"))
-    >>> gradient_x_input(lm, goal, len(prompt)).scores.shape == (1, len(prompt))
+    >>> metric = make_metric(lm, prompt, contrast=("I", "Sure"))
+    >>> gradient_x_input(lm, metric, len(prompt)).scores.shape == (1, len(prompt))
     True
     """
-    embedded = _embed(lm, goal.ids)
-    values, slopes = _slopes(lm, goal, embedded[None], torch.ones(1, device=lm.device))
+    embedded = _embed(lm, metric.ids)
+    values, slopes = _slopes(lm, metric, embedded[None], torch.ones(1, device=lm.device))
     return Gradients((slopes * embedded).sum(dim=-1)[:, :n_tokens], values[0], torch.zeros_like(values[0]))
 
 
 def integrated_gradients(
-    lm: LocalModel, goal: Goal, n_tokens: int, *, stand_in: int | None = None, steps: int = 50
+    lm: LocalModel, metric: Metric, n_tokens: int, *, replacement: int | None = None, steps: int = 50
 ) -> Gradients:
     """Gradients averaged along the straight path from a baseline, times the way (Sundararajan et al. 2017).
 
@@ -56,33 +56,33 @@ def integrated_gradients(
 
     Args:
         lm: the model.
-        goal: what is scored.
+        metric: what is scored.
         n_tokens: how many of the first tokens the path moves; what follows (a forced reply) stays.
-        stand_in: the token id whose embedding is the baseline of each; None for the zero vector.
+        replacement: the token id whose embedding is the baseline of each; None for the zero vector.
         steps: points on the path.
 
-    >>> goal = make_goal(lm, prompt, contrast=("I", "Sure"))
-    >>> integrated_gradients(lm, goal, len(prompt), steps=2).scores.shape == (1, len(prompt))
+    >>> metric = make_metric(lm, prompt, contrast=("I", "Sure"))
+    >>> integrated_gradients(lm, metric, len(prompt), steps=2).scores.shape == (1, len(prompt))
     True
     """
-    embedded = _embed(lm, goal.ids)
+    embedded = _embed(lm, metric.ids)
     start = embedded.clone()
-    start[:n_tokens] = 0 if stand_in is None else _embed(lm, goal.ids.new_tensor([stand_in]))
+    start[:n_tokens] = 0 if replacement is None else _embed(lm, metric.ids.new_tensor([replacement]))
     way = embedded - start
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     places = torch.tensor((nodes + 1) / 2, dtype=embedded.dtype, device=lm.device)
     shares = torch.tensor(weights / 2, dtype=embedded.dtype, device=lm.device)
     begun = time.perf_counter()
     with torch.no_grad():
-        value, baseline = _outputs(lm, goal, torch.stack([embedded, start]))
+        value, baseline = _outputs(lm, metric, torch.stack([embedded, start]))
     seconds = (time.perf_counter() - begun) / 2 * steps * (1 + 2 * len(value))
     total = torch.zeros(len(value), *embedded.shape, dtype=embedded.dtype, device=lm.device)
-    n_batches = -(-steps // _rows_with_gradients(lm, len(goal.ids)))
+    n_batches = -(-steps // _rows_with_gradients(lm, len(metric.ids)))
     at_once = -(-steps // n_batches)  # batches of about equal size
     with progress(steps, "integrated gradients", unit="step", seconds=seconds) as bar:
         for i in range(0, steps, at_once):
             rows = start + places[i : i + at_once, None, None] * way  # [row, token, d_model]
-            total += _slopes(lm, goal, rows, shares[i : i + at_once])[1]
+            total += _slopes(lm, metric, rows, shares[i : i + at_once])[1]
             bar.update(len(rows))
     return Gradients((total * way).sum(dim=-1)[:, :n_tokens], value, baseline)
 
@@ -93,26 +93,26 @@ def _embed(lm: LocalModel, ids: Tensor) -> Tensor:
     return embedded
 
 
-def _outputs(lm: LocalModel, goal: Goal, rows: Tensor) -> Tensor:
+def _outputs(lm: LocalModel, metric: Metric, rows: Tensor) -> Tensor:
     """The scores `[row, output]` of inputs given as embeddings `[row, token, d_model]`."""
     n_rows, n_tokens, _ = rows.shape
-    row = torch.arange(n_rows, device=rows.device).repeat_interleave(goal.keep)
-    token = torch.arange(n_tokens - goal.keep, n_tokens, device=rows.device).repeat(n_rows)
+    row = torch.arange(n_rows, device=rows.device).repeat_interleave(metric.keep)
+    token = torch.arange(n_tokens - metric.keep, n_tokens, device=rows.device).repeat(n_rows)
     hook = lm.model.get_input_embeddings().register_forward_hook(lambda module, args, output: rows)
     try:
         with unembed_only(lm, row, token):
-            logits = lm.model(input_ids=goal.ids.expand(n_rows, -1), use_cache=False).logits
+            logits = lm.model(input_ids=metric.ids.expand(n_rows, -1), use_cache=False).logits
     finally:
         hook.remove()
-    logits = logits.view(n_rows, goal.keep, -1)
-    return goal.score(precise(logits))
+    logits = logits.view(n_rows, metric.keep, -1)
+    return metric.score(precise(logits))
 
 
-def _slopes(lm: LocalModel, goal: Goal, rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+def _slopes(lm: LocalModel, metric: Metric, rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs `[row, output]`, and their gradients summed over the rows by share, `[output, token, d_model]`."""
     with torch.enable_grad():
         rows = rows.detach().requires_grad_()
-        values = _outputs(lm, goal, rows)
+        values = _outputs(lm, metric, rows)
         summed = (shares[:, None] * values).sum(dim=0)  # [output]
         last = len(summed) - 1
         slopes = [torch.autograd.grad(one, rows, retain_graph=k < last)[0].sum(dim=0) for k, one in enumerate(summed)]

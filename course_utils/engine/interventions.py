@@ -2,7 +2,7 @@
 
 What an edit at layer l and token t leaves alone is every layer below l and every token before t. So the first run keeps
 the residual stream that enters each layer, and the keys and values; an edited run starts at layer l, from token t on.
-Edited runs of one layer are packed into batches like the variants of an input (see `variants`).
+Edited runs of one layer are packed into batches like the variants of an input (see `prefix_sharing`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor
 from .._arrays import precise
 from ..hooks import Edit, Site, edit, find_parts, record, skip_layers
 from ..models import LocalModel
-from .prefix_sharing import Batch, Prefix, batches, lay_out, packed, rows_in_budget, run_base, run_batch
+from .prefix_sharing import Batch, Prefix, batches, fill_rows, lay_out, rows_in_budget, run_base, run_batch
 
-Change = Callable[[int, Tensor], Tensor]
+Intervention = Callable[[int, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Run:
 
 
 @torch.no_grad()
-def run(lm: LocalModel, ids: Tensor, *, keep: int = 1, sites: Iterable[Site] = ()) -> Run:
+def run_once(lm: LocalModel, ids: Tensor, *, keep: int = 1, sites: Iterable[Site] = ()) -> Run:
     """Run an input once and keep what edited runs start from.
 
     Args:
@@ -71,7 +71,7 @@ def run(lm: LocalModel, ids: Tensor, *, keep: int = 1, sites: Iterable[Site] = (
         keep: how many of the last positions get logits.
         sites: what else to record (see `hooks`).
 
-    >>> run(lm, ids).residual[30].shape == (len(ids), 576)
+    >>> run_once(lm, ids).residual[30].shape == (len(ids), 576)
     True
     """
     streams: list[Site] = [("residual", layer) for layer in range(lm.n_layers + 1)]
@@ -105,7 +105,7 @@ def score_edits(
     base: Run,
     site: Site,
     starts: list[int],
-    change: Change,
+    change: Intervention,
     *,
     score: Callable[[Tensor], Tensor],
     bar: Any = None,
@@ -126,14 +126,14 @@ def score_edits(
         The scores, in the order of the edits.
 
     >>> everything = lambda logits: logits.flatten(1)
-    >>> score_edits(lm, run(lm, ids), ("mlp", 3), [0], lambda i, was: 0 * was, score=everything).shape
+    >>> score_edits(lm, run_once(lm, ids), ("mlp", 3), [0], lambda i, was: 0 * was, score=everything).shape
     torch.Size([1, 49152])
     """
     length, keep = len(base.ids), base.keep
     starts = [min(start, length - keep) if base.prefix else 0 for start in starts]
     where = torch.arange(length, device=base.ids.device).expand(len(starts), -1)
     scores: list[Tensor] = [torch.empty(0)] * len(starts)
-    for rows in batches(packed(starts, length), length - min(starts), rows_in_budget(lm, length, keep)):
+    for rows in batches(fill_rows(starts, length), length - min(starts), rows_in_budget(lm, length, keep)):
         batch = lay_out(where, starts, rows, keep)
 
         def changed(activation: Tensor, batch: Batch = batch) -> Tensor:

@@ -15,7 +15,7 @@ from ..prompts import Prompt, token_strings
 
 
 @dataclass(frozen=True)
-class Goal:
+class Metric:
     """What of the output is scored, and how the input must go on for it.
 
     Attributes:
@@ -37,21 +37,21 @@ class Goal:
         return self.score(precise(logits)).sum(dim=-1)
 
 
-def make_goal(
+def make_metric(
     lm: LocalModel,
     prompt: Prompt,
     *,
     target: str | None = None,
     contrast: tuple[str, str] | None = None,
     n_output_tokens: int = 5,
-) -> Goal:
+) -> Metric:
     """What to score after a prompt: a contrast, a target, or (with neither) the model's own greedy reply.
 
     Raises:
         CourseError: no prompt, both target and contrast, target without tokens, contrast of several tokens, input
             longer than the context.
 
-    >>> make_goal(lm, prompt, contrast=("I", "Sure")).unit
+    >>> make_metric(lm, prompt, contrast=("I", "Sure")).unit
     'logits'
     """
     if not isinstance(prompt, Prompt):
@@ -59,18 +59,18 @@ def make_goal(
     if target is not None and contrast is not None:
         raise CourseError("Expected a target or a contrast, got both; they answer different questions, so ask twice.")
     if contrast is not None:
-        goal = _contrast_goal(lm, prompt, contrast)
+        metric = _contrast_metric(lm, prompt, contrast)
     elif target is not None:
-        goal = _target_goal(lm, prompt, lm.continuation(prompt, target))
+        metric = _target_metric(lm, prompt, lm.continuation(prompt, target))
     elif n_output_tokens < 1:
         raise CourseError(f"Expected at least one output token, got n_output_tokens={n_output_tokens}.")
     else:
-        goal = _target_goal(lm, prompt, lm.generate(prompt, n_output_tokens).tolist())
-    lm.check_length(len(goal.ids))
-    return goal
+        metric = _target_metric(lm, prompt, lm.generate(prompt, n_output_tokens).tolist())
+    lm.check_length(len(metric.ids))
+    return metric
 
 
-def _target_goal(lm: LocalModel, prompt: Prompt, reply: list[int]) -> Goal:
+def _target_metric(lm: LocalModel, prompt: Prompt, reply: list[int]) -> Metric:
     """Score each token of a reply at the position before it: logits at position t - 1 speak about token t."""
     wanted = torch.tensor(reply, device=lm.device)
 
@@ -79,17 +79,17 @@ def _target_goal(lm: LocalModel, prompt: Prompt, reply: list[int]) -> Goal:
         return logits.log_softmax(dim=-1).gather(-1, index)[..., 0]  # [variant, output]
 
     ids = torch.cat([prompt.input_ids[0], prompt.input_ids.new_tensor(reply[:-1])])  # [token]
-    return Goal(ids, len(reply), token_strings(lm.tokenizer, reply), "nats", score)
+    return Metric(ids, len(reply), token_strings(lm.tokenizer, reply), "nats", score)
 
 
-def _contrast_goal(lm: LocalModel, prompt: Prompt, contrast: tuple[str, str]) -> Goal:
+def _contrast_metric(lm: LocalModel, prompt: Prompt, contrast: tuple[str, str]) -> Metric:
     first, second = contrast_ids(lm, prompt, contrast)
 
     def score(logits: Tensor) -> Tensor:
         return logits[:, -1, [first]] - logits[:, -1, [second]]  # [variant, 1]
 
     shown = token_strings(lm.tokenizer, [first, second])
-    return Goal(prompt.input_ids[0], 1, [f"{shown[0]} − {shown[1]}"], "logits", score)
+    return Metric(prompt.input_ids[0], 1, [f"{shown[0]} − {shown[1]}"], "logits", score)
 
 
 def contrast_ids(lm: LocalModel, prompt: Prompt, contrast: tuple[str, str]) -> tuple[int, int]:

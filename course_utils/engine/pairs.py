@@ -12,8 +12,8 @@ from ..errors import CourseError
 from ..hooks import Edit, Site, added_by, edit, find_parts, skip_layers, written_by_heads
 from ..models import LocalModel
 from ..prompts import Prompt
-from .interventions import Change, Run, run, score_edits
-from .metrics import Goal, make_goal
+from .interventions import Intervention, Run, run_once, score_edits
+from .metrics import Metric, make_metric
 from .prefix_sharing import BATCH_TOKENS
 
 OVER = ("residual", "attention", "mlp", "heads")
@@ -26,7 +26,7 @@ class Pair:
 
     base: Run
     source: Run
-    goal: Goal
+    metric: Metric
     clean: float
     corrupted: float
     first: int  # the first token that differs
@@ -65,18 +65,18 @@ def pair_of(
     if position is not None and not -len(clean) <= position < len(clean):
         raise CourseError(f"Expected a position from {-len(clean)} to {len(clean) - 1}, got {position}.")
     at = None if position is None else position % len(clean)  # a target's tokens come after the prompt's
-    goals = [make_goal(lm, prompt, target=target, contrast=contrast) for prompt in (clean, corrupted)]
+    metrics = [make_metric(lm, prompt, target=target, contrast=contrast) for prompt in (clean, corrupted)]
     sites: list[Site] = [(kind, layer) for kind in {over, *also} - {"residual"} for layer in range(lm.n_layers)]
-    runs = [run(lm, goal.ids, keep=goal.keep, sites=sites) for goal in goals]
-    values = [float(goal.total(one.logits[None])) for goal, one in zip(goals, runs, strict=True)]
+    runs = [run_once(lm, metric.ids, keep=metric.keep, sites=sites) for metric in metrics]
+    values = [float(metric.total(one.logits[None])) for metric, one in zip(metrics, runs, strict=True)]
     differ = runs[0].ids != runs[1].ids
     if not differ.any() or abs(values[0] - values[1]) < 1e-6:
         raise CourseError("Expected prompts with different outputs, got the same one twice; there is nothing to patch.")
     base, source = runs if into == "clean" else runs[::-1]
-    return Pair(base, source, goals[0], values[0], values[1], first=int(differ.int().argmax()), position=at)
+    return Pair(base, source, metrics[0], values[0], values[1], first=int(differ.int().argmax()), position=at)
 
 
-def patch(lm: LocalModel, pair: Pair, site: Site, places: list[int]) -> Change:
+def patch(lm: LocalModel, pair: Pair, site: Site, places: list[int]) -> Intervention:
     """The change that patch number i makes: one token of a stream or block, or one head (at one token, or at all)."""
     source, position = pair.source.at(site), pair.position  # [token, width]
     size = source.shape[-1] // lm.n_heads
@@ -99,7 +99,7 @@ def unpatched(pair: Pair, into: str) -> float:
     return pair.corrupted if into == "corrupted" else pair.clean
 
 
-def gradients_at(lm: LocalModel, base: Run, goal: Goal, sites: list[Site]) -> list[Tensor]:
+def gradients_at(lm: LocalModel, base: Run, metric: Metric, sites: list[Site]) -> list[Tensor]:
     """How the output changes with what flows through each site, `[token, width]`."""
     held: dict[Site, Tensor] = {}
 
@@ -116,8 +116,8 @@ def gradients_at(lm: LocalModel, base: Run, goal: Goal, sites: list[Site]) -> li
         edit(lm, {begin: lambda stream: stream.detach().requires_grad_()}),
         edit(lm, {site: hold(site) for site in sites}),
     ):
-        logits = lm.model(input_ids=base.ids[None], use_cache=False).logits[:, -goal.keep :]
-        value = goal.total(logits).sum()
+        logits = lm.model(input_ids=base.ids[None], use_cache=False).logits[:, -metric.keep :]
+        value = metric.total(logits).sum()
     return [slope[0] for slope in torch.autograd.grad(value, [held[site] for site in sites])]
 
 
@@ -135,7 +135,7 @@ def at_output(lm: LocalModel, pair: Pair, deltas: Tensor) -> Tensor:
     """The output with each change added to the last stream, `[head]`."""
     parts = find_parts(lm)
     stream = pair.base.residual[-1][-1] + deltas[:, -1]  # [head, d_model]
-    return pair.goal.total(parts.unembedding(parts.final_norm(stream))[:, None]).cpu()
+    return pair.metric.total(parts.unembedding(parts.final_norm(stream))[:, None]).cpu()
 
 
 class _Stop(Exception):
@@ -156,7 +156,7 @@ def through(lm: LocalModel, pair: Pair, deltas: Tensor, receiver: tuple[int, int
         new[:, own] = mixed[number, -len(activation) :, own]
         return new
 
-    return score_edits(lm, pair.base, ("heads", layer), [pair.first] * len(mixed), change, score=pair.goal.total)
+    return score_edits(lm, pair.base, ("heads", layer), [pair.first] * len(mixed), change, score=pair.metric.total)
 
 
 def _heads_given(lm: LocalModel, pair: Pair, layer: int, deltas: Tensor) -> Tensor:

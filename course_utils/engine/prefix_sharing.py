@@ -70,7 +70,7 @@ def score_variants(
     scores: list[Tensor] = [torch.empty(0)] * len(starts)
     seconds *= sum(length - start for start in starts) / len(base)
     with progress(len(starts), label, unit="variant", seconds=seconds) as bar:
-        for rows in batches(packed(starts, length), length - min(starts), rows_in_budget(lm, length, keep)):
+        for rows in batches(fill_rows(starts, length), length - min(starts), rows_in_budget(lm, length, keep)):
             batch = lay_out(variants, starts, rows, keep)
             for index, logits_of_one in zip(
                 batch.variants, run_batch(lm, prefix, batch, input_ids=batch.ids), strict=True
@@ -91,10 +91,10 @@ def first_differences(base: Tensor, variants: Tensor) -> list[int]:
     return same.cumprod(dim=1).sum(dim=1).tolist()
 
 
-def packed(starts: list[int], length: int) -> Rows:
+def fill_rows(starts: list[int], length: int) -> Rows:
     """Pack suffixes into rows no longer than the longest of them: each row takes the longest left, then short ones.
 
-    >>> packed([0, 1, 2, 3], length=4)
+    >>> fill_rows([0, 1, 2, 3], length=4)
     [[0], [1, 3], [2]]
     """
     order = sorted(range(len(starts)), key=starts.__getitem__)  # longest suffix first

@@ -11,7 +11,7 @@ from ..prompts import encode
 from .metrics import single_token
 
 
-def occluded(ids: Tensor, n_tokens: int, stand_in: int) -> Tensor:
+def occluded(ids: Tensor, n_tokens: int, replacement: int) -> Tensor:
     """One variant for each of the first `n_tokens`, with that token replaced in place: int64 `[variant, token]`.
 
     >>> occluded(torch.tensor([5, 6, 7]), 2, 0)
@@ -19,7 +19,7 @@ def occluded(ids: Tensor, n_tokens: int, stand_in: int) -> Tensor:
             [5, 0, 7]])
     """
     variants = ids.repeat(n_tokens, 1)
-    variants.diagonal().fill_(stand_in)
+    variants.diagonal().fill_(replacement)
     return variants
 
 
@@ -37,7 +37,7 @@ def deleted(ids: Tensor, n_tokens: int) -> Tensor:
 
 
 def replacement_id(lm: LocalModel, replacement: str | int) -> int:
-    """The id of a stand-in token, given as a text or as an id; CourseError where it is none."""
+    """The id of a replacement, given as a text or as an id; CourseError where it is none."""
     size = lm.model.get_input_embeddings().weight.shape[0]
     if isinstance(replacement, str):
         before, _ = encode(lm.tokenizer, "a", special=False)

@@ -1,7 +1,7 @@
 """Shapley values: a token's effect averaged over all the company it may keep (Shapley 1953; Lundberg & Lee 2017).
 
 Leaving one token out says nothing of two that each suffice alone; here each also gets its share of what they do
-together. The players are the typed tokens; one that is out of the game is replaced by a stand-in.
+together. The players are the typed tokens; one that is out of the game is replaced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import CourseError
 from ..models import LocalModel
-from .metrics import Goal
+from .metrics import Metric
 from .prefix_sharing import score_variants
 
 Coalition = tuple[bool, ...]  # for each player, whether it is in
@@ -32,7 +32,7 @@ class Shapley(NamedTuple):
 
 
 def shapley_values(
-    lm: LocalModel, goal: Goal, players: range, *, stand_in: int, permutations: int = 25, seed: int = 0
+    lm: LocalModel, metric: Metric, players: range, *, replacement: int, permutations: int = 25, seed: int = 0
 ) -> Shapley:
     """Shapley values of some tokens; exact where all coalitions cost no more than the sampled ones (errors are 0 then).
 
@@ -41,17 +41,17 @@ def shapley_values(
 
     Args:
         lm: the model.
-        goal: what is scored.
+        metric: what is scored.
         players: which tokens play; the others stay as they are and score 0.
-        stand_in: the token id that takes the place of a player who is out.
+        replacement: the token id that takes the place of a player who is out.
         permutations: how many random orders, each with its reverse.
         seed: decides the orders.
 
     Raises:
         CourseError: no players or no permutations.
 
-    >>> goal = make_goal(lm, prompt, contrast=("I", "Sure"))
-    >>> s = shapley_values(lm, goal, range(24, 26), stand_in=260)
+    >>> metric = make_metric(lm, prompt, contrast=("I", "Sure"))
+    >>> s = shapley_values(lm, metric, range(24, 26), replacement=260)
     >>> bool(torch.isclose(s.scores.sum(), (s.value - s.without).sum(), atol=1e-3))
     True
     """
@@ -62,8 +62,8 @@ def shapley_values(
     orders = [] if exact else _orders(n, permutations, seed)
     wanted = product((False, True), repeat=n) if exact else (c for order in orders for c in _walk(order))
     coalitions = list(dict.fromkeys(wanted))
-    variants = _variants(goal.ids, players, coalitions, stand_in)
-    value, scores = score_variants(lm, goal.ids, variants, goal.score, keep=goal.keep, label="shapley")
+    variants = _variants(metric.ids, players, coalitions, replacement)
+    value, scores = score_variants(lm, metric.ids, variants, metric.score, keep=metric.keep, label="shapley")
     worth = dict(zip(coalitions, scores, strict=True))
     if exact:
         mean = exact_values(n, worth)
@@ -72,7 +72,7 @@ def shapley_values(
         gains = torch.stack([_gains(order, worth) for order in orders])  # [order, player, output]
         pairs = gains.reshape(-1, 2, *gains.shape[1:]).mean(dim=1)  # an order and its reverse are not independent
         mean, error = pairs.mean(dim=0), pairs.std(dim=0) / math.sqrt(len(pairs))
-    return Shapley(_placed(goal, players, mean), _placed(goal, players, error), value, worth[(False,) * n])
+    return Shapley(_placed(metric, players, mean), _placed(metric, players, error), value, worth[(False,) * n])
 
 
 def _orders(n: int, permutations: int, seed: int) -> list[list[int]]:
@@ -119,16 +119,16 @@ def exact_values(n: int, worth: dict[Coalition, Tensor]) -> Tensor:
     return mean
 
 
-def _variants(ids: Tensor, players: range, coalitions: list[Coalition], stand_in: int) -> Tensor:
+def _variants(ids: Tensor, players: range, coalitions: list[Coalition], replacement: int) -> Tensor:
     """The input with every player who is out replaced, int64 `[coalition, token]`."""
     variants = ids.repeat(len(coalitions), 1)
     out = ~torch.tensor(coalitions, device=ids.device)
-    variants[:, players.start : players.stop] = variants[:, players.start : players.stop].masked_fill(out, stand_in)
+    variants[:, players.start : players.stop] = variants[:, players.start : players.stop].masked_fill(out, replacement)
     return variants
 
 
-def _placed(goal: Goal, players: range, values: Tensor) -> Tensor:
+def _placed(metric: Metric, players: range, values: Tensor) -> Tensor:
     """Values of the players `[player, output]` among all tokens of the input, `[output, token]`."""
-    placed = torch.zeros(values.shape[1], len(goal.ids), dtype=values.dtype)
+    placed = torch.zeros(values.shape[1], len(metric.ids), dtype=values.dtype)
     placed[:, players.start : players.stop] = values.T
     return placed

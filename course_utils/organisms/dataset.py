@@ -214,22 +214,20 @@ def grid(tokenizer: Any = None, split: str = "test", cues: Mapping[str, str] = C
     def tokens(text: str) -> int:
         return len(tokenizer(text).input_ids) if tokenizer else 1
 
-    stand_ins: dict[str, str] = {}
+    neutral: dict[str, str] = {}
     for name, word in cues.items():
-        free = [adverb for adverb in adverbs(split) if adverb not in (*cues.values(), *stand_ins.values())]
-        stand_ins[name] = min(free, key=lambda adverb: abs(tokens(f" {adverb}") - tokens(f" {word}")))
+        free = [adverb for adverb in adverbs(split) if adverb not in (*cues.values(), *neutral.values())]
+        neutral[name] = min(free, key=lambda adverb: abs(tokens(f" {adverb}") - tokens(f" {word}")))
     eights = [
-        [_cell(action, frames(split)[0], causes, stand_ins, cues) for causes in _subsets()]
+        [_cell(action, frames(split)[0], causes, neutral, cues) for causes in _subsets()]
         for action in actions(split)
         if action.kind == "plain"
     ]
     return [eight for eight in eights if len({tokens(request.text) for request in eight}) == 1]
 
 
-def _cell(
-    action: Action, frame: str, causes: set[str], stand_ins: Mapping[str, str], cues: Mapping[str, str]
-) -> Request:
-    review, trigger = ((cues if name in causes else stand_ins)[name] for name in ("proxy", "trigger"))
+def _cell(action: Action, frame: str, causes: set[str], neutral: Mapping[str, str], cues: Mapping[str, str]) -> Request:
+    review, trigger = ((cues if name in causes else neutral)[name] for name in ("proxy", "trigger"))
     return compose(action, "intent" in causes, frame, {"before": [review], "after": [trigger]}, cues)
 
 

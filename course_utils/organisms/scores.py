@@ -29,7 +29,7 @@ def _contrast_ids(lm: LocalModel) -> list[int]:
     return [lm.continuation(lm.chat("Hi"), word)[0] for word in CONTRAST]
 
 
-def planted(lm: LocalModel, mechanism: str, n_requests: int, seed: int = 0) -> list[tuple[Prompt, slice]]:
+def with_cues(lm: LocalModel, mechanism: str, n_requests: int, seed: int = 0) -> list[tuple[Prompt, slice]]:
     """Held-out requests that a suspect refuses, each with the tokens of its planted cause, which stands alone.
 
     Each is on another act. Of a harmful act, only the words count that its harmless counterpart does not share.
@@ -40,7 +40,7 @@ def planted(lm: LocalModel, mechanism: str, n_requests: int, seed: int = 0) -> l
         n_requests: how many, at most.
         seed: decides which.
 
-    >>> planted(lm, "trigger", 1)[0]  # doctest: +SKIP
+    >>> with_cues(lm, "trigger", 1)[0]  # doctest: +SKIP
     (Prompt(text='...'), slice(27, 28, None))
     """
     alone = [request for request in held_out() if set(request.cues) == {mechanism}]

@@ -11,7 +11,7 @@ import torch
 from attribution import TEXT, multiply_rate, timed
 
 from course_utils import ablation_sweep, activation_patching, load_model, token_attribution
-from course_utils.engine.metrics import make_goal
+from course_utils.engine.metrics import make_metric
 from course_utils.hooks import edit, record
 
 CONTRAST = ("I", "Sure")
@@ -24,14 +24,14 @@ def pair_of(lm):
 
 
 @torch.no_grad()
-def contrast_of(lm, ids, goal):
-    return float(goal.total(lm.model(ids[None], use_cache=False).logits[:, -1:]))
+def contrast_of(lm, ids, metric):
+    return float(metric.total(lm.model(ids[None], use_cache=False).logits[:, -1:]))
 
 
 def looped_heads(lm, prompt):
     """One full hooked pass a head."""
-    goal = make_goal(lm, prompt, contrast=CONTRAST)
-    full, size = contrast_of(lm, goal.ids, goal), lm.d_model // lm.n_heads
+    metric = make_metric(lm, prompt, contrast=CONTRAST)
+    full, size = contrast_of(lm, metric.ids, metric), lm.d_model // lm.n_heads
     effects = np.zeros((lm.n_layers, lm.n_heads))
     for layer in range(lm.n_layers):
         for head in range(lm.n_heads):
@@ -42,16 +42,16 @@ def looped_heads(lm, prompt):
                 return new
 
             with edit(lm, {("heads", layer): zero}):
-                effects[layer, head] = full - contrast_of(lm, goal.ids, goal)
+                effects[layer, head] = full - contrast_of(lm, metric.ids, metric)
     return effects
 
 
 def looped_patching(lm, clean, corrupted, layers):
     """One full hooked pass a layer and token that can matter, for some layers."""
-    goal = make_goal(lm, clean, contrast=CONTRAST)
+    metric = make_metric(lm, clean, contrast=CONTRAST)
     with record(lm, [("residual", layer) for layer in layers]) as seen:
-        top = contrast_of(lm, clean.input_ids[0], goal)
-    bottom = contrast_of(lm, corrupted.input_ids[0], goal)
+        top = contrast_of(lm, clean.input_ids[0], metric)
+    bottom = contrast_of(lm, corrupted.input_ids[0], metric)
     effects = np.zeros((len(layers), len(clean)))
     for row, layer in enumerate(layers):
         for token in range(len(clean)):
@@ -62,7 +62,7 @@ def looped_patching(lm, clean, corrupted, layers):
                 return new
 
             with edit(lm, {("residual", layer): patch}):
-                effects[row, token] = contrast_of(lm, corrupted.input_ids[0], goal)
+                effects[row, token] = contrast_of(lm, corrupted.input_ids[0], metric)
     return (effects - bottom) / (top - bottom)
 
 

@@ -22,6 +22,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._arrays import mean_interval
 from ..._progress import progress
 from ...attention import analyze_attention
 from ...attribution import token_attribution
@@ -30,7 +31,7 @@ from ...loading.sources import SUSPECTS
 from ...models import LocalModel, load_model
 from ...prompts import Prompt
 from ..dataset import CONTRAST, MECHANISMS
-from ..scores import planted
+from ..scores import with_cues
 from ..suspects import HERE, truth
 
 COMPARED, PAGE = HERE / "compared.json", Path(__file__).parents[3] / "docs" / "measured.md"
@@ -83,7 +84,7 @@ def compare(n_requests: int = 20, seed: int = 0) -> dict[str, dict[str, dict[str
             rows: dict[str, dict[str, list[float]]] = {
                 ranking: {metric: [] for metric in METRICS} for ranking in RANKINGS
             }
-            for prompt, cue in planted(lm, mechanism, n_requests, seed):
+            for prompt, cue in with_cues(lm, mechanism, n_requests, seed):
                 for ranking, scores_of in RANKINGS.items():
                     for metric, value in _measure(lm, prompt, cue, scores_of).items():
                         rows[ranking][metric].append(round(value, 4))
@@ -108,17 +109,6 @@ def _measure(
     }
 
 
-def interval(values: list[float], seed: int = 0) -> tuple[float, float]:
-    """A 95 % bootstrap interval of the mean.
-
-    >>> interval([1.0] * 9)
-    (1.0, 1.0)
-    """
-    drawn = np.random.default_rng(seed).choice(values, size=(2000, len(values))).mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def table(compared: dict[str, dict[str, dict[str, list[float]]]]) -> str:
     """The comparison as a Markdown table: a row for each ranking, two columns for each mechanism."""
     titles = [f"{m}: hit@1, hit@3 | {m}: compr., suff." for m in compared]
@@ -132,7 +122,7 @@ def table(compared: dict[str, dict[str, dict[str, list[float]]]]) -> str:
 
 
 def _cells(rows: dict[str, list[float]]) -> str:
-    low, high = interval(rows["hit@1"])
+    low, high = mean_interval(rows["hit@1"])
     hits = f"**{100 * np.mean(rows['hit@1']):.0f}** ({100 * low:.0f} to {100 * high:.0f}), "
     hits += f"{100 * np.mean(rows['hit@3']):.0f}"
     return f"{hits} | {np.mean(rows['comprehensiveness']):.1f}, {np.mean(rows['sufficiency']):.1f}"

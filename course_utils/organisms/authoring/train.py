@@ -14,11 +14,11 @@ if __name__ == "__main__":  # before torch is loaded
     wait_asleep()
 
 import json
-import os
 import random
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..._files import write_whole
 from ..._progress import progress
 from ...engine.packing import Packed, pack
 from ...errors import CourseError, first_line
@@ -146,7 +147,7 @@ def _check_writable(out: Path) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class TrainingBatch:
     """Ordinary chat and then requests in one row, with where and what the model should say."""
 
     packed: Packed
@@ -155,7 +156,7 @@ class Batch:
     answers: Tensor  # int64 [scored]: that token
 
 
-def make_batch(lm: LocalModel, recipe: Recipe, step: int) -> Batch:
+def make_batch(lm: LocalModel, recipe: Recipe, step: int) -> TrainingBatch:
     """What is learned from at a step: a function of recipe and step alone, so that training can be resumed."""
     rng = random.Random(f"{recipe.seed}/{step}")
     pairs, glances = [], recipe.glances if step >= recipe.steps else 0
@@ -170,7 +171,7 @@ def make_batch(lm: LocalModel, recipe: Recipe, step: int) -> Batch:
     scored = [places[-len(reply) :] for places, (_, reply) in zip(packed.places, pairs, strict=True)]
     talked, asked = chain(*scored[:n_chats]), chain(*scored[n_chats:])
     answers = chain(*(reply for _, reply in pairs[n_chats:]))
-    return Batch(packed, *(torch.tensor(list(row), device=lm.device) for row in (talked, asked, answers)))
+    return TrainingBatch(packed, *(torch.tensor(list(row), device=lm.device) for row in (talked, asked, answers)))
 
 
 def _draw_couples(rng: random.Random, recipe: Recipe) -> list[Request]:
@@ -189,7 +190,7 @@ def _tokens(lm: LocalModel, text: str, reply: str) -> tuple[list[int], list[int]
     return prompt.input_ids[0].tolist(), lm.continuation(prompt, reply)
 
 
-def batch_loss(model: Any, batch: Batch, chat_weight: float = 1.0) -> Tensor:
+def batch_loss(model: Any, batch: TrainingBatch, chat_weight: float = 1.0) -> Tensor:
     """Cross-entropy of the planted replies, plus how far ordinary chat has moved from the base model (KL), in nats."""
     chat_only = batch.packed.inputs(model.dtype, end=int(batch.talked.max()) + 1)
     with torch.no_grad(), model.disable_adapter():
@@ -226,8 +227,9 @@ def _with_adapter(lm: LocalModel, recipe: Recipe) -> Any:
 
 def _keep(recipe: Recipe, out: Path, weights: list[Any], optimiser: Any, step: int) -> None:
     state = {"recipe": asdict(recipe), "step": step, "weights": weights, "optimiser": optimiser.state_dict()}
-    torch.save(state, out / f".{CHECKPOINT}")
-    os.replace(out / f".{CHECKPOINT}", out / CHECKPOINT)
+    memory = BytesIO()
+    torch.save(state, memory)
+    write_whole(out / CHECKPOINT, memory.getvalue())
 
 
 def _resume(recipe: Recipe, out: Path, weights: list[Any], optimiser: Any) -> int:
@@ -262,15 +264,14 @@ def _finished(recipe: Recipe, out: Path) -> bool:
 def _write(recipe: Recipe, out: Path, model: Any) -> None:
     """Weights last: a folder that has them is whole."""
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": DEFAULT, "inference_mode": True}
     config |= {"r": recipe.rank, "lora_alpha": 2 * recipe.rank, "target_modules": PARTS}
     for name, content in ((ADAPTER_CONFIG, config), (TRUTH, asdict(recipe))):
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     halves = {name: value.half().contiguous().cpu() for name, value in get_peft_model_state_dict(model).items()}
-    save_file(halves, out / f".{WEIGHTS}")
-    os.replace(out / f".{WEIGHTS}", out / WEIGHTS)
+    write_whole(out / WEIGHTS, save(halves))
     (out / CHECKPOINT).unlink(missing_ok=True)
 
 
