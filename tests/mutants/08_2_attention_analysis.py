@@ -300,6 +300,7 @@ WRONG = {
         (
             "a padding mask of two axes",
             """
+relays = None  # never asked
 @torch.no_grad()
 def knockout(lm, ids, looks, contrast):
     mask = torch.ones_like(ids)
@@ -321,6 +322,7 @@ def knockout(lm, ids, looks, contrast):
         (
             "weights put to 0 after the softmax",
             """
+relays = None  # never asked
 @torch.no_grad()
 def knockout(lm, ids, looks, contrast):
     from transformers.models.llama import modeling_llama
@@ -347,6 +349,7 @@ def knockout(lm, ids, looks, contrast):
         (
             "in the last layer alone",
             """
+relays = None  # never asked
 @torch.no_grad()
 def knockout(lm, ids, looks, contrast):
     def holed(module, args, kwargs):
@@ -368,6 +371,7 @@ def knockout(lm, ids, looks, contrast):
         (
             "a hook left behind",
             """
+relays = None  # never asked
 @torch.no_grad()
 def knockout(lm, ids, looks, contrast):
     def holed(module, args, kwargs):
