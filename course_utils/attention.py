@@ -165,6 +165,7 @@ class AttentionAnalysis:
         Raises:
             CourseError: nothing in the prompt is repeated.
 
+        >>> from course_utils.engine.repeated_tokens import repeated_random
         >>> bool(analyze_attention(lm, repeated_random(lm)).induction_scores().max() > 0.5)
         True
         """
