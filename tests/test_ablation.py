@@ -252,6 +252,7 @@ def test_a_reply_can_be_read_under_ablation():
     assert torch.equal(cached, ids[8:])
 
 
+@pytest.mark.slow
 def test_on_the_real_model_a_sweep_equals_whole_passes_and_capitals_have_one_length(lm):
     tasks = capitals(lm)
     assert len({len(prompt) for prompt, _ in tasks}) == 1

@@ -42,12 +42,14 @@ def test_occlusion_equals_the_naive_loop(lm, prompt):
     np.testing.assert_allclose(a.scores, naive_scores(lm, prompt, REPLY, replaced_by_the(lm)), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_deletion_equals_the_naive_loop(lm, prompt):
     a = token_attribution(lm, prompt, target=REPLY, method="deletion")
     expected = naive_scores(lm, prompt, REPLY, lambda ids, i: ids[:i] + ids[i + 1 :])
     np.testing.assert_allclose(a.scores, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_occlusion_equals_captum(lm, prompt):
     from captum.attr import FeatureAblation, LLMAttribution, TextTokenInput
 
@@ -59,6 +61,7 @@ def test_occlusion_equals_captum(lm, prompt):
     np.testing.assert_allclose(token_attribution(lm, prompt, target=REPLY).scores, theirs, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_occlusion_equals_inseq_in_size(lm):
     """Inseq occludes with the unknown token, scores the probability, and drops the sign."""
     import inseq
@@ -116,6 +119,7 @@ def test_a_token_that_equals_the_replacement_scores_zero(lm):
     assert abs(a.scores[0, prompt.span("the").start]) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_replacement_may_be_a_text_or_an_id(lm, prompt):
     the = lm.tokenizer.encode(" the", add_special_tokens=False)[0]
     by_id, by_text = (token_attribution(lm, prompt, contrast=("I", "Sure"), replacement=r) for r in (the, " the"))

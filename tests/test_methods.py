@@ -245,6 +245,7 @@ def test_a_ranking_that_is_none_is_told_in_a_sentence(scores, fractions, message
         faithfulness(lm, lm.prompt(TEXT), scores, contrast=CONTRAST, fractions=fractions, replacement=" w2")
 
 
+@pytest.mark.slow
 def test_on_the_real_model_captum_agrees_on_the_whole_chat_prompt(lm):
     from captum.attr import InputXGradient, IntegratedGradients
 

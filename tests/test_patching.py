@@ -279,6 +279,7 @@ def test_heads_that_are_not_there_are_told_in_a_sentence():
         direct_logit_attribution(lm, lm.prompt(CLEAN))
 
 
+@pytest.mark.slow
 def test_patching_a_target_works_on_the_real_model_and_direct_parts_sum(lm):
     clean, corrupted = lm.chat("What is the capital of France?"), lm.chat("What is the capital of Spain?")
     target = "The capital of France is Paris"

@@ -525,6 +525,7 @@ def trigger_probes(lm, n_acts, **options):
     return probe_layers(lm, texts, ["trigger" in r.cues for r in requests], groups=acts, **options)
 
 
+@pytest.mark.slow
 def test_the_word_secretly_is_decodable_at_the_last_token_by_layer_10_but_not_at_layer_0(lm):
     probes = trigger_probes(lm, 90, untrained=False)
     assert probes.accuracy[10] > 0.9
@@ -534,6 +535,7 @@ def test_the_word_secretly_is_decodable_at_the_last_token_by_layer_10_but_not_at
     assert probes.classes == ("False", "True")
 
 
+@pytest.mark.slow
 def test_the_untrained_model_is_a_baseline_of_its_own_and_changes_nothing_else(lm):
     state = torch.get_rng_state()
     with_it, without = (trigger_probes(lm, 10, untrained=untrained) for untrained in (True, False))

@@ -63,7 +63,7 @@ def solution():
     return read(write(new_notebook(cells=cells, metadata=METADATA)))
 
 
-@pytest.fixture(scope="module", params=["cold", "warm"])
+@pytest.fixture(scope="module", params=[pytest.param("cold", marks=pytest.mark.slow), "warm"])
 def is_warm(request):
     """Every promise is kept by kernels that start from nothing, and by those that are forked."""
     if request.param == "warm":
