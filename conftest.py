@@ -14,3 +14,9 @@ def pytest_runtest_setup(item):
         from course_utils.loading.smollm2 import smollm2_folder
 
         smollm2_folder()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say what was left out."""
+    if config.option.markexpr == "not slow":
+        terminalreporter.write_line("left out: what is marked slow; run it with: pytest -m slow")
