@@ -446,11 +446,7 @@ def remove(lost_without: Answer, lm: LocalModel, contrast: tuple[int, int]) -> N
     for named, some in (("two", sloping), ("three", torch.cat([sloping, sloping[:1] - 4 * sloping[1:]]))):
         for its, was in without(some, 1):
             _expect_span_out(its, was, named)
-    lost = taken_out(axes[3:4], 2, listen=(2, 3), target=contrast[0])[0]
-    told = f"The score was 8 and is 0 without what the model listens to; got {lost[0]:+.2f}"
-    expect((lost > 0).all(), f"{told}: the score without your hook minus the score with it.")
-    told = f"The score was 8 and is 0 without the direction; expected a loss of 8, got {lost[0]:.2f}."
-    expect((lost - 8).abs().max() < 1e-4, told)
+    _expect_loss_of_8(taken_out(axes[3:4], 2, listen=(2, 3), target=contrast[0])[0])
     some = torch.arange(96).double().square().mul(0.39).sin().view(3, 32)
     shown = [taken_out(some[:n], layer)[0] for layer in range(5) for n in (1, 3)]
     show(torch.stack(shown).view(5, 4), seal="ada03325e930")
@@ -526,3 +522,10 @@ def _expect_span_out(its: Tensor, was: Tensor, named: str) -> None:
         f"{named.capitalize()} directions span two dimensions; what is at right angles to both changed by {beside:.2f}"
     )
     expect(beside < 1e-4, f"{told}: a direction that repeats others adds nothing.")
+
+
+def _expect_loss_of_8(lost: Tensor) -> None:
+    told = f"The score was 8 and is 0 without what the model listens to; got {lost[0]:+.2f}"
+    expect((lost > 0).all(), f"{told}: the score without your hook minus the score with it.")
+    told = f"The score was 8 and is 0 without the direction; expected a loss of 8, got {lost[0]:.2f}."
+    expect((lost - 8).abs().max() < 1e-4, told)
