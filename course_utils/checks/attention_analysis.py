@@ -233,13 +233,18 @@ def rollout(rollout: Answer) -> None:
     told = f"Heads that were averaged beforehand give another result (by {moved:.2f}): take their mean."
     expect(moved < 1e-4, told)
     drained = rolled(no_sink)
+    _expect_all_shared_out(drained)
+    show(flows[:, -1], flows[2], drained[:, -1], seal="0015e47f67de")
+
+
+def _expect_all_shared_out(drained: Tensor) -> None:
+    """Of the flows with the sink left out, where rows of attention come to less than 1."""
     rows = drained.sum(dim=-1)
     told = f"With the sink left out, your rows add up to {rows.min():.2f} … {rows.max():.2f}"
     keepdim = "divide each row by its own sum, sum(dim=-1, keepdim=True); without keepdim, columns are divided"
     expect((rows - 1).abs().max() < 1e-4, f"{told}: {keepdim}.")
     told = "With the sink left out, row 0 is all 0: position 0 then keeps itself, 1."
     expect((drained[:, 0, 0] - 1).abs().max() < 1e-4, told)
-    show(flows[:, -1], flows[2], drained[:, -1], seal="0015e47f67de")
 
 
 def _looking(*pairs: tuple[int, int]) -> Tensor:
