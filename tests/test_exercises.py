@@ -2,8 +2,10 @@
 
 import ast
 import json
+import pkgutil
 import re
 from functools import cache
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 
@@ -88,6 +90,30 @@ class TestEveryExercise:
         result = run(path.read_bytes(), write(notebook))
         assert sum(mark.earned for mark in result.marks if mark.earned is not None) == 0
 
+    def test_who_has_the_checks_print_what_is_expected_gains_nothing(self, path):
+        """Of whoever gets at the checks' functions before any other cell, or between all others."""
+        notebook = read((ROOT / "exercises" / path.name).read_bytes())
+        checks_ = [cell for cell in notebook.cells if kind(cell) == CHECK and has_code(cell.source)]
+        expected = {cell.id.removesuffix("-check"): printed(cell.outputs).removeprefix(NOT_RUN) for cell in checks_}
+        source = f"EXPECTED = {expected}\n{PRINTING}"
+        for place, cell in reversed([*enumerate(notebook.cells)]):
+            if place == 0 or kind(cell) == ANSWER:
+                notebook.cells.insert(place, nbformat.v4.new_code_cell(source, id=f"mine-{place}"))
+        result = run(path.read_bytes(), write(notebook))
+        assert sum(mark.earned for mark in result.marks if mark.earned is not None) == 0
+
+
+PRINTING = """
+import importlib
+import pkgutil
+
+import course_utils.checks
+
+for _each in pkgutil.iter_modules(course_utils.checks.__path__):
+    _module = importlib.import_module(f"course_utils.checks.{_each.name}")
+    for _name in EXPECTED.keys() & vars(_module).keys():
+        setattr(_module, _name, lambda *given, _text=EXPECTED[_name], **named: print(_text, end=""))
+"""
 
 IDLE = """
 import course_utils.checks
@@ -135,8 +161,32 @@ def test_junk_gets_a_sentence(exercise):
             assert not mark.message.startswith("the check stopped"), (name, junk, mark.message)
 
 
+CHECKS = [
+    checks,
+    *(import_module(f"course_utils.checks.{each.name}") for each in pkgutil.iter_modules(checks.__path__)),
+]
+
+
+@pytest.fixture
+def in_all_checks(monkeypatch):
+    """Puts another function in the place of one that the checks call, and forgets what they made with the old one."""
+
+    def forget():
+        for value in [value for module in CHECKS for value in vars(module).values() if hasattr(value, "cache_clear")]:
+            value.cache_clear()
+
+    def put(name, other):
+        for module in CHECKS:
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, other)
+        forget()
+
+    yield put
+    forget()
+
+
 @pytest.mark.parametrize("exercise", answers.EXERCISES)
-def test_float32_rounds_no_value_the_other_way(exercise, monkeypatch):
+def test_float32_rounds_no_value_the_other_way(exercise, in_all_checks):
     """Of every check, hidden ones too."""
     plain, shown = checks.show, []
 
@@ -147,7 +197,7 @@ def test_float32_rounds_no_value_the_other_way(exercise, monkeypatch):
                 shown.append(float((scaled - scaled.floor() - 0.5).abs().min()) / 10**digits)
         plain(*values, seal=seal, digits=digits)
 
-    monkeypatch.setattr(checks, "show", show)
+    in_all_checks("show", show)
     run_all(exercise)
     assert min(shown) > 5e-7
 
@@ -165,7 +215,7 @@ TIES_MEANT = {"ranks", "agreement", "connections"}  # their docstrings say what 
 
 @pytest.mark.parametrize("first", [True, False], ids=("the first leads", "the last leads"))
 @pytest.mark.parametrize("exercise", answers.EXERCISES)
-def test_no_value_hangs_on_a_tie_or_on_the_last_bits(exercise, first, monkeypatch):
+def test_no_value_hangs_on_a_tie_or_on_the_last_bits(exercise, first, in_all_checks, monkeypatch):
     """Weights and scores are moved by rounding's size, equal scores one way and the other: the same choices, digits."""
     random, way = np.random.default_rng(int(first)), -1 if first else 1
 
@@ -192,8 +242,8 @@ def test_no_value_hangs_on_a_tie_or_on_the_last_bits(exercise, first, monkeypatc
         return lm
 
     plain_ask, plain_tiny = checks.ask, checks.tiny
-    monkeypatch.setattr(checks, "ask", ask)
-    monkeypatch.setattr(checks, "tiny", tiny)
+    in_all_checks("ask", ask)
+    in_all_checks("tiny", tiny)
     monkeypatch.setattr("course_utils.load_model", answers._loaded)
     run_all(exercise)  # a seal that no longer fits raises
 

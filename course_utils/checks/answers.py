@@ -23,6 +23,7 @@ from ..errors import first_line
 from .side_effects import Watch
 from .spies import as_tensor
 
+Answer = Callable[..., Any]  # a learner's function
 _OURS = Path(__file__).parents[1]
 
 

@@ -15,7 +15,7 @@ from ..notebook import ANSWER, CHECK, LOCKED, MANUAL, grade_id, has_code, is_hid
 
 KEEP = -1  # the place of a step that is no cell: it remembers what names mean where a hidden check stands, or the like
 _SALVAGE = '__import__("course_utils.grading.runner.scope", fromlist=["salvage"])'
-_COURSE = re.compile(r"(?m)^[ \t]*(?:from|import)[ \t]+(course_utils[\w.]*)")
+_COURSE = re.compile(r"(?m)^[ \t]*(?:from|import)[ \t]+(course_utils[\w.]*)(?:[ \t]+import[ \t]+(\([^)]*\)|.*))?")
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ def schedule(merged: Merged, token: str) -> Schedule:
     for index, (later, _) in reversed(list(enumerate(moves))):
         if later:
             order.insert(order.index(later) + 1, index)
-    used = "\n".join(cell.source for cell in cells if cell.cell_type == "code" and kind(cell) in (LOCKED, CHECK))
-    steps = [_Step(KEEP, _call("begin", sorted(set(_COURSE.findall(used)))))]
+    steps = [_Step(KEEP, _call("begin", _used(cells)))]
     last: list[_Step] = []
     answered = {item_of(cell): bound(cell.source) for cell in merged.released if kind(cell) == ANSWER}
     for number, index in enumerate(order):
@@ -88,6 +87,14 @@ def schedule(merged: Merged, token: str) -> Schedule:
     told = [_told(cell, steps[number].source, number, token) for number, cell in enumerate(shown)]
     notebook = nbformat.from_dict({**merged.notebook, "cells": told})
     return Schedule(shown, [step.place for step in steps], notebook, token)
+
+
+def _used(cells: Sequence[NotebookNode]) -> list[str]:
+    """The course's modules that its own cells import; what they import from a package may be one, too."""
+    used = "\n".join(cell.source for cell in cells if cell.cell_type == "code" and kind(cell) in (LOCKED, CHECK))
+    found = _COURSE.findall(used)
+    parts = {f"{module}.{name}" for module, names in found for name in re.findall(r"(\w+)(?:\s+as\s+\w+)?", names)}
+    return sorted({module for module, _ in found} | parts)
 
 
 @dataclass(frozen=True)
