@@ -114,9 +114,7 @@ def _last_own_frame(error: BaseException, checks: set[str]) -> tuple[FrameType |
     return found
 
 
-def expect_shape(
-    value: Any, axes: str, shape: tuple[int, ...], *, likely: Mapping[tuple[int, ...], str] | None = None
-) -> Tensor:
+def expect_shape(value: Any, axes: str, shape: tuple[int, ...], *, likely: Mapping[Any, str] | None = None) -> Tensor:
     """Fail unless the value is a tensor (array, list, number) of finite numbers and this shape; it as float64.
 
     `likely` says of some wrong shapes how one comes by them.
