@@ -69,9 +69,12 @@ class _Passes:
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
         use_cache = named.pop("use_cache", None)
-        if not (_plain_ids(input_ids) and self._undisturbed()) or any(value is not None for value in named.values()):
+        inside = inside_of(self.base)
+        if any(value is not None for value in named.values()) or not (
+            _plain_ids(input_ids) and self._undisturbed(inside)
+        ):
             return self.plain(input_ids=input_ids, use_cache=use_cache, **named)
-        self._forget_other_weights()
+        self._forget_other_weights(inside)
         key = tuple(map(tuple, input_ids.tolist()))
         if key not in self.known:
             _put(self.known, key, self._run(input_ids, key), _MOST)
@@ -97,18 +100,18 @@ class _Passes:
         before = earlier.hidden[:1, :shared].expand(len(ids), -1, -1)
         return _Pass(key, torch.cat([before, out.last_hidden_state], dim=1), cache_in(out), shared, begun)
 
-    def _undisturbed(self) -> bool:
+    def _undisturbed(self, inside: list[tuple[str, nn.Module]]) -> bool:
         """Whether nothing inside the model could change what it makes of an input, or is to hear of it."""
         if hooks_for_all._global_forward_hooks or hooks_for_all._global_forward_pre_hooks:
             return False
-        for _, module in inside_of(self.base):
+        for _, module in inside:
             its = module.__dict__
             if module is not self.base and ("forward" in its or any(its[kind] for kind in _AROUND)):
                 return False
         return not (torch.is_grad_enabled() and any(p.requires_grad for p in self.base.parameters()))
 
-    def _forget_other_weights(self) -> None:
-        parameters = [*parameters_of(self.base).values(), *parameters_of(self.head).values()]
+    def _forget_other_weights(self, inside: list[tuple[str, nn.Module]]) -> None:
+        parameters = [*parameters_of(self.base, inside).values(), *parameters_of(self.head).values()]
         weights = [(id(p), p.data_ptr(), p._version) for p in parameters]
         same = weights == self.weights and all(map(torch.equal, parameters, self.copies))
         if not same:

@@ -47,11 +47,12 @@ class _ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        inside = [(module, module.__dict__) for _, module in inside_of(model)]
+        named = inside_of(model)
+        inside = [(module, module.__dict__) for _, module in named]
         self.hooks = [(module, kind, set(its[kind])) for module, its in inside for kind in _HOOKS]
         self.training = [(module, its["training"]) for module, its in inside]
         self.forward = [(module, its.get("forward")) for module, its in inside]
-        self.parameters = parameters_of(model)
+        self.parameters = parameters_of(model, named)
         self.versions = {name: (id(p), p._version, p.requires_grad) for name, p in self.parameters.items()}
         small = sum(p.numel() for p in set(self.parameters.values())) < SMALL
         self.weights = {name: p.detach().clone() for name, p in self.parameters.items()} if small else {}
@@ -107,9 +108,12 @@ def inside_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What `named_parameters` gives, likewise; a tied one stands under each of its names."""
-    inside = ((where, module.__dict__["_parameters"]) for where, module in inside_of(model))
+def parameters_of(model: nn.Module, named: list[tuple[str, nn.Module]] | None = None) -> dict[str, nn.Parameter]:
+    """What `named_parameters` gives, likewise; a tied one stands under each of its names.
+
+    `named` is what `inside_of(model)` gave, for who has it.
+    """
+    inside = ((where, module.__dict__["_parameters"]) for where, module in named or inside_of(model))
     return {f"{where}.{name}": p for where, own in inside for name, p in own.items() if p is not None}
 
 
