@@ -97,10 +97,14 @@ class TestEveryExercise:
         expected = {cell.id.removesuffix("-check"): printed(cell.outputs).removeprefix(NOT_RUN) for cell in checks_}
         source = f"EXPECTED = {expected}\n{PRINTING}"
         for place, cell in reversed([*enumerate(notebook.cells)]):
+            if kind(cell) == ANSWER and cell.cell_type == "code":
+                defined = [node.name for node in ast.parse(cell.source).body if isinstance(node, ast.FunctionDef)]
+                cell.source = "\n".join(f"def {name}(*given, **named): return 0" for name in defined)
             if place == 0 or kind(cell) == ANSWER:
                 notebook.cells.insert(place, nbformat.v4.new_code_cell(source, id=f"mine-{place}"))
         result = run(path.read_bytes(), write(notebook))
         assert sum(mark.earned for mark in result.marks if mark.earned is not None) == 0
+        assert not [mark.check for mark in result.marks if mark.message.startswith("right on the inputs")]
 
 
 PRINTING = """
