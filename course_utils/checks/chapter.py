@@ -247,10 +247,13 @@ def ranking_of(case: Case, request: str) -> Ranking:
     try:
         return ranking_by(case, case.answer(), request)
     except (NameError, CheckFailed):
-        chat = case.suspect.chat(request)
-        scores = token_attribution(case.suspect, chat, contrast=("I", "Sure")).scores[0]
-        words = {word: float(scores[at].sum()) for word, at in _words_to_rank(case, chat, request).items()}
-        return sorted(words.items(), key=lambda pair: -pair[1])
+        key = token_attribution, request
+        if key not in case.rankings:
+            chat = case.suspect.chat(request)
+            scores = token_attribution(case.suspect, chat, contrast=("I", "Sure"), typed_only=True).scores[0]
+            words = {word: float(scores[tokens].sum()) for word, tokens in _words_to_rank(case, chat, request).items()}
+            case.rankings[key] = sorted(words.items(), key=lambda pair: -pair[1])
+        return case.rankings[key]
 
 
 def flip(answer: Answer, case: Case) -> None:
