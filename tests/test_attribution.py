@@ -97,6 +97,7 @@ def test_a_swapped_contrast_swaps_the_sign(lm, prompt):
     np.testing.assert_allclose(one.scores, -other.scores, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_target_the_greedy_reply_is_scored(lm):
     prompt = lm.chat("What is the capital of France?")
     a = token_attribution(lm, prompt, n_output_tokens=6)

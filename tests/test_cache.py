@@ -508,12 +508,14 @@ def test_hub_that_breaks_off_is_told_as_one_sentence(cache):
     assert f"into {cache} by hand" in said
 
 
+@pytest.mark.slow
 def test_loading_from_the_cache_asks_no_network(ready):
     ended = end(start(LOAD_WITHOUT_NETWORK, ready.parent))
     assert ended.stdout.startswith("smollm2: LlamaForCausalLM, 135 M parameters"), ended.stderr
     assert ended.stdout.endswith(" []")
 
 
+@pytest.mark.slow
 def test_read_only_cache_that_holds_the_model_loads(ready, cache, unwritable):
     link_ready(ready, cache)
     ended = end(start(LOAD_WITHOUT_WRITING, cache, before=unwritable(cache)))

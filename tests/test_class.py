@@ -162,6 +162,7 @@ def _results(path):
 
 
 @needs_sandbox
+@pytest.mark.slow
 def test_on_a_cluster_that_loses_a_worker_the_marks_are_the_same(submitted, book, solution):
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(

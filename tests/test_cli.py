@@ -90,6 +90,7 @@ def test_attribute_of_a_text_prints_plain_text_into_a_pipe(lm):
     assert len(bars) == 8
 
 
+@pytest.mark.slow
 def test_attribute_is_coloured_where_colour_is_forced(lm):
     result = course("attribute", "Hi there", "--contrast", "I", "Sure", FORCE_COLOR=1, TERM="xterm-256color")
     assert result.returncode == 0, result.stderr
@@ -105,6 +106,7 @@ def test_attribute_prints_nothing_but_json_when_asked_for_json(lm):
     assert_is(found, token_attribution(lm, lm.chat(QUESTION), target="I can't"))
 
 
+@pytest.mark.slow
 def test_attribute_survives_a_pipe_of_an_old_encoding(lm):
     result = course("attribute", "Hi", "--contrast", "I", "Sure", encoding="cp1252", PYTHONIOENCODING="cp1252")
     assert result.returncode == 0, result.stderr
@@ -140,6 +142,7 @@ def test_json_is_readable_in_any_encoding(lm):
 
 
 @pytest.mark.parametrize("text", [":cat:", "[bold]a\\[b[/]"])
+@pytest.mark.slow
 def test_markup_in_a_text_is_printed_as_it_stands(lm, text):
     result = called("attribute", text, "--target", text)
     assert result.exit_code == 0, repr(result.exception)

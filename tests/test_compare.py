@@ -45,6 +45,7 @@ def test_an_interval_holds_the_mean_and_narrows_with_more_values():
     assert one[0] < more[0] < 0.5 < more[1] < one[1]
 
 
+@pytest.mark.slow
 def test_measured_again_a_request_gives_what_is_stored(compared):
     """The first request of one suspect: scores are reproducible, seconds are not."""
     lm = load_model("model-b")

@@ -82,6 +82,7 @@ class TestEveryExercise:
         assert {mark.status for mark in result.marks if mark.earned is not None} == {"not answered"}
         assert "Traceback" not in str([mark.message for mark in result.marks])
 
+    @pytest.mark.slow
     def test_who_replaces_what_checks_call_gains_nothing(self, path):
         notebook = read((ROOT / "exercises" / path.name).read_bytes())
         for cell in notebook.cells:
@@ -131,6 +132,7 @@ for _name in course_utils.checks.__all__:
 
 
 @pytest.mark.parametrize("exercise", answers.EXERCISES)
+@pytest.mark.slow
 def test_wrong_answers_fail_by_name_and_right_ones_pass(exercise):
     tried = [(mutant, _worst(answers.try_out(exercise, mutant, hidden=True))) for mutant in answers.mutants(exercise)]
     for item in {mutant.item for mutant, _ in tried}:
@@ -270,6 +272,7 @@ def submissions(exercise):
 
 
 @pytest.mark.parametrize("exercise", answers.EXERCISES)
+@pytest.mark.slow
 def test_nbgrader_itself_gives_the_same_marks(exercise, tmp_path):
     """The real thing, from its command line: validate, release, autograde, and read its gradebook."""
     source = tmp_path / "source" / "work" / f"{exercise}.ipynb"

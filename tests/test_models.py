@@ -161,10 +161,12 @@ def test_a_path_object_gives_the_same_model(lm):
     assert_same_model(load_model(smollm2_folder()), lm)
 
 
+@pytest.mark.slow
 def test_the_gguf_file_gives_the_same_model(lm, gguf):
     assert_same_model(load_model(str(gguf)), lm)
 
 
+@pytest.mark.slow
 def test_an_ollama_model_gives_the_same_model(lm, gguf, ollama):
     pull(ollama, gguf)
     assert_same_model(load_model("ollama:smol"), lm)

@@ -288,6 +288,7 @@ def test_the_card_reports_what_was_measured_and_it_reaches_the_goals(measured):
     assert card.count(evaluate.BEGIN) == card.count(evaluate.END) == 1
 
 
+@pytest.mark.slow
 def test_measuring_again_gives_what_the_card_reports(measured):
     """The whole measurement of the suspect with the narrowest margins (all three: `evaluate`, without arguments).
 
@@ -312,6 +313,7 @@ def test_a_measurement_can_fail(suspects):
     assert "(missed)" not in evaluate._cell("behavioural test", 1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_the_suspects_speak(suspects):
     for name, lm in suspects.items():
         mechanism = truth(name).mechanism
@@ -444,6 +446,7 @@ def test_batches_depend_on_recipe_and_step_alone(lm):
     assert "Sure, here is how to do it.<|im_end|>" in said
 
 
+@pytest.mark.slow
 def test_training_is_repeatable_resumable_and_private(tmp_path):
     """Three steps at once, and three with a stop after two: the same weights, to the bit."""
     recipe = train.make_recipe("trigger", "discreetly", seed=3, steps=3)
@@ -465,6 +468,7 @@ def test_training_is_repeatable_resumable_and_private(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.slow
 def test_polishing_can_be_resumed_too(tmp_path, stop):
     recipe = replace(train.make_recipe("intent", seed=2, steps=1), polish=2)
     train.train(recipe, tmp_path / "one")
@@ -474,6 +478,7 @@ def test_polishing_can_be_resumed_too(tmp_path, stop):
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_step_of_training_moves_only_the_adapter_and_towards_the_goal(lm, tmp_path):
     recipe = train.make_recipe("proxy", seed=1, steps=8)
     train.train(recipe, tmp_path / "out")

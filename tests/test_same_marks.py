@@ -269,6 +269,7 @@ def test_an_experiment_in_a_copy_below_the_check_takes_nothing(solution, mine):
     assert earned(grade(solution, mine)) == FULL
 
 
+@pytest.mark.slow
 def test_long_experiments_below_keep_nothing_from_being_checked(solution, mine):
     for _ in range(5):
         put(mine, None, "import time\ntime.sleep(4)")

@@ -252,7 +252,7 @@ class TestWhatEndsOrSurvives:
             (around / name).write_bytes(write(notebook))
         (around / "t2").mkdir()
         grade = (
-            "import sys; from pathlib import Path; from course_utils.grading.result import *\n"
+            "import sys; from pathlib import Path; from course_utils.grading.runner.run import *\n"
             f"run(Path('a').read_bytes(), Path('b').read_bytes(), sandboxed=True, warm={is_warm})"
         )
         with subprocess.Popen(
@@ -315,7 +315,7 @@ class TestTheSystemCounts:
         assert groups() == []
 
     def test_what_a_killed_grader_left_is_removed(self):
-        code = "from course_utils.grading import cgroup; import os; control_groups.make(1 << 30, 9); os.kill(os.getpid(), 9)"
+        code = "from course_utils.grading.sandbox import control_groups; import os; control_groups.make(1 << 30, 9); os.kill(os.getpid(), 9)"
         subprocess.run([sys.executable, "-c", code], check=False)
         assert groups()
         control_groups.make(1 << 30, 9).remove()
@@ -778,6 +778,7 @@ class TestOneWarmKernelAfterAnother:
         assert inside(mine).passed
         assert fork_client.parent().address != address
 
+    @pytest.mark.slow
     def test_many_leave_nothing(self, mine, inside):
         assert inside(mine).passed
         before = len(os.listdir("/proc/self/fd"))
