@@ -102,7 +102,7 @@ def owned(
     found = list(files)
     notes: list[str] = []
     depth = _depth([names for names, _ in found], exercises, notes)
-    whose = _Level([names[depth:] for names, _ in found if len(names) > depth], notes)
+    whose = _Level([names[depth:] for names, _ in found if len(names) > depth], notes, exercises)
     return [(item, whose.of(names[depth:] if len(names) > depth else names[-1:])) for names, item in found], notes
 
 
@@ -194,7 +194,7 @@ def _is_short_for(name: str, exercises: Collection[str]) -> bool:
 class _Level:
     """The level at which a class begins: what its names mean."""
 
-    def __init__(self, names: list[Names], notes: list[str]) -> None:
+    def __init__(self, names: list[Names], notes: list[str], exercises: Collection[str]) -> None:
         folders, loose = _folders(names), _loose(names)
         self._submitted = "submitted" in folders
         self._notes = notes
@@ -214,8 +214,8 @@ class _Level:
                 f"{len(students)} zip files at the top are taken each for that of a student who is called like it."
             )
         for name in plain if self._canvas else ():
-            numbers = [part for part in name.split("_")[:-1] if _number(part)]
-            if len(numbers) > 2:
+            before = min((name.partition(f"_{exercise}")[0] for exercise in exercises), key=len, default=name)
+            if sum(map(_number, before.split("_"))) > 2:  # numbers in the exercise's own name say nothing
                 notes.append(f"{printable(name)} has more than two numbers: as Canvas does, the first two are taken.")
 
     def of(self, names: Names) -> Owned:
