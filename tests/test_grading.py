@@ -274,6 +274,15 @@ def test_whatever_happens_to_a_notebook_its_checks_are_the_reference_s(reference
     assert all(any(source.startswith(text.split("\n")[0]) for source in sources) for text in added)
 
 
+def test_what_takes_long_is_imported_before_the_fork_and_nothing_that_is_not_used():
+    code = "from course_utils.grading.runner.pytest_server import _import_all; _import_all()\n"
+    code += "import sys; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    wanted = {"nbval.plugin", "jupyter_client.manager", "course_utils.grading.runner.nbval_plugin"}
+    assert {*wanted, "course_utils.grading.sandbox.provisioner", "fastjsonschema"} <= {*found}
+    assert "rfc3987_syntax.syntax_helpers" not in found
+
+
 class TestRun:
     def test_right_answers_pass(self, solution, reference):
         result = run_both(solution, right(reference))

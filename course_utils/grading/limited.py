@@ -18,12 +18,10 @@ from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, TypeVar
 
 from ..errors import CourseError, first_line
-from .processes import with_package, without_grammar
+from .processes import Pool, with_package, without_grammar
 
 SECONDS = 30.0  # for one step; the largest notebook needs two
 _MEMORY = 8_000_000_000  # bytes of address space
-_idle: list[Popen[bytes]] = []
-_lock = threading.Lock()
 T = TypeVar("T")
 
 
@@ -36,7 +34,7 @@ def within(function: Callable[..., T], *arguments: Any, seconds: float = SECONDS
     >>> within(len, [1, 2])
     2
     """
-    worker = _worker()
+    worker = POOL.take()
     try:
         assert worker.stdin is not None
         assert worker.stdout is not None
@@ -52,17 +50,10 @@ def within(function: Callable[..., T], *arguments: Any, seconds: float = SECONDS
             why = str(error) if isinstance(error, TimeoutError) else "it takes too much memory"
             raise CourseError(f"Expected something that can be read, and {why}.") from error
         raise
-    with _lock:
-        _idle.append(worker)
+    POOL.give_back(worker)
     if sentence:
         raise CourseError(sentence)
     return value  # type: ignore[no-any-return]
-
-
-def start(count: int) -> None:
-    """Have so many processes begin, for who will come."""
-    with _lock:
-        _idle.extend(_begun() for _ in range(count - len(_idle)))
 
 
 def _readable(worker: Popen[bytes], seconds: float) -> bool:
@@ -75,24 +66,18 @@ def _readable(worker: Popen[bytes], seconds: float) -> bool:
     return bool(select.select([worker.stdout], [], [], seconds)[0])
 
 
-def _worker() -> Popen[bytes]:
-    """A process that nobody else uses."""
-    with _lock:
-        while _idle:
-            if (worker := _idle.pop()).poll() is None:
-                return worker
-    return _begun()
-
-
 def _begun() -> Popen[bytes]:
     environment = with_package() | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", "from course_utils.grading.limited import main; main()"]
     return Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True)
 
 
+POOL = Pool(_begun)
+
+
 @atexit.register
 def _end() -> None:
-    for worker in _idle:
+    for worker in POOL.idle:
         worker.kill()
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import Popen
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -21,3 +25,33 @@ def without_grammar() -> None:
     It takes a second or two, and is for processes of the grader's own: jsonschema takes the package for not installed.
     """
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+
+
+class Pool:
+    """Processes that wait for work; each has one user at a time.
+
+    Args:
+        begin: starts another.
+    """
+
+    def __init__(self, begin: Callable[[], Popen[Any]]) -> None:
+        self.idle: list[Popen[Any]] = []
+        self._begin, self._lock = begin, threading.Lock()
+
+    def start(self, count: int) -> None:
+        """Have so many begin, for who will come."""
+        with self._lock:
+            self.idle.extend(self._begin() for _ in range(count - len(self.idle)))
+
+    def take(self) -> Popen[Any]:
+        """One that nobody else uses."""
+        with self._lock:
+            while self.idle:
+                if (one := self.idle.pop()).poll() is None:
+                    return one
+        return self._begin()
+
+    def give_back(self, one: Popen[Any]) -> None:
+        """For the next who comes."""
+        with self._lock:
+            self.idle.append(one)

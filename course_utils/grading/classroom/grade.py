@@ -201,8 +201,8 @@ def grade(
 
 def _get_ready(at_once: int, *, forks: bool) -> None:
     """Start, side by side, what the first submissions would start one after the other."""
-    limited.start(at_once)
-    pytest_server.start(at_once)
+    for pool in (limited.POOL, pytest_server.POOL):
+        pool.start(at_once)
     if forks:
         from ..sandbox.fork_client import trouble
 

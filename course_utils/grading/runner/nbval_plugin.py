@@ -51,17 +51,18 @@ class Clock:
 
     def lasted(self, least: float) -> float:
         """Seconds; on the wall if these are fewer than `least`, and never less than a third of those on the wall."""
-        wall, worked = time.monotonic() - self.began, _worked(self.first)
-        self.before = worked if self.before is None else self.before
-        if wall <= least:
-            return wall
-        return max(wall / _PATIENCE, min(wall, worked - self.before))
+        wall = time.monotonic() - self.began
+        if self.before is None:
+            self.before = _worked(self.first)
+        return wall if wall <= least else max(wall / _PATIENCE, min(wall, self._worked_since()))
 
     @property
     def waits(self) -> bool:
         """Whether it has hardly used the processor so far."""
-        wall = time.monotonic() - self.began
-        return self.before is not None and _worked(self.first) - self.before < wall / 20
+        return self._worked_since() < (time.monotonic() - self.began) / 20
+
+    def _worked_since(self) -> float:
+        return _worked(self.first) - (self.before or 0.0)
 
 
 def _worked(first: psutil.Process | None) -> float:

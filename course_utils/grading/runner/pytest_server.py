@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from ..processes import with_package, without_grammar
+from ..processes import Pool, with_package, without_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FORKS = sys.platform.startswith("linux")
-_idle: list[Popen[str]] = []  # for the next who comes
-_lock = threading.Lock()
 _closed = threading.Event()
 
 
@@ -73,19 +71,10 @@ def nothing_begins() -> Iterator[None]:
         _closed.clear()
 
 
-def start(count: int) -> None:
-    """Have so many sessions begin, for who will come."""
-    with _lock:
-        _idle.extend(_begun() for _ in range(count - len(_idle) if _FORKS else 0))
-
-
 @contextmanager
 def _session() -> Iterator[Popen[str]]:
     """A session that nobody else uses, put back if it can be used again."""
-    with _lock:
-        session = _idle.pop() if _idle else None
-    if session is None or session.poll() is not None:
-        session = _begun()
+    session = POOL.take()
     try:
         yield session
     except BaseException:
@@ -93,13 +82,15 @@ def _session() -> Iterator[Popen[str]]:
         session.kill()
         raise
     if _FORKS and session.poll() is None:
-        with _lock:
-            _idle.append(session)
+        POOL.give_back(session)
 
 
 def _begun() -> Popen[str]:
     command = [sys.executable, "-m", "course_utils.grading.runner.pytest_server"]
     return Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=with_package(), start_new_session=True)
+
+
+POOL = Pool(_begun)
 
 
 def _end(session: Popen[str], late: threading.Event) -> None:
@@ -112,19 +103,24 @@ def _end(session: Popen[str], late: threading.Event) -> None:
                 each.kill()
 
 
-def _main() -> None:
-    without_grammar()
+def _import_all() -> None:
+    """What takes long, once for all runs: pytest with its plugins, nbval, jupyter_client, nbformat's validator."""
     import gc
     from importlib import import_module
 
-    import IPython.display  # noqa: F401  # nbval wants it
+    without_grammar()
     import nbformat
     from _pytest.config import default_plugins
 
-    for name in default_plugins:
-        import_module(f"_pytest.{name}")
-    nbformat.validate(nbformat.v4.new_notebook())  # it makes its validator once, which takes a tenth of a second
+    ours = ("course_utils.grading.runner.nbval_plugin", "course_utils.grading.sandbox.provisioner")
+    for name in (*(f"_pytest.{plugin}" for plugin in default_plugins), "IPython.display", *ours):
+        import_module(name)
+    nbformat.validate(nbformat.v4.new_notebook())
     gc.freeze()  # no fork looks through it again
+
+
+def _main() -> None:
+    _import_all()
     for line in sys.stdin:
         told = json.loads(line)
         if not _FORKS:

@@ -14,7 +14,6 @@ from ..merge import Merged, bound, is_open
 from ..notebook import ANSWER, CHECK, LOCKED, MANUAL, grade_id, has_code, is_hidden, item_of, kind, printed
 
 KEEP = -1  # the place of a step that is no cell: it remembers what names mean where a hidden check stands, or the like
-_SALVAGE = '__import__("course_utils.grading.runner.scope", fromlist=["salvage"])'
 _COURSE = re.compile(r"(?m)^[ \t]*(?:from|import)[ \t]+(course_utils[\w.]*)(?:[ \t]+import[ \t]+(\([^)]*\)|.*))?")
 
 
@@ -50,38 +49,30 @@ def schedule(merged: Merged, token: str) -> Schedule:
     kept for it. A check with further copies of its answer below it runs where it stands, too: the better mark counts.
     """
     cells = merged.notebook.cells
-    moves = [_later(merged, index) for index in range(len(cells))]
-    order = [index for index, (later, also_here) in enumerate(moves) if not later or also_here]
-    for index, (later, _) in reversed(list(enumerate(moves))):
-        if later:
-            order.insert(order.index(later) + 1, index)
     steps = [_Step(KEEP, _call("begin", _used(cells)))]
     last: list[_Step] = []
     answered = {item_of(cell): bound(cell.source) for cell in merged.released if kind(cell) == ANSWER}
-    for number, index in enumerate(order):
+    for number, index in enumerate(_ordered(merged)):
         cell, before = cells[index], steps[-1]
         if is_hidden(cell):
             last.append(_Step(index, _wrapped(cell, answered, token, f"{number}")))
-            keep, above = _call("keep", f"{number}"), cells[before.place]
+            keep = _call("keep", f"{number}")
             if (
                 before.place != KEEP
-                and kind(above) == CHECK
-                and item_of(above) == item_of(cell)
-                and has_code(above.source)
+                and _is_check(cells[before.place])
+                and item_of(cells[before.place]) == item_of(cell)
             ):
-                indented = before.source.replace("\n", "\n    ")
-                steps[-1] = _Step(before.place, f"try:\n    {indented}\nfinally:\n    {keep}")  # one request, not two
+                steps[-1] = _Step(before.place, _finally(before.source, keep))  # one request, not two
             else:
                 steps.append(_Step(KEEP, keep))
             continue
         own = index in merged.added or kind(cell) in (ANSWER, MANUAL)
         source = str(cell.source) if own else _wrapped(cell, answered, token)
-        if before.place == KEEP and before.source.startswith(_SALVAGE) and kind(cell) == CHECK and has_code(source):
-            steps[-1] = _Step(index, f"{before.source}\n{source}")
-        else:
-            steps.append(_Step(index, source))
+        if before.joins and _is_check(cell):
+            source = f"{steps.pop().source}\n{source}"
+        steps.append(_Step(index, source))
         if kind(cell) == ANSWER and cell.cell_type == "code":
-            steps.append(_Step(KEEP, _call("salvage", cell.source)))
+            steps.append(_Step(KEEP, _call("salvage", cell.source), joins=True))
     steps += last
     shown = [_beside(number) if step.place == KEEP else cells[step.place] for number, step in enumerate(steps)]
     told = [_told(cell, steps[number].source, number, token) for number, cell in enumerate(shown)]
@@ -101,6 +92,27 @@ def _used(cells: Sequence[NotebookNode]) -> list[str]:
 class _Step:
     place: int
     source: str
+    joins: bool = False  # whether a check below may be asked for in the same request
+
+
+def _ordered(merged: Merged) -> list[int]:
+    """The cells, each as often and where it runs; a hidden check where names are kept for it."""
+    moves = [_later(merged, index) for index in range(len(merged.notebook.cells))]
+    order = [index for index, (later, also_here) in enumerate(moves) if not later or also_here]
+    for index, (later, _) in reversed(list(enumerate(moves))):
+        if later:
+            order.insert(order.index(later) + 1, index)
+    return order
+
+
+def _is_check(cell: NotebookNode) -> bool:
+    return kind(cell) == CHECK and has_code(cell.source)
+
+
+def _finally(source: str, then: str) -> str:
+    """A source, and at its end something else, whatever came of it."""
+    indented = source.replace("\n", "\n    ")
+    return f"try:\n    {indented}\nfinally:\n    {then}"
 
 
 def _later(merged: Merged, index: int) -> tuple[int, bool]:
@@ -109,7 +121,7 @@ def _later(merged: Merged, index: int) -> tuple[int, bool]:
     What belongs to it: further copies of its answer, and what defines an answer that was left open.
     """
     cell = merged.notebook.cells[index]
-    if kind(cell) != CHECK or not has_code(cell.source):
+    if not _is_check(cell):
         return 0, True
     item, below = item_of(cell), [other for other in merged.added if other > index]
     answers = [one for one in merged.notebook.cells if kind(one) == ANSWER and item_of(one) == item]
@@ -132,7 +144,7 @@ def _beside(number: int) -> NotebookNode:
 def _told(cell: NotebookNode, source: str, number: int, token: str) -> NotebookNode:
     """A cell as the kernel is told to run it, a check with what it must print."""
     result: NotebookNode = nbformat.from_dict({**cell, "source": source, "id": f"step-{number}"})
-    if cell.cell_type == "code" and kind(cell) == CHECK and has_code(cell.source):
+    if cell.cell_type == "code" and _is_check(cell):
         result.outputs = [nbformat.v4.new_output("stream", name="stdout", text=printed(cell.outputs) + token)]
     return result
 
