@@ -153,7 +153,7 @@ def ablate(
     chosen = [checked(lm, component) for component in components]
     ids = [prompt.input_ids[0] for prompt in reference]
     values_at = ablation_values(lm, {site_of(c) for c in chosen}, kind, of_one_length(ids, kind), random.Random(seed))
-    with edit(lm, ablating(lm, chosen, values_at)):
+    with edit(lm, ablating(lm, chosen, values_at), tokenwise=kind == "zero"):
         yield
 
 

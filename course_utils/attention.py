@@ -37,7 +37,8 @@ class AttentionAnalysis:
     Attributes:
         weights: `[layer, head, query, key]`; no query sees a later key, and rows sum to one (GPT-OSS: to less, as it
             keeps a share for a sink that is no token).
-        reach: `[layer, head, key]`: the length of what a head writes for a look of weight one, |v W_O|.
+        reach: `[layer, head, key]`: the length of what a head writes for a look of weight one, |v W_O|; NaN in layers
+            where weights times values are not all that enters W_O (a gate follows, or values are kept compressed).
         tokens: the printable tokens.
         ids: their ids.
         user: the slice of tokens that the user typed.
@@ -103,8 +104,20 @@ class AttentionAnalysis:
         """The length of what each look writes, weight x |v W_O|, float32 `[layer, head, query, key]`.
 
         After Kobayashi et al. 2020; in units of the residual stream, before a norm that follows the attention block.
+
+        Raises:
+            CourseError: a model that does more to its values than weigh them.
         """
-        return self.weights * self.reach[:, :, None, :]
+        return self.weights * self._known_reach()[:, :, None, :]
+
+    def _known_reach(self) -> Floats:
+        if np.isnan(self.reach).any():
+            layers = np.flatnonzero(np.isnan(self.reach).any(axis=(1, 2))).tolist()
+            raise CourseError(
+                f"Expected layers in which weights times values enter the output projection, and layers {layers} do "
+                'more to them (a gate, compressed values), so looks cannot be weighted by values; use "mean".'
+            )
+        return self.reach
 
     def from_last(self, kind: str = "mean") -> Floats:
         """One score per token as the last position sees it, float32 `[token]`: attention read as an attribution.
@@ -121,7 +134,7 @@ class AttentionAnalysis:
         if kind not in ATTENTION_KINDS:
             raise CourseError(f"Expected a kind of attention ({', '.join(ATTENTION_KINDS)}), got {kind!r}.")
         if kind == "value_weighted":
-            last: Floats = (self.weights[:, :, -1] * self.reach).mean(axis=(0, 1))
+            last: Floats = (self.weights[:, :, -1] * self._known_reach()).mean(axis=(0, 1))
             return last
         shares: Floats = (self.mean if kind == "mean" else self.rollout())[-1]
         return shares

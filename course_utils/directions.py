@@ -84,7 +84,7 @@ def project_out(lm: LocalModel, direction: ArrayLike, layers: Iterable[int] | No
         return stream - (stream @ along)[..., None] * along
 
     chosen = range(lm.n_layers + 1) if layers is None else layers
-    with edit(lm, {("residual", layer): remove for layer in chosen}):
+    with edit(lm, {("residual", layer): remove for layer in chosen}, tokenwise=True):
         yield
 
 
@@ -120,7 +120,7 @@ def steer(
         moved[:, list(positions)] += push.to(stream)
         return moved
 
-    with edit(lm, {("residual", layer): add}):
+    with edit(lm, {("residual", layer): add}, tokenwise=positions is None):
         yield
 
 

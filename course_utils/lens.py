@@ -5,19 +5,21 @@ The residual stream is a sum of what the embedding, the heads and the MLPs write
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ._arrays import Floats, floats
-from .engine.interventions import run_once
+from ._arrays import Floats, floats, precise
+from .engine.blocks import added, check_adds, check_restart, ending, frozen, normed
+from .engine.interventions import Run, check_chain, run_once
 from .engine.metrics import contrast_ids, single_token
+from .engine.premises import close
 from .errors import CourseError
-from .hooks import added_by, find_parts, written_by_heads
+from .hooks import find_parts, written_by_heads
 from .models import LocalModel
 from .plots import WIDE, axes_of, plot_layers, style
 from .prompts import Prompt, token_strings
@@ -57,27 +59,34 @@ class LogitLens:
 
 @torch.no_grad()
 def logit_lens(lm: LocalModel, prompt: Prompt, *, contrast: tuple[str, str] | None = None) -> LogitLens:
-    """Read the residual stream at every layer and token with the model's own final norm and unembedding.
+    """Read the residual stream at every layer and token with what the model runs after its last layer.
 
-    The lens is sharp only where a layer already writes in the output's terms (nostalgebraist 2020).
+    That is its final norm and unembedding, with whatever it does to the logits. The lens is sharp only where a layer
+    already writes in the output's terms (nostalgebraist 2020).
 
     Args:
         lm: the model.
         prompt: what it reads.
         contrast: two single tokens; the lens then also gives the logit of the first minus that of the second.
 
+    Raises:
+        CourseError: a model whose layers hand on more than one stream, or whose output is not read off it.
+
     >>> logit_lens(lm, prompt, contrast=("I", "Sure")).contrast.shape == (31, len(prompt))
     True
     """
-    parts, pair = find_parts(lm), None if contrast is None else contrast_ids(lm, prompt, contrast)
+    check_chain(lm)
+    pair = None if contrast is None else contrast_ids(lm, prompt, contrast)
     predictions, probability, differences = [], [], []
-    for stream in run_once(lm, prompt.input_ids[0]).residual:
-        logits = parts.unembedding(parts.final_norm(stream)).float()  # [token, vocabulary]
+    base = run_once(lm, prompt.input_ids[0])
+    for stream in base.residual:
+        logits = precise(ending(lm, base, stream))  # [token, vocabulary]
         best = logits.argmax(dim=-1)
         predictions.append(token_strings(lm.tokenizer, best.tolist()))
         probability.append((logits.gather(1, best[:, None])[:, 0] - logits.logsumexp(dim=-1)).exp())
         if pair:
             differences.append(logits[:, pair[0]] - logits[:, pair[1]])
+    _check_last(lm, logits, base)
     return LogitLens(
         predictions=predictions,
         probability=floats(torch.stack(probability)),
@@ -150,30 +159,27 @@ def direct_logit_attribution(
     >>> abs(d.total - d.value) < 1e-2
     True
     """
+    check_adds(lm)
+    check_restart(lm)
     parts = find_parts(lm)
     wanted, ids = _direction(lm, prompt, target, contrast)
     kinds = ("attention", "mlp", "heads")
     base = run_once(lm, prompt.input_ids[0], sites=[(kind, layer) for kind in kinds for layer in range(lm.n_layers)])
-    last = {kind: [base.seen[kind, layer][-1] for layer in range(lm.n_layers)] for kind in kinds}
-    towards = _frozen(parts.final_norm, base.residual[-1][-1])
-    bias = getattr(parts.unembedding, "bias", None)
+    towards, bias = frozen(lm, lambda rows: normed(lm, base, rows), base.residual[-1][-1])
+    factor, constant = _read_off(lm, base, wanted, ids)
 
     def direct(part: Tensor) -> Tensor:
-        return towards(part) @ wanted
+        return factor * (towards(part) @ wanted)
 
     attention, mlps, heads = [], [], []
     for layer in range(lm.n_layers):
-        norms = added_by(parts.layers[layer])
-        after = [_frozen(norm, last[kind][layer]) for norm, kind in zip(norms, kinds, strict=False)]
-        written = [norm(last[kind][layer]) for norm, kind in zip(norms, kinds, strict=False)]
-        _check_sum(lm, base.residual[layer + 1][-1] - base.residual[layer][-1], sum(written))
-        attention.append(direct(written[0]))
-        mlps.append(direct(written[1]))
-        heads.append(direct(after[0](written_by_heads(lm, parts.out_projection[layer], last["heads"][layer]))))
-    zero = torch.zeros_like(base.residual[-1][-1])
-    norm_bias = getattr(parts.final_norm, "bias", None)
-    constant = (zero if norm_bias is None else norm_bias) @ wanted
-    constant = constant if bias is None else constant + bias[ids[0]] - (bias[ids[1]] if len(ids) > 1 else 0)
+        blocks, mixed = base.seen["attention", layer], base.seen["heads", layer][-1]
+        through, _ = frozen(lm, partial(_added_last, lm, base, layer), blocks[-1])
+        before, after = base.residual[layer][-1], base.residual[layer + 1][-1]
+        written = added(lm, base, layer, blocks[None])[0, -1]
+        attention.append(direct(written))
+        mlps.append(direct(after - before - written))
+        heads.append(direct(through(written_by_heads(lm, parts.out_projection[layer], mixed))))
     logits = base.logits[-1]
     return DirectAttribution(
         value=float(logits[ids[0]] - (logits[ids[1]] if len(ids) > 1 else 0)),
@@ -181,9 +187,33 @@ def direct_logit_attribution(
         attention=floats(torch.stack(attention)),
         heads=floats(torch.stack(heads)),
         mlps=floats(torch.stack(mlps)),
-        constant=float(constant),
+        constant=float(factor * (bias @ wanted) + constant),
         label=" − ".join(token_strings(lm.tokenizer, ids)),
     )
+
+
+def _added_last(lm: LocalModel, base: Run, layer: int, rows: Tensor) -> Tensor:
+    """What the attention of a layer adds at the last token if it gives out some vectors there, `[row, d_model]`."""
+    blocks = base.seen["attention", layer].expand(len(rows), -1, -1).clone()
+    blocks[:, -1] = rows
+    return added(lm, base, layer, blocks)[:, -1]
+
+
+def _read_off(lm: LocalModel, base: Run, wanted: Tensor, ids: list[int]) -> tuple[float, Tensor]:
+    """The factor between what the unembedding gives and the logit (Granite divides it), and what is added after it."""
+    entering = normed(lm, base, base.residual[-1][-1:])[0]
+    head = lm.model.get_output_embeddings()
+    raw, logits = head(entering), base.logits[-1]
+    factor = float((raw @ logits) / (raw @ raw))
+    if not close(factor * raw, logits):
+        raise CourseError(
+            f"{type(lm.model).__name__} bends its logits after the unembedding (a soft cap?), so they are no sum of "
+            "parts; use logit_lens."
+        )
+    bias = getattr(head, "bias", None)
+    if bias is None:
+        return factor, torch.zeros((), device=lm.device)
+    return factor, factor * (bias[ids[0]] - (bias[ids[1]] if len(ids) > 1 else 0))
 
 
 def _direction(
@@ -200,24 +230,10 @@ def _direction(
     return weight[one], [one]
 
 
-def _frozen(norm: Any, at: Tensor) -> Callable[[Tensor], Tensor]:
-    """A norm with its scale (and its centre's removal) fixed at what one vector gives, without its bias: linear."""
-    if isinstance(norm, nn.Identity):
-        return lambda part: part
-    if "LayerNorm" in type(norm).__name__:
-        scale = (at.var(unbiased=False) + norm.eps).rsqrt()
-        return lambda part: (part - part.mean(dim=-1, keepdim=True)) * scale * norm.weight
-    gain = norm(torch.full_like(at, 1e3))  # what an RMS norm makes of equal numbers
-    scaled = at * gain
-    scale = (norm(at) @ scaled) / (scaled @ scaled)
-    if not torch.allclose(scaled * scale, norm(at), rtol=1e-3, atol=1e-3 * float(norm(at).abs().max())):
-        raise CourseError(f"Expected a layer norm or an RMS norm, got {type(norm).__name__}, which is not supported.")
-    return lambda part: part * gain * scale
-
-
-def _check_sum(lm: LocalModel, added: Tensor, written: Any) -> None:
-    if not torch.allclose(added, written, rtol=1e-3, atol=1e-3 * float(added.abs().max())):
+def _check_last(lm: LocalModel, logits: Tensor, base: Run) -> None:
+    """Raise unless what is read off the last layer is the model's own output."""
+    if not close(logits[-1].to(base.logits), base.logits[-1]):
         raise CourseError(
-            f"Expected each layer to add its attention and its MLP to the stream; {type(lm.model).__name__} adds "
-            "something else, so its logits cannot be split this way."
+            f"Expected a model whose output is read off its last layer, and {type(lm.model).__name__} computes it from "
+            "more than that; the logit lens is not right for it."
         )

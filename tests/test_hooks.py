@@ -117,10 +117,11 @@ def test_a_wrong_site_is_named_with_what_was_expected(tiny, site, said):
 
 
 def test_an_architecture_without_the_part_is_named():
-    from transformers import OPTConfig, OPTForCausalLM
+    from transformers import MambaConfig, MambaForCausalLM
 
     from course_utils.models import LocalModel
 
-    config = OPTConfig(vocab_size=97, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, ffn_dim=40)
-    with pytest.raises(CourseError, match="OPTDecoderLayer has no MLP"):
-        find_parts(LocalModel("opt", OPTForCausalLM(config), None))
+    parts = find_parts(LocalModel("mamba", MambaForCausalLM(MambaConfig(hidden_size=24, num_hidden_layers=2)), None))
+    with pytest.raises(CourseError, match="MambaBlock has no MLP in layer 0"):
+        _ = parts.mlp
+    assert len(parts.layers) == len(parts.mixers) == 2

@@ -18,7 +18,8 @@ from ..hooks import Edit, Site, edit
 from ..models import LocalModel
 from ..prompts import Prompt
 from .packing import pack
-from .prefix_sharing import BATCH_TOKENS, can_share, unembed_only
+from .prefix_sharing import BATCH_TOKENS
+from .premises import check_finite, check_model, close, disturbed, holds, logits_at, plain_logits, random_ids
 
 
 def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position: int = -1) -> Floats:
@@ -83,8 +84,7 @@ def score_last(lm: LocalModel, sequences: Sequence[Sequence[int]], score: Callab
     """
     found: dict[tuple[int, ...], Tensor] = {}
     for batch in passes(lm, sorted({tuple(sequence) for sequence in sequences})):
-        with unembed_only(lm, batch.rows, batch.tokens):
-            logits = lm.model(**batch.inputs).logits[0]  # [sequence, vocabulary]
+        logits = check_finite(lm, logits_at(lm, batch.rows, batch.tokens, **batch.inputs))  # [sequence, vocabulary]
         found.update(zip(batch.sequences, score(precise(logits)).cpu(), strict=True))
     return torch.stack([found[tuple(sequence)] for sequence in sequences])
 
@@ -113,7 +113,8 @@ def passes(lm: LocalModel, sequences: list[tuple[int, ...]]) -> Iterator[Pass]:
     >>> [batch.inputs["input_ids"].tolist() for batch in passes(lm, [(5, 6, 7), (5, 6, 8)])]
     [[[5, 6, 7, 8]]]
     """
-    if can_share(lm, max(map(len, sequences))):
+    check_model(lm)
+    if can_pack(lm, max(map(len, sequences))):
         for some in _of_batch_size(sequences):
             packed = pack([list(sequence) for sequence in some], lm.device)
             tokens = torch.tensor([places[-1] for places in packed.places])
@@ -124,6 +125,27 @@ def passes(lm: LocalModel, sequences: list[tuple[int, ...]]) -> Iterator[Pass]:
         for some in (alike[i : i + most] for i in range(0, len(alike), most)):
             inputs = {"input_ids": torch.tensor(some, device=lm.device), "use_cache": False}
             yield Pass(some, inputs, torch.arange(len(some)), torch.full((len(some),), length - 1))
+
+
+def can_pack(lm: LocalModel, length: int) -> bool:
+    """Whether sequences up to a length, packed into one row, give what they give each in a pass of its own.
+
+    >>> can_pack(lm, 100)
+    True
+    """
+    return not disturbed(lm) and holds(lm, "packing", lambda longer: _packs(lm, longer), length)
+
+
+def _packs(lm: LocalModel, length: int) -> bool:
+    """Whether three sequences do: one, another with half of it in common, and a short one of its own."""
+    ids = random_ids(lm, 2 * length).tolist()
+    half = length // 2
+    sequences = [ids[:length], ids[:half] + ids[length : length + half], ids[-half:]]
+    packed = pack(sequences, lm.device)
+    tokens = torch.tensor([places[-1] for places in packed.places])
+    together = logits_at(lm, torch.zeros_like(tokens), tokens, **packed.inputs(lm.model.dtype))
+    each = [plain_logits(lm, torch.tensor([one], device=lm.device))[0, -1] for one in sequences]
+    return close(together, torch.stack(each))
 
 
 def _of_batch_size(sequences: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:

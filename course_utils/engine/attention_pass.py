@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from .._arrays import precise
 from ..errors import CourseError
-from ..hooks import find_parts
+from ..hooks import Site, find_parts, record
 from ..loading.devices import free_memory
 from ..loading.stored_keys import cache_name
 from ..models import LocalModel
+from .premises import check_finite, check_model, close, holds, plain_logits, random_ids
 
 _EAGER = "eager_attention_forward"  # what transformers calls the attention written out in plain torch
 
@@ -26,11 +27,18 @@ def observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Weights `[layer, head, query, key]` and reach `[layer, head, key]` of one pass."""
     from transformers import DynamicCache
 
-    parts = find_parts(lm)  # names an architecture that has layers without attention
+    check_model(lm)
+    projections = find_parts(lm).out_projection  # names an architecture that has layers without attention
     _check_memory(lm, input_ids.shape[1])
+    if not holds(lm, "attention written out", lambda length: _same_written_out(lm, length)):
+        raise CourseError(
+            f"{type(lm.model).__name__} gives another output when its attention is written out, so its weights would "
+            "be those of another model; choose one whose layers all have ordinary attention."
+        )
+    sites: list[Site] = [("heads", layer) for layer in range(lm.n_layers)]
     everything = DynamicCache()  # the model's own would drop what has left a sliding window
-    with written_out(lm):
-        output = lm.model(input_ids=input_ids, **{cache_name(): everything}, output_attentions=True, logits_to_keep=1)
+    with written_out(lm), record(lm, sites) as seen:
+        output = lm.model(input_ids=input_ids, **{cache_name(): everything}, output_attentions=True)
     weights, values = getattr(output, "attentions", None) or (), [layer.values for layer in everything.layers]
     if not len(weights) == len(values) == lm.n_layers or any(w is None for w in weights):
         raise CourseError(
@@ -38,9 +46,16 @@ def observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
             "choose a model whose layers all have ordinary attention."
         )
     stacked = torch.stack([precise(layer[0].cpu()) for layer in weights])  # [layer, head, query, key]
-    _check_finite(lm, stacked)
-    reach = [_reach(lm, v[0], out) for v, out in zip(values, parts.out_projection, strict=True)]
+    check_finite(lm, stacked)
+    reach = [_reach(*some) for some in zip(stacked, values, [seen[s] for s in sites], projections, strict=True)]
     return stacked, torch.stack(reach)
+
+
+def _same_written_out(lm: LocalModel, length: int) -> bool:
+    ids = random_ids(lm, length)[None]
+    with written_out(lm):
+        logits = plain_logits(lm, ids)
+    return close(logits, plain_logits(lm, ids))
 
 
 @torch.no_grad()
@@ -48,12 +63,13 @@ def head_parts(
     lm: LocalModel, input_ids: Tensor, layer: int, head: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
     """Queries and keys `[token, d_head]`, scores and weights `[query, key]` of one head, and what scales the scores."""
+    check_model(lm)
     with written_out(lm), _recorded(lm, find_parts(lm).attention[layer]) as seen:
         lm.model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
     if not seen:
         raise _no_detail(lm)
     query, key, weights = (precise(seen[name][0].cpu()) for name in ("query", "key", "weights"))  # [head, token, ...]
-    _check_finite(lm, weights)
+    check_finite(lm, weights)
     queries, keys = query[head], key[head // (len(query) // len(key))]  # a group of query heads shares a key head
     scaling = seen.get("scaling") or queries.shape[-1] ** -0.5
     scores = _masked(_capped(queries @ keys.T * scaling, seen.get("softcap")), seen["attention_mask"])
@@ -122,14 +138,28 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
     return scores.masked_fill(forbidden, -torch.inf)
 
 
-def _reach(lm: LocalModel, values: Tensor, projection: nn.Module) -> Tensor:
-    """|v W_O| for each head of a layer, `[head, key]`, from its values `[kv_head, key, d_head]`."""
+def _reach(weights: Tensor, values: Tensor, mixed: Tensor, projection: nn.Module) -> Tensor:
+    """|v W_O| for each head of a layer, `[head, key]`; NaN where weights times values are not what enters W_O.
+
+    Args:
+        weights: `[head, query, key]`.
+        values: as the layer keeps them, `[1, kv_head, key, d_head]`.
+        mixed: what enters the output projection, `[1, token, head * d_head]`.
+        projection: the output projection.
+    """
+    n_heads, n_tokens = len(weights), weights.shape[-1]
     weight = precise(cast(Tensor, projection.weight).cpu())
     weight = weight if isinstance(projection, nn.Linear) else weight.T  # [d_model, head * d_head]; GPT-2's is turned
-    by_head = weight.reshape(len(weight), lm.n_heads, -1)  # [d_model, head, d_head]
-    shared = precise(values.cpu()).repeat_interleave(lm.n_heads // len(values), dim=0)  # query head h reads h // group
-    if shared.shape[-1] != by_head.shape[-1]:
-        raise CourseError(f"{type(lm.model).__name__} keeps its values compressed, which is not supported here.")
+    try:
+        shared = precise(values[0].cpu()).repeat_interleave(
+            n_heads // values.shape[1], dim=0
+        )  # head h reads h // group
+        looked = (weights @ shared).transpose(0, 1).flatten(1)  # [query, head * d_head]
+        if not close(looked, precise(mixed[0].cpu())):
+            raise ValueError("values are gated, compressed or shared between layers")
+    except (RuntimeError, ValueError, IndexError, ZeroDivisionError):
+        return torch.full((n_heads, n_tokens), torch.nan, dtype=weights.dtype)
+    by_head = weight.reshape(len(weight), n_heads, -1)  # [d_model, head, d_head]
     reach: Tensor = torch.linalg.vector_norm(torch.einsum("hkd,mhd->hkm", shared, by_head), dim=-1)
     return reach
 
@@ -140,12 +170,4 @@ def _check_memory(lm: LocalModel, n_tokens: int) -> None:
         raise CourseError(
             f"Expected a prompt whose attention fits into memory, got {n_tokens:,} tokens, which need "
             f"{needed / 1e9:.0f} GB, and {free / 1e9:.0f} GB are free; shorten the text."
-        )
-
-
-def _check_finite(lm: LocalModel, weights: Tensor) -> None:
-    if not weights.isfinite().all():
-        raise CourseError(
-            f"{lm.name} gives attention weights that are not finite numbers; its weights are broken, or too large for "
-            'its precision: load it with dtype="float32".'
         )

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CourseError
-from ..hooks import Edit, Site, module_at
+from ..hooks import Edit, Site, head_size, module_at
 from ..models import LocalModel
-from .interventions import Run, run_once
+from .blocks import check_adds
+from .interventions import Run, check_chain, run_once
 
 ABLATION_KINDS = ("zero", "mean", "resample")
 SITES = {"heads": "heads", "mlps": "mlp", "neurons": "neurons", "layers": "residual"}
@@ -74,7 +75,7 @@ def channels(lm: LocalModel, component: Component, width: int) -> slice:
     """The columns at its site that are a component's own."""
     if component.number is None:
         return slice(None)
-    size = width // lm.n_heads if component.over == "heads" else 1
+    size = head_size(lm, width) if component.over == "heads" else 1
     return slice(component.number * size, (component.number + 1) * size)
 
 
@@ -100,6 +101,10 @@ def ablation_values(
     """What comes in the place of components at some sites: `[token, width]`, or a plain zero."""
     if kind not in ABLATION_KINDS:
         raise CourseError(f"Expected a kind of ablation ({', '.join(ABLATION_KINDS)}), got {kind!r}.")
+    if any(site[0] == "mlp" for site in sites):
+        check_adds(lm)
+    if any(site[0] == "residual" for site in sites):
+        check_chain(lm)
     if kind == "zero":
         return {site: torch.zeros(1, 1, device=lm.device) for site in sites}
     if not reference:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from .._arrays import precise
 from .._progress import progress
+from ..errors import CourseError
 from ..loading.devices import free_memory
 from ..models import LocalModel
 from .metrics import Metric
-from .prefix_sharing import BATCH_TOKENS, BUDGET, unembed_only
+from .prefix_sharing import BATCH_TOKENS, BUDGET, WIDE
+from .premises import another, check_finite, check_model, close, holds, logits_at, plain_logits, random_ids
 
 
 class Gradients(NamedTuple):
@@ -41,6 +43,7 @@ def gradient_x_input(lm: LocalModel, metric: Metric, n_tokens: int) -> Gradients
     >>> gradient_x_input(lm, metric, len(prompt)).scores.shape == (1, len(prompt))
     True
     """
+    check_embedding(lm)
     embedded = _embed(lm, metric.ids)
     values, slopes = _slopes(lm, metric, embedded[None], torch.ones(1, device=lm.device))
     return Gradients((slopes * embedded).sum(dim=-1)[:, :n_tokens], values[0], torch.zeros_like(values[0]))
@@ -65,6 +68,7 @@ def integrated_gradients(
     >>> integrated_gradients(lm, metric, len(prompt), steps=2).scores.shape == (1, len(prompt))
     True
     """
+    check_embedding(lm)
     embedded = _embed(lm, metric.ids)
     start = embedded.clone()
     start[:n_tokens] = 0 if replacement is None else _embed(lm, metric.ids.new_tensor([replacement]))
@@ -87,6 +91,28 @@ def integrated_gradients(
     return Gradients((total * way).sum(dim=-1)[:, :n_tokens], value, baseline)
 
 
+def check_embedding(lm: LocalModel) -> None:
+    """Raise unless all that a model knows of its tokens comes by way of its embedding, whose gradients are asked for.
+
+    Raises:
+        CourseError: the model is no decoder, or looks its tokens up a second time (Gemma 3n's layers do).
+    """
+    check_model(lm)
+    if not holds(lm, "one embedding", lambda length: _embeds_once(lm, length)):
+        raise CourseError(
+            f"{type(lm.model).__name__} reads its tokens by another way than its embedding alone, so gradients there "
+            'would leave a part out; use method="occlusion".'
+        )
+
+
+def _embeds_once(lm: LocalModel, length: int) -> bool:
+    ids = random_ids(lm, length)
+    others = another(lm, ids)
+    ends = torch.arange(length, device=ids.device)
+    found = _logits_of(lm, ids, _embed(lm, others)[None], torch.zeros_like(ends), ends)
+    return close(found, plain_logits(lm, others[None])[0])
+
+
 def _embed(lm: LocalModel, ids: Tensor) -> Tensor:
     with torch.no_grad():
         embedded: Tensor = lm.model.get_input_embeddings()(ids[None])[0]
@@ -98,14 +124,18 @@ def _outputs(lm: LocalModel, metric: Metric, rows: Tensor) -> Tensor:
     n_rows, n_tokens, _ = rows.shape
     row = torch.arange(n_rows, device=rows.device).repeat_interleave(metric.keep)
     token = torch.arange(n_tokens - metric.keep, n_tokens, device=rows.device).repeat(n_rows)
-    hook = lm.model.get_input_embeddings().register_forward_hook(lambda module, args, output: rows)
-    try:
-        with unembed_only(lm, row, token):
-            logits = lm.model(input_ids=metric.ids.expand(n_rows, -1), use_cache=False).logits
-    finally:
-        hook.remove()
+    logits = _logits_of(lm, metric.ids, rows, row, token)
     logits = logits.view(n_rows, metric.keep, -1)
     return metric.score(precise(logits))
+
+
+def _logits_of(lm: LocalModel, ids: Tensor, embedded: Tensor, row: Tensor, token: Tensor) -> Tensor:
+    """Logits `[scored, vocabulary]` of an input whose embeddings `[row, token, d_model]` are given."""
+    hook = lm.model.get_input_embeddings().register_forward_hook(lambda module, args, output: embedded)
+    try:
+        return logits_at(lm, row, token, input_ids=ids.expand(len(embedded), -1), use_cache=False)
+    finally:
+        hook.remove()
 
 
 def _slopes(lm: LocalModel, metric: Metric, rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,13 +146,13 @@ def _slopes(lm: LocalModel, metric: Metric, rows: Tensor, shares: Tensor) -> tup
         summed = (shares[:, None] * values).sum(dim=0)  # [output]
         last = len(summed) - 1
         slopes = [torch.autograd.grad(one, rows, retain_graph=k < last)[0].sum(dim=0) for k, one in enumerate(summed)]
-    return values.detach(), torch.stack(slopes)
+    return values.detach(), check_finite(lm, torch.stack(slopes))
 
 
 def _rows_with_gradients(lm: LocalModel, n_tokens: int) -> int:
     """How many rows fit into one batch: backward, every layer's activations are kept."""
-    config, weight = lm.config, lm.model.get_input_embeddings().weight
-    wide = getattr(config, "intermediate_size", None) or 4 * lm.d_model
-    per_token = lm.n_layers * (10 * lm.d_model + 4 * wide + lm.n_heads * n_tokens)
+    weight = lm.model.get_input_embeddings().weight
+    heads = getattr(lm.config, "num_attention_heads", 1)  # a model without attention has none
+    per_token = lm.n_layers * ((10 + 4 * WIDE) * lm.d_model + heads * n_tokens)
     fits = min(BUDGET, free_memory(weight.device.type) / 4) // (n_tokens * per_token * weight.element_size())
     return max(1, min(BATCH_TOKENS // n_tokens, int(fits)))

@@ -2,7 +2,8 @@
 
 What an edit at layer l and token t leaves alone is every layer below l and every token before t. So the first run keeps
 the residual stream that enters each layer, and the keys and values; an edited run starts at layer l, from token t on.
-Edited runs of one layer are packed into batches like the variants of an input (see `prefix_sharing`).
+Edited runs of one layer are packed into batches like the variants of an input (see `prefix_sharing`). A model on which
+a run from the middle doesn't give what a whole one gives (its layers share more than the stream) is run from the start.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor
 
 from .._arrays import precise
+from ..errors import CourseError
 from ..hooks import Edit, Site, edit, find_parts, record, skip_layers
 from ..models import LocalModel
 from .prefix_sharing import Batch, Prefix, batches, fill_rows, lay_out, rows_in_budget, run_base, run_batch
+from .premises import another, check_finite, check_model, close, holds, plain_logits, random_ids
 
 Intervention = Callable[[int, Tensor], Tensor]
 
@@ -74,11 +77,18 @@ def run_once(lm: LocalModel, ids: Tensor, *, keep: int = 1, sites: Iterable[Site
     >>> run_once(lm, ids).residual[30].shape == (len(ids), 576)
     True
     """
+    check_model(lm)
     streams: list[Site] = [("residual", layer) for layer in range(lm.n_layers + 1)]
     begun = time.perf_counter()
     with _count_outputs(lm) as counted, record(lm, [*streams, *sites]) as seen:
         logits, prefix = run_base(lm, ids, keep, len(ids))
     seconds = time.perf_counter() - begun
+    for site, activation in seen.items():
+        if activation.dim() != 3 or activation.shape[:2] != (1, len(ids)):
+            raise CourseError(
+                f"Expected what flows through {site[0]} of layer {site[1]} as [batch, token, width], got "
+                f"{list(activation.shape)}; {type(lm.model).__name__} is not supported there."
+            )
     residual = [seen.pop(site)[0] for site in streams]
     others = {site: activation[0] for site, activation in seen.items()}
     return Run(ids, logits, residual, others, prefix, counted[0] - 1, seconds)
@@ -92,6 +102,7 @@ def _count_outputs(lm: LocalModel) -> Iterator[list[int]]:
     def count(module: Any, args: Any, output: Any) -> None:
         counted.append(len(output) if isinstance(output, tuple) else 1)
 
+    count.tokenwise = True  # type: ignore[attr-defined]
     hook = find_parts(lm).layers[0].register_forward_hook(count)
     try:
         yield counted
@@ -129,6 +140,22 @@ def score_edits(
     >>> score_edits(lm, run_once(lm, ids), ("mlp", 3), [0], lambda i, was: 0 * was, score=everything).shape
     torch.Size([1, 49152])
     """
+    first = site[1] if can_restart(lm) else 0
+    return _score_edits(lm, base, site, starts, change, score=score, bar=bar, first=first)
+
+
+def _score_edits(
+    lm: LocalModel,
+    base: Run,
+    site: Site,
+    starts: list[int],
+    change: Intervention,
+    *,
+    score: Callable[[Tensor], Tensor],
+    bar: Any = None,
+    first: int,
+) -> Tensor:
+    """The same, of runs that begin at some layer."""
     length, keep = len(base.ids), base.keep
     starts = [min(start, length - keep) if base.prefix else 0 for start in starts]
     where = torch.arange(length, device=base.ids.device).expand(len(starts), -1)
@@ -142,14 +169,90 @@ def score_edits(
                 new[row, tokens] = change(index, activation[row, tokens])
             return new
 
-        entering = base.residual[site[1]][batch.ids]  # [row, token, d_model]: what is laid out are places in the input
-        with skip_layers(lm, site[1], base.beside), edit(lm, _edits(site, entering, changed)):
-            edited = run_batch(lm, base.prefix, batch, inputs_embeds=entering)
+        entering = base.residual[first][batch.ids]  # [row, token, d_model]: what is laid out are places in the input
+        edits = _edits(site, entering, changed) if first else {site: changed}
+        with skip_layers(lm, first, base.beside), edit(lm, edits):
+            edited = run_batch(lm, base.prefix, batch, input_ids=base.ids[batch.ids])
         for index, logits in zip(batch.variants, edited, strict=True):
             scores[index] = score(precise(logits[None]))[0]
         if bar is not None:
             bar.update(len(batch.variants))
-    return torch.stack(scores).cpu()
+    return check_finite(lm, torch.stack(scores)).cpu()
+
+
+def can_restart(lm: LocalModel) -> bool:
+    """Whether a run that begins in the middle, with what enters a layer, gives what a whole one gives; tried once.
+
+    >>> can_restart(lm)
+    True
+    """
+    return holds(lm, "restart", lambda length: _restarts(lm, length))
+
+
+def _restarts(lm: LocalModel, length: int) -> bool:
+    base, end = run_once(lm, random_ids(lm, length)), length - 2
+    for layer in {1, lm.n_layers // 2, lm.n_layers - 1, lm.n_layers}:
+        site = ("residual", layer)
+        found = _score_edits(lm, base, site, [end], lambda _, was: was, score=lambda x: x.flatten(1), first=layer)
+        if not close(found.to(base.logits), base.logits[-1:]):
+            return False
+    return True
+
+
+def check_chain(lm: LocalModel) -> None:
+    """Raise unless each layer gets what the one before it gives out, as one stream `[batch, token, d_model]`.
+
+    Raises:
+        CourseError: a model with more streams than one, or with something between its layers.
+    """
+    if not holds(lm, "chain", lambda length: _chains(lm, length)):
+        raise CourseError(
+            f"Expected layers that hand one residual stream from each to the next, and {type(lm.model).__name__} has "
+            "more than that between its layers; this method is not right for it."
+        )
+
+
+def _chains(lm: LocalModel, length: int) -> bool:
+    given: list[Tensor] = []
+    taken: list[Tensor] = []
+
+    def keep(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        taken.append(args[0] if args else next(iter(kwargs.values())))
+        given.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.register_forward_hook(keep, with_kwargs=True) for layer in find_parts(lm).layers]
+    try:
+        plain_logits(lm, random_ids(lm, length)[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    whole = all(one.shape == (1, length, lm.d_model) for one in given) and len(given) == lm.n_layers
+    return whole and all(close(out, into) for out, into in zip(given, taken[1:], strict=False))
+
+
+def check_stream(lm: LocalModel) -> None:
+    """Raise unless the residual stream carries all that a layer knows: with another input's, the output is that one's.
+
+    Raises:
+        CourseError: a model whose layers look at the tokens, or at each other, past the stream.
+    """
+    check_chain(lm)
+    if not holds(lm, "stream", lambda length: _carries(lm, length)):
+        raise CourseError(
+            f"Expected a residual stream that carries all there is from layer to layer, and the layers of "
+            f"{type(lm.model).__name__} get something past it; this method is not right for it."
+        )
+
+
+def _carries(lm: LocalModel, length: int) -> bool:
+    ids = random_ids(lm, length)
+    others = another(lm, ids)
+    source = run_once(lm, others)
+    for layer in {1, lm.n_layers // 2, lm.n_layers}:
+        with edit(lm, {("residual", layer): lambda _, layer=layer: source.residual[layer][None]}):
+            if not close(plain_logits(lm, ids[None])[0, -1:], source.logits):
+                return False
+    return True
 
 
 def _edits(site: Site, entering: Tensor, changed: Callable[[Tensor], Tensor]) -> dict[Site, Edit]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import CourseError
-from ..hooks import Edit, Site, added_by, edit, find_parts, skip_layers, written_by_heads
+from ..hooks import Edit, Site, edit, find_parts, written_by_heads
 from ..models import LocalModel
 from ..prompts import Prompt
-from .interventions import Intervention, Run, run_once, score_edits
+from .blocks import added, check_adds, check_restart, ending, run_layer
+from .interventions import Intervention, Run, check_stream, run_once, score_edits
 from .metrics import Metric, make_metric
 from .prefix_sharing import BATCH_TOKENS
 
@@ -65,6 +65,12 @@ def pair_of(
     if position is not None and not -len(clean) <= position < len(clean):
         raise CourseError(f"Expected a position from {-len(clean)} to {len(clean) - 1}, got {position}.")
     at = None if position is None else position % len(clean)  # a target's tokens come after the prompt's
+    if over == "residual":
+        check_stream(lm)
+    elif over != "heads" or also:
+        check_adds(lm)
+    if also:
+        check_restart(lm)
     metrics = [make_metric(lm, prompt, target=target, contrast=contrast) for prompt in (clean, corrupted)]
     sites: list[Site] = [(kind, layer) for kind in {over, *also} - {"residual"} for layer in range(lm.n_layers)]
     runs = [run_once(lm, metric.ids, keep=metric.keep, sites=sites) for metric in metrics]
@@ -123,23 +129,19 @@ def gradients_at(lm: LocalModel, base: Run, metric: Metric, sites: list[Site]) -
 
 def head_deltas(lm: LocalModel, pair: Pair, layer: int) -> Tensor:
     """How what each head of a layer adds to the stream would change, `[head, token, d_model]`."""
-    parts = find_parts(lm)
     mixed = pair.source.seen["heads", layer] - pair.base.seen["heads", layer]
-    deltas = written_by_heads(lm, parts.out_projection[layer], mixed).transpose(0, 1)  # [head, token, d_model]
-    norm, block = added_by(parts.layers[layer])[0], pair.base.seen["attention", layer]
-    changed: Tensor = norm(block + deltas) - norm(block)
-    return changed
+    changes = written_by_heads(lm, find_parts(lm).out_projection[layer], mixed).transpose(
+        0, 1
+    )  # [head, token, d_model]
+    block = pair.base.seen["attention", layer]
+    gained = added(lm, pair.base, layer, torch.cat([block[None], block + changes]))
+    return gained[1:] - gained[:1]
 
 
 def at_output(lm: LocalModel, pair: Pair, deltas: Tensor) -> Tensor:
     """The output with each change added to the last stream, `[head]`."""
-    parts = find_parts(lm)
     stream = pair.base.residual[-1][-1] + deltas[:, -1]  # [head, d_model]
-    return pair.metric.total(parts.unembedding(parts.final_norm(stream))[:, None]).cpu()
-
-
-class _Stop(Exception):
-    """Raised inside a pass when all that is wanted has been seen."""
+    return pair.metric.total(ending(lm, pair.base, stream)[:, None]).cpu()
 
 
 def through(lm: LocalModel, pair: Pair, deltas: Tensor, receiver: tuple[int, int]) -> Tensor:
@@ -161,14 +163,6 @@ def through(lm: LocalModel, pair: Pair, deltas: Tensor, receiver: tuple[int, int
 
 def _heads_given(lm: LocalModel, pair: Pair, layer: int, deltas: Tensor) -> Tensor:
     """What the heads of a layer give when changes are added to the stream that enters it, `[change, token, width]`."""
-    stream = pair.base.residual[layer] + deltas
     seen: list[Tensor] = []
-
-    def keep(activation: Tensor) -> Tensor:
-        seen.append(activation.detach().clone())
-        raise _Stop
-
-    edits: dict[Site, Edit] = {("residual", layer): lambda _: stream, ("heads", layer): keep}
-    with skip_layers(lm, layer, pair.base.beside), edit(lm, edits), suppress(_Stop):
-        lm.model(inputs_embeds=stream, use_cache=False)
+    run_layer(lm, pair.base, layer, pair.base.residual[layer] + deltas, {("heads", layer): seen.append})
     return seen[0]

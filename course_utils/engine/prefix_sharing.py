@@ -3,14 +3,14 @@
 Changing token i of a causal model leaves every position before i as it was. So the keys and values of the unchanged
 input are computed once, and of each variant only the *suffix* is run, from where it starts to differ. Suffixes are
 packed into rows of equal length, a long one with a short one, each behind a mask that shows it its own prefix and
-itself; so a batch holds no needless token. Logits are computed only where the reply is scored.
+itself; so a batch holds no needless token. Logits are computed only where the reply is scored. A model on which this
+does not give what its own passes give (a window, positions of its own) gets whole passes.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +22,14 @@ from transformers.cache_utils import DynamicLayer
 from .._arrays import precise
 from .._progress import progress
 from ..loading.devices import free_memory
-from ..loading.stored_keys import cache_in, cache_name
+from ..loading.stored_keys import cache_name
 from ..models import LocalModel
+from .premises import another, check_finite, check_model, close, disturbed, holds, logits_at, plain_logits, random_ids
 
 Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, both [1, head, token, d_head]
 Rows = list[list[int]]  # which variants share a row
 BATCH_TOKENS = 768  # tokens a batch aims at: enough to keep a processor's matrix units busy, few enough for its caches
+WIDE = 4  # how many times the stream's width an MLP has, about
 BUDGET = 1 << 30  # bytes that one batch may take, at most
 
 
@@ -77,7 +79,7 @@ def score_variants(
             ):
                 scores[index] = scored(logits_of_one)  # one by one, which a processor's cache holds
             bar.update(len(batch.variants))
-    return scored(logits).cpu(), torch.stack(scores).cpu()
+    return scored(logits).cpu(), check_finite(lm, torch.stack(scores)).cpu()
 
 
 def first_differences(base: Tensor, variants: Tensor) -> list[int]:
@@ -124,13 +126,9 @@ def batches(rows: Rows, width: int, most: int) -> Iterator[Rows]:
 
 def rows_in_budget(lm: LocalModel, n_tokens: int, keep: int) -> int:
     """How many rows of a length fit into one batch: into a quarter of the free memory, at most 1 GiB."""
-    config, weight = lm.config, lm.model.get_input_embeddings().weight
-    heads = getattr(config, "num_attention_heads", 1)  # a model without attention has none
-    head_size = getattr(config, "head_dim", None) or lm.d_model // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    wide = getattr(config, "intermediate_size", None) or 4 * lm.d_model
-    cached = 2 * 2 * lm.n_layers * kv_heads * head_size  # keys and values, of the prefix and of the row
-    per_token = cached + 3 * wide + 8 * lm.d_model + 2 * n_tokens  # and the mask
+    weight = lm.model.get_input_embeddings().weight
+    cached = 2 * 2 * lm.n_layers * lm.d_model  # keys and values, of the prefix and of the row
+    per_token = cached + (3 * WIDE + 8) * lm.d_model + 2 * n_tokens  # and the mask
     bytes_per_row = n_tokens * per_token * weight.element_size() + 3 * 4 * keep * weight.shape[0]
     return max(1, int(min(BUDGET, free_memory(weight.device.type) / 4) // bytes_per_row))
 
@@ -143,29 +141,47 @@ def run_base(lm: LocalModel, ids: Tensor, keep: int, length: int) -> tuple[Tenso
         ids: int64 `[token]`.
         keep: how many of the last positions get logits.
         length: of the variants, which may be longer.
+
+    Raises:
+        CourseError: the model is no decoder, or gives logits that are not finite.
     """
+    check_model(lm)
+    sharing = can_share(lm, max(len(ids), length))
+    logits, prefix = _run_sharing(lm, ids, keep) if sharing else (_run_whole(lm, ids, keep), [])
+    return check_finite(lm, logits), prefix
+
+
+def _run_whole(lm: LocalModel, ids: Tensor, keep: int) -> Tensor:
     ends = torch.arange(len(ids) - keep, len(ids), device=ids.device)
-    with unembed_only(lm, torch.zeros_like(ends), ends):
-        if not can_share(lm, max(len(ids), length)):
-            return lm.model(input_ids=ids[None], use_cache=False).logits[0], []
-        # a cache that is not told the model's configuration keeps every position, in sliding layers too
-        output = lm.model(input_ids=ids[None], **{cache_name(): DynamicCache()}, use_cache=True)
-    return output.logits[0], [(layer.keys, layer.values) for layer in cache_in(output).layers]
+    return logits_at(lm, torch.zeros_like(ends), ends, input_ids=ids[None], use_cache=False)
+
+
+def _run_sharing(lm: LocalModel, ids: Tensor, keep: int) -> tuple[Tensor, Prefix]:
+    ends = torch.arange(len(ids) - keep, len(ids), device=ids.device)
+    cache = DynamicCache()  # not told the model's configuration, it keeps every position, in sliding layers too
+    given = {cache_name(): cache, "use_cache": True}
+    logits = logits_at(lm, torch.zeros_like(ends), ends, input_ids=ids[None], **given)
+    return logits, [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def can_share(lm: LocalModel, length: int) -> bool:
-    """Whether a prefix can be shared: every layer sees all positions, and keeps them as keys and values.
+    """Whether packed suffixes of inputs up to a length give what whole passes give; tried once (see `premises`).
 
     >>> can_share(lm, 100)
     True
     """
-    config = lm.config
-    if getattr(lm.model, "_is_stateful", False) or getattr(config, "alibi", config.model_type in ("bloom", "mpt")):
-        return False
-    slides = {"sliding_attention"}  # an older configuration names no kinds of layers: any may have a window
-    kinds = set(getattr(config, "layer_types", None) or slides)
-    window = getattr(config, "sliding_window", None) or length
-    return kinds <= {"full_attention"} | (slides if window >= length else set())
+    return not disturbed(lm) and holds(lm, "prefix sharing", lambda longer: _shares(lm, longer), length)
+
+
+def _shares(lm: LocalModel, length: int) -> bool:
+    base, keep = random_ids(lm, length), min(2, length)
+    starts = [length // 2, (length + 1) // 2]
+    variants = base.repeat(2, 1)
+    variants[[0, 1], starts] = another(lm, base[starts])
+    whole = plain_logits(lm, torch.stack([base, *variants]))[:, -keep:]
+    logits, prefix = _run_sharing(lm, base, keep)
+    batch = lay_out(variants, starts, [[0, 1]], keep)
+    return close(logits, whole[0]) and close(run_batch(lm, prefix, batch, input_ids=batch.ids), whole[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,8 +241,7 @@ def run_batch(lm: LocalModel, prefix: Prefix, batch: Batch, **what: Tensor) -> T
         mask = torch.zeros(batch.seen.shape, dtype=dtype, device=batch.ids.device).masked_fill(~batch.seen, hidden)
         cache = _lent(prefix, batch.seen.shape[2] - batch.seen.shape[1], len(batch.ids))
         given = {"position_ids": batch.positions, "attention_mask": mask[:, None], cache_name(): cache}
-    with unembed_only(lm, *batch.scored):
-        logits: Tensor = lm.model(**what, **given).logits
+    logits = logits_at(lm, *batch.scored, **what, **given)
     return logits.view(len(batch.variants), -1, logits.shape[-1])
 
 
@@ -240,14 +255,3 @@ def _lent(prefix: Prefix, length: int, rows: int) -> DynamicCache:
         layer.values = values[:, :, :length].expand(rows, -1, -1, -1)
         cache.layers.append(layer)
     return cache
-
-
-@contextmanager
-def unembed_only(lm: LocalModel, rows: Tensor, positions: Tensor) -> Iterator[None]:
-    """Let only some positions through to the unembedding: logits come out as `[1, scored, vocabulary]`."""
-    head = lm.model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda module, args: (args[0][rows, positions][None],))
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -1,0 +1,150 @@
+"""What the parts of a layer add to the residual stream, seen from outside: by running the layer with a part changed.
+
+Nothing is assumed of what stands between a part and the stream (a norm, a multiplier, a gate): it is tried out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CourseError
+from ..hooks import Edit, Site, edit, find_parts, record, skip_layers
+from ..models import LocalModel
+from .interventions import Run, can_restart, check_chain
+from .premises import close, holds, plain_logits, random_ids
+
+Linear = Callable[[Tensor], Tensor]
+
+
+class _Stop(Exception):
+    """Raised inside a pass when all that is wanted has been seen."""
+
+
+def check_adds(lm: LocalModel) -> None:
+    """Raise unless layers add what their attention and their MLP give out to the stream, and nothing else.
+
+    Raises:
+        CourseError: a model whose layers norm the stream itself, or have other parts.
+    """
+    check_chain(lm)
+    if not holds(lm, "adds", lambda length: _adds(lm, length)):
+        raise CourseError(
+            f"Expected layers that add their attention and their MLP to the residual stream, and those of "
+            f"{type(lm.model).__name__} do something else with it; this method is not right for it."
+        )
+
+
+def _adds(lm: LocalModel, length: int) -> bool:
+    """With all of them silent, every layer hands on the stream as it is, also one of another size, which norms undo."""
+    streams: list[Site] = [("residual", layer) for layer in range(lm.n_layers + 1)]
+    silent: dict[Site, Edit] = {}
+    for kind in ("attention", "mlp"):
+        with suppress(CourseError), edit(lm, {(kind, 0): torch.zeros_like}):  # a state-space model has no MLP
+            silent |= {(kind, layer): torch.zeros_like for layer in range(lm.n_layers)}
+    others = [mixer.register_forward_hook(_nothing) for mixer in find_parts(lm).further_mixers]
+    try:
+        with edit(lm, {("residual", 0): lambda stream: 2 * stream, **silent}), record(lm, streams) as seen:
+            plain_logits(lm, random_ids(lm, length)[None])
+    finally:
+        for hook in others:
+            hook.remove()
+    return bool(silent) and all(close(seen[site], seen["residual", 0]) for site in streams)
+
+
+def _nothing(module: nn.Module, args: Any, output: Any) -> Any:
+    return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+
+
+def run_layer(lm: LocalModel, base: Run, layer: int, stream: Tensor, edits: dict[Site, Edit] | None = None) -> Tensor:
+    """What one layer alone makes of streams that enter it, `[row, token, d_model]`, with some of its sites edited."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        seen.append((output[0] if isinstance(output, tuple) else output).clone())
+        raise _Stop
+
+    start: dict[Site, Edit] = {("residual", layer): lambda _: stream.clone()}
+    with skip_layers(lm, layer, base.beside), edit(lm, {**start, **(edits or {})}):
+        hook = find_parts(lm).layers[layer].register_forward_hook(keep)
+        try:
+            with suppress(_Stop):
+                lm.model(input_ids=base.ids.expand(len(stream), -1), use_cache=False)
+        finally:
+            hook.remove()
+    return seen[0]
+
+
+def added(lm: LocalModel, base: Run, layer: int, attention: Tensor) -> Tensor:
+    """What a layer's attention adds to the stream when it gives out something, `[row, token, d_model]` for both."""
+    stream = base.residual[layer].expand(len(attention), -1, -1)
+    silent: Edit = torch.zeros_like
+    edits: dict[Site, Edit] = {("attention", layer): lambda _: attention, ("mlp", layer): silent}
+    return run_layer(lm, base, layer, stream, edits) - stream
+
+
+def check_restart(lm: LocalModel) -> None:
+    """Raise unless a single layer can be run by itself."""
+    if not can_restart(lm):
+        raise CourseError(
+            f"Expected layers that can be run by themselves, and those of {type(lm.model).__name__} share more than "
+            "the residual stream; this method is not right for it."
+        )
+
+
+def ending(lm: LocalModel, base: Run, stream: Tensor) -> Tensor:
+    """Logits `[token, vocabulary]` of what comes out of the last layer, `[token, d_model]`, by all that comes after."""
+    last: Site = ("residual", lm.n_layers)
+    ids = base.ids[:1].expand(1, len(stream))
+    with skip_layers(lm, lm.n_layers, base.beside), edit(lm, {last: lambda _: stream[None]}):
+        logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits[0]
+    return logits
+
+
+def normed(lm: LocalModel, base: Run, stream: Tensor) -> Tensor:
+    """What enters the unembedding for what comes out of the last layer, both `[token, d_model]`."""
+    seen: list[Tensor] = []
+    hook = lm.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0][0]))
+    try:
+        ending(lm, base, stream)
+    finally:
+        hook.remove()
+    return seen[0]
+
+
+def frozen(lm: LocalModel, norm: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Linear, Tensor]:
+    """A norm (or a multiplier) with its scale fixed at what one vector gives: a linear function, and its bias.
+
+    It is found by trying: y = (x - mean(x) or x) * weight * scale + bias, with `weight` from a vector of equal sizes.
+
+    Args:
+        lm: the model.
+        norm: maps vectors `[row, d_model]` to vectors `[row, d_model]`.
+        at: the vector, `[d_model]`.
+
+    Raises:
+        CourseError: it is nothing of the kind.
+    """
+    size = at.norm() / len(at) ** 0.5
+    signs = torch.ones_like(at)
+    signs[1::2] = -1
+    signs = (signs - signs.mean()) * size
+    out, bias, of_signs, of_equal = norm(torch.stack([at, 0 * at, signs, 0 * at + size]))
+    centred = bool((of_equal - bias).abs().max() <= 1e-3 * (of_signs - bias).abs().max())
+    weight = (of_signs - bias) / signs
+
+    def centre(part: Tensor) -> Tensor:
+        return part - part.mean(dim=-1, keepdim=True) if centred else part
+
+    scaled = centre(at) * weight
+    scale = ((out - bias) @ scaled) / (scaled @ scaled)
+    if not (scaled * scale + bias - out).abs().max() <= 1e-3 * out.abs().max():
+        raise CourseError(
+            f"Expected a layer norm or an RMS norm before what is added up, and {type(lm.model).__name__} has "
+            "something else there, so its logits cannot be split this way."
+        )
+    return lambda part: centre(part) * weight * scale, bias

@@ -1,0 +1,212 @@
+"""What a fast method takes for granted about a model, tried out on that model: once, against its own plain passes.
+
+Rules by the name of an architecture rot. So a shortcut comes with a trial: it is taken on short random input and
+compared with what the model's own forward pass gives. Where they agree, the shortcut is taken from then on; where not,
+the method runs whole passes, or says in a sentence why it can't be right. What was learned of a model is kept with it,
+as long as none of its modules is run in another way. Trials are of the model alone: hooks on it rest meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CourseError
+from ..models import LocalModel
+
+LENGTH = 8  # tokens of a trial whose outcome doesn't depend on length
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_known: WeakKeyDictionary[nn.Module, dict[Any, dict[str, Any]]] = WeakKeyDictionary()
+
+
+def facts(lm: LocalModel) -> dict[str, Any]:
+    """What is known of a model so far, as its modules are run now."""
+    ways = tuple((id(type(module).forward), id(module.__dict__.get("forward"))) for module in lm.model.modules())
+    attention = getattr(lm.model.config, "_attn_implementation", None)
+    mark = (attention, lm.model.dtype, str(lm.device), lm.model.training, ways)
+    return _known.setdefault(lm.model, {}).setdefault(mark, {})
+
+
+def disturbed(lm: LocalModel) -> bool:
+    """Whether somebody's hooks hang on a model that may change what it computes, by the position of a token.
+
+    A hook that treats all tokens alike says so by an attribute `tokenwise`.
+    """
+    hooks = (hook for module in lm.model.modules() for kind in _HOOKS for hook in getattr(module, kind).values())
+    return any(not _harmless(hook) for hook in hooks)
+
+
+def _harmless(hook: Any) -> bool:
+    return getattr(hook, "tokenwise", False) or str(getattr(hook, "__module__", "")).startswith("transformers.")
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Let the hooks that hang on a model rest for a while."""
+    resting = [(module, kind, getattr(module, kind)) for module in model.modules() for kind in _HOOKS]
+    for module, kind, hooks in resting:
+        if hooks:
+            setattr(module, kind, OrderedDict())
+    try:
+        yield
+    finally:
+        for module, kind, hooks in resting:
+            setattr(module, kind, hooks)
+
+
+def holds(lm: LocalModel, premise: str, trial: Callable[[int], bool], length: int = LENGTH) -> bool:
+    """Whether a premise holds for inputs up to a length: tried on one at least as long (a power of two), and kept.
+
+    Args:
+        lm: the model.
+        premise: its name.
+        trial: tries it on inputs of a length; what it raises is a no.
+        length: in tokens.
+
+    >>> holds(lm, "nothing", lambda length: True)
+    True
+    """
+    known = facts(lm)
+    good, bad = known.setdefault(premise, (0, float("inf")))
+    if length > good:
+        longer = max(2 * LENGTH, 1 << (length - 1).bit_length()) if length > LENGTH else LENGTH
+        longer = max(length, min(longer, lm.context or longer))
+        if longer >= bad:
+            return False
+        try:
+            with torch.no_grad(), alone(lm.model):
+                held = trial(longer)
+        except Exception:  # models raise what they like where they cannot do a thing
+            held = False
+        known[premise] = (longer, bad) if held else (good, longer)
+        return held
+    return True
+
+
+def random_ids(lm: LocalModel, length: int, seed: int = 0) -> Tensor:
+    """Token ids at random, int64 `[token]`, none of them special, always the same for a seed.
+
+    >>> random_ids(lm, 5).shape
+    torch.Size([5])
+    """
+    size = lm.model.get_input_embeddings().weight.shape[0]
+    special = {lm.config.pad_token_id, *getattr(lm.tokenizer, "all_special_ids", [])}
+    usual = [i for i in range(min(size, 2048)) if i not in special] or list(range(size))
+    drawn = torch.randint(len(usual), (length,), generator=torch.Generator().manual_seed(seed))
+    return torch.tensor([usual[i] for i in drawn], device=lm.device)
+
+
+def another(lm: LocalModel, ids: Tensor) -> Tensor:
+    """For each of some ids at random, another one, int64 `[token]`."""
+    drawn = random_ids(lm, 4 * len(ids) + 4, seed=1)
+    return torch.stack([drawn[drawn != one][i] for i, one in enumerate(ids)])
+
+
+def plain_logits(lm: LocalModel, rows: Tensor) -> Tensor:
+    """The logits of whole passes, as the model itself computes them: `[row, token, vocabulary]`."""
+    logits: Tensor = lm.model(input_ids=rows, use_cache=False).logits
+    return logits
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Whether values agree as far as their precision lets them; never where some are not finite."""
+    share = 3e-2 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    if found.shape != expected.shape or not (found.isfinite().all() and expected.isfinite().all()):
+        return False
+    return bool((found - expected).abs().max() <= share * expected.abs().max())
+
+
+@contextmanager
+def unembed_only(lm: LocalModel, rows: Tensor, positions: Tensor) -> Iterator[None]:
+    """Let only some positions through to the unembedding: logits come out as `[1, scored, vocabulary]`."""
+    head = lm.model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, args: (args[0][rows, positions][None],))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def logits_at(lm: LocalModel, rows: Tensor, positions: Tensor, **inputs: Any) -> Tensor:
+    """The logits at some positions of a pass, `[scored, vocabulary]`; if the model allows it, no others are computed.
+
+    >>> logits_at(lm, torch.tensor([0]), torch.tensor([-1]), input_ids=ids[None]).shape
+    torch.Size([1, 49152])
+    """
+    if any(known.get("unembeds whole") for known in _known.get(lm.model, {}).values()):
+        logits: Tensor = lm.model(**inputs).logits
+        return logits[rows, positions]
+    with unembed_only(lm, rows, positions):
+        chosen: Tensor = lm.model(**inputs).logits[0]
+    return chosen
+
+
+def _unembeds_in_part(lm: LocalModel, ids: Tensor, logits: Tensor) -> bool:
+    places = torch.tensor([len(ids) - 1, 1 % len(ids)], device=ids.device)
+    try:
+        found = logits_at(lm, torch.zeros_like(places), places, input_ids=ids[None], use_cache=False)
+        return close(found, logits[places])
+    except Exception:
+        return False
+
+
+def check_model(lm: LocalModel) -> None:
+    """Raise unless the model is a decoder: the same input gives the same logits, and no token changes those before it.
+
+    Raises:
+        CourseError: an encoder, a decoder without its encoder, a model in training mode, values that are not finite.
+    """
+    known = facts(lm)
+    if "decoder" not in known:
+        with torch.no_grad(), alone(lm.model):
+            known["decoder"] = _complaint(lm)
+    if known["decoder"]:
+        raise CourseError(known["decoder"])
+
+
+def _complaint(lm: LocalModel) -> str:
+    name = type(lm.model).__name__
+    if any(getattr(lm.model.config, told, None) for told in ("is_encoder_decoder", "cross_attention_hidden_size")):
+        return f"Expected a decoder that stands alone, got {name}, which lacks its encoder; choose a causal model."
+    ids = random_ids(lm, min(LENGTH, lm.context or LENGTH))
+    other = torch.cat([ids[:-1], another(lm, ids[-1:])])
+    try:
+        first, again, changed = (plain_logits(lm, row[None])[0] for row in (ids, ids, other))
+        if first.shape[:1] != ids.shape:
+            raise ValueError(f"logits of shape {list(first.shape)} for {len(ids)} tokens")
+    except Exception as error:  # models raise what they like
+        return (
+            f"Expected a model that maps token ids to logits, got {name}, which does not on its own "
+            f"({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no reason given'})."
+        )
+    if not first.isfinite().all():
+        return not_finite(lm)
+    if not close(again, first):
+        return f"{name} gives other logits each time (dropout is on?); call lm.model.eval() first."
+    if not close(changed[:-1], first[:-1]):
+        return (
+            f"Expected a decoder, which reads from left to right, got {name}, in which later tokens change what "
+            "earlier ones give (an encoder?); choose a causal model."
+        )
+    facts(lm)["unembeds whole"] = not _unembeds_in_part(lm, ids, first)
+    return ""
+
+
+def not_finite(lm: LocalModel) -> str:
+    return (
+        f"{lm.name} gives values that are not finite numbers; its weights are broken, or too large for its precision: "
+        'load it with dtype="float32".'
+    )
+
+
+def check_finite(lm: LocalModel, values: Tensor) -> Tensor:
+    """Values as they are; CourseError where some are NaN or infinite."""
+    if not values.isfinite().all():
+        raise CourseError(not_finite(lm))
+    return values
