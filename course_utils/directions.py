@@ -80,7 +80,7 @@ def project_out(lm: LocalModel, direction: ArrayLike, layers: Iterable[int] | No
     unit = _unit(direction, lm.d_model)
 
     def remove(stream: Tensor) -> Tensor:
-        along = unit.to(stream)
+        along = _fitted(unit, stream)
         return stream - (stream @ along)[..., None] * along
 
     chosen = range(lm.n_layers + 1) if layers is None else layers
@@ -113,15 +113,25 @@ def steer(
 
     def add(stream: Tensor) -> Tensor:
         if positions is None:
-            return stream + push.to(stream)
+            return stream + _fitted(push, stream)
         n_tokens, moved = stream.shape[1], stream.clone()
         if wrong := [p for p in positions if not -n_tokens <= p < n_tokens]:
             raise CourseError(f"Expected positions from {-n_tokens} to {n_tokens - 1}, got {wrong[0]}.")
-        moved[:, list(positions)] += push.to(stream)
+        moved[:, list(positions)] += _fitted(push, stream)
         return moved
 
     with edit(lm, {("residual", layer): add}, tokenwise=positions is None):
         yield
+
+
+def _fitted(direction: Tensor, stream: Tensor) -> Tensor:
+    """A direction as the residual stream's own kind of number."""
+    if stream.dim() != 3 or stream.shape[-1] != len(direction):
+        raise CourseError(
+            f"Expected a residual stream of {len(direction)} numbers for each token, got {list(stream.shape)}: the "
+            "model has more streams than one, and a direction in it is not defined."
+        )
+    return direction.to(stream)
 
 
 def random_directions(direction: ArrayLike, n: int, seed: int = 0) -> Floats:

@@ -14,11 +14,14 @@ Where a module adds the residual stream to its output itself, its output project
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property, partial
 from inspect import signature
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +41,10 @@ _MLP = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn", "mlp_block", "f
 _DOWN_PROJECTION = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "fc_out", "w2", "proj_2")
 _FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 _ADDS_ITSELF = ("residual", "input_tensor", "hidden_input")  # arguments by which a module gets the stream
+
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_lists: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
 class Parts:
@@ -61,23 +68,19 @@ class Parts:
         return cast(nn.Module, self.model.get_output_embeddings())
 
     @cached_property
-    def _parent(self) -> tuple[nn.Module, nn.ModuleList]:
-        for module in self.model.modules():
-            for child in module.children():
-                if isinstance(child, nn.ModuleList) and len(child) == self.n_layers:
-                    return module, child
-        raise CourseError(
-            f"{type(self.model).__name__} has no list of {self.n_layers} layers, so activations cannot be recorded; "
-            "choose a decoder model of transformers."
-        )
+    def _list(self) -> str:
+        """The name of the list of layers: one as long as the model is deep, which runs in a pass over token ids."""
+        if self.model not in _lists:
+            _lists[self.model] = _list_of_layers(self.model, self.n_layers)
+        return _lists[self.model]
 
     @cached_property
     def layers(self) -> list[nn.Module]:
-        return list(self._parent[1])
+        return list(self.model.get_submodule(self._list))
 
     @cached_property
     def final_norm(self) -> nn.Module:
-        return _child(self._parent[0], _FINAL_NORM, "final norm")
+        return _child(self.model.get_submodule(self._list.rpartition(".")[0]), _FINAL_NORM, "final norm")
 
     @cached_property
     def attention(self) -> list[nn.Module]:
@@ -88,8 +91,7 @@ class Parts:
     @cached_property
     def mixers(self) -> list[nn.Module]:
         """The attention of each layer, or what mixes tokens in its place."""
-        names = (*_ATTENTION, *_MIXERS)
-        return [_child(layer, names, f"attention in layer {i}", inside=True) for i, layer in enumerate(self.layers)]
+        return _each_once([_mixer(layer, i) for i, layer in enumerate(self.layers)])
 
     @cached_property
     def further_mixers(self) -> list[nn.Module]:
@@ -99,15 +101,17 @@ class Parts:
 
     @cached_property
     def out_projection(self) -> list[nn.Module]:
-        return [_child(block, _OUT_PROJECTION, "output projection", inside=True) for block in self.attention]
+        return _each_once(
+            [_child(block, _OUT_PROJECTION, "output projection", inside=True) for block in self.attention]
+        )
 
     @cached_property
     def mlp(self) -> list[nn.Module]:
-        return [_child(layer, _MLP, f"MLP in layer {i}") for i, layer in enumerate(self.layers)]
+        return _each_once([_child(layer, _MLP, f"MLP in layer {i}") for i, layer in enumerate(self.layers)])
 
     @cached_property
     def down_projection(self) -> list[nn.Module]:
-        return [_child(block, _DOWN_PROJECTION, "output projection") for block in self.mlp]
+        return _each_once([_child(block, _DOWN_PROJECTION, "output projection") for block in self.mlp])
 
 
 def find_parts(lm: LocalModel) -> Parts:
@@ -117,6 +121,67 @@ def find_parts(lm: LocalModel) -> Parts:
     30
     """
     return Parts(lm)
+
+
+@torch.no_grad()
+def _list_of_layers(model: Any, n_layers: int) -> str:
+    """The name of the list, found by running the model on two tokens: each layer gets what the one before gives out.
+
+    A model that also sees may have as many layers for its pictures; and lists of parts of layers are as long.
+    """
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    lists = {name: layers for name, layers in lists.items() if len(layers) == n_layers}
+    given: dict[nn.Module, Tensor] = {}
+    taken: dict[nn.Module, Tensor] = {}
+    with alone(model), ExitStack() as attached:
+        for layer in (one for layers in lists.values() for one in layers):
+            for keep, attach in (
+                (_before(partial(_put, taken, layer)), layer.register_forward_pre_hook),
+                (_after(partial(_put, given, layer)), layer.register_forward_hook),
+            ):
+                attached.callback(attach(keep, with_kwargs=True).remove)
+        with suppress(Exception):  # models raise what they like; then no layer ran
+            ids = torch.tensor([[1, 2]], device=model.get_input_embeddings().weight.device)
+            model(input_ids=ids, use_cache=False)
+    for name, layers in lists.items():
+        ran = all(layer in given for layer in layers)
+        if ran and all(torch.equal(given[one], taken[following]) for one, following in pairwise(layers)):
+            return name
+    raise CourseError(
+        f"Expected {n_layers} layers of which each gets what the one before gives out, and {type(model).__name__} has "
+        "no list of such; what flows between them cannot be looked at, so choose another decoder of transformers."
+    )
+
+
+def _put(where: dict[nn.Module, Tensor], layer: nn.Module, stream: Tensor) -> None:
+    where[layer] = stream.clone()
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Let the hooks that hang on a model rest for a while."""
+    resting = [(module, kind, getattr(module, kind)) for module in model.modules() for kind in _HOOKS]
+    for module, kind, hooks in resting:
+        if hooks:
+            setattr(module, kind, OrderedDict())
+    try:
+        yield
+    finally:
+        for module, kind, hooks in resting:
+            setattr(module, kind, hooks)
+
+
+def disturbed(model: nn.Module) -> bool:
+    """Whether somebody's hooks hang on a model that may change what it computes, by the position of a token.
+
+    A hook that treats all tokens alike says so by an attribute `tokenwise`.
+    """
+    hooks = (hook for module in model.modules() for kind in _HOOKS for hook in getattr(module, kind).values())
+    return not all(map(_harmless, hooks))
+
+
+def _harmless(hook: Any) -> bool:
+    return getattr(hook, "tokenwise", False) or str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 @contextmanager
@@ -172,22 +237,23 @@ def edit(lm: LocalModel, edits: Mapping[Site, Edit], *, tokenwise: bool = False)
 
 
 @contextmanager
-def skip_layers(lm: LocalModel, below: int, beside: int = 0) -> Iterator[None]:
-    """Let the first layers hand on what they get, unchanged and at no cost, in the passes run inside the block.
+def skip_layers(lm: LocalModel, layers: Iterable[int], outputs: int = 0) -> Iterator[None]:
+    """Let some layers hand on what they get, unchanged and at no cost, in the passes run inside the block.
 
     Args:
         lm: the model.
-        below: the first layer that is not skipped.
-        beside: how many things a layer of this model gives out in a tuple beside the residual stream.
+        layers: which.
+        outputs: how many things a layer of this model gives out in a tuple; 0 for the residual stream itself.
 
-    >>> with skip_layers(lm, 30):
+    >>> with skip_layers(lm, range(30)):
     ...     unembedded_at_once = lm.model(ids[None]).logits
     """
 
     def hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (hidden_states, *[None] * beside) if beside else hidden_states
+        return (hidden_states, *[None] * (outputs - 1)) if outputs else hidden_states
 
-    skipped = find_parts(lm).layers[:below]
+    every = find_parts(lm).layers
+    skipped = [every[layer] for layer in layers]
     usual = [layer.__dict__.get("forward") for layer in skipped]  # accelerate puts one there
     for layer in skipped:
         layer.forward = hand_on
@@ -224,6 +290,23 @@ def _child(module: nn.Module, names: tuple[str, ...], role: str, *, inside: bool
     )
 
 
+def _mixer(layer: nn.Module, number: int) -> nn.Module:
+    for names in (_ATTENTION, _MIXERS):
+        with suppress(CourseError):
+            return _child(layer, names, "attention", inside=True)
+    raise CourseError(f"Layer {number} ({type(layer).__name__}) has no part that is known to mix tokens.")
+
+
+def _each_once(modules: list[nn.Module]) -> list[nn.Module]:
+    """One module for each layer; CourseError where layers share one (Zamba's do), so that it runs several times."""
+    if len(set(modules)) < len(modules):
+        raise CourseError(
+            f"Expected a {type(modules[0]).__name__} of its own in each layer, got one that several share, so what "
+            "flows through it in one layer cannot be told from the others'; look at whole layers instead."
+        )
+    return modules
+
+
 class _Place(NamedTuple):
     """What a site hangs on: what enters a module, or what comes out of it."""
 
@@ -248,6 +331,12 @@ def _place_of(parts: Parts, site: Site) -> _Place:
     return _Place(block, False)
 
 
+def _with_first(output: Any, first: Any) -> Any:
+    if hasattr(output, "_replace"):  # a named tuple
+        return output._replace(**{output._fields[0]: first})
+    return type(output)([first, *output[1:]])
+
+
 def _before(function: Edit) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]] | None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
@@ -262,9 +351,9 @@ def _before(function: Edit) -> Callable[..., tuple[tuple[Any, ...], dict[str, An
 
 def _after(function: Edit) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if isinstance(output, tuple):  # attention gives (output, weights)
+        if isinstance(output, tuple | list):  # attention gives (output, weights)
             changed = function(output[0])
-            return None if changed is None else (changed, *output[1:])
+            return None if changed is None else _with_first(output, changed)
         return function(output)
 
     return hook
@@ -272,17 +361,27 @@ def _after(function: Edit) -> Callable[..., Any]:
 
 def head_size(lm: LocalModel, width: int) -> int:
     """How many of the columns that enter a layer's output projection are one head's."""
-    if width % lm.n_heads:
+    if not lm.n_heads or width % lm.n_heads:
         raise CourseError(
-            f"Expected {lm.n_heads} heads of one size in each layer, got {width} columns in one of "
-            f"{type(lm.model).__name__}'s; its heads cannot be told apart."
+            f"Expected as many heads of one size in each layer, got {width} columns for {lm.n_heads} heads in one of "
+            f"{type(lm.model).__name__}'s, so they cannot be told apart; look at whole blocks instead."
         )
     return width // lm.n_heads
 
 
 def written_by_heads(lm: LocalModel, projection: Any, mixed: Tensor) -> Tensor:
     """What each head writes: `[..., head * d_head]` to `[..., head, d_model]`, without the projection's bias."""
-    weight = projection.weight if isinstance(projection, nn.Linear) else projection.weight.T  # [d_model, head * d_head]
-    head_size(lm, mixed.shape[-1])
-    split = mixed.reshape(*mixed.shape[:-1], lm.n_heads, -1), weight.reshape(len(weight), lm.n_heads, -1)
+    weight, size = projection_weight(projection), head_size(lm, mixed.shape[-1])
+    split = mixed.unflatten(-1, (lm.n_heads, size)), weight.unflatten(1, (lm.n_heads, size))
     return torch.einsum("...hd,mhd->...hm", *split)
+
+
+def projection_weight(projection: Any) -> Tensor:
+    """An output projection's weight, `[d_model, width]`; GPT-2 keeps its own the other way round."""
+    weight = getattr(projection, "weight", None)
+    if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+        raise CourseError(
+            f"Expected an output projection with one matrix of numbers, got {type(projection).__name__}; "
+            "its heads and neurons cannot be told apart."
+        )
+    return weight.T if isinstance(projection, Conv1D) else weight

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ._arrays import Floats, floats, precise
 from .engine.blocks import added, check_adds, check_restart, ending, frozen, normed
-from .engine.interventions import Run, check_chain, run_once
+from .engine.interventions import Run, run_once
 from .engine.metrics import contrast_ids, single_token
-from .engine.premises import close
+from .engine.premises import check_model, close
 from .errors import CourseError
 from .hooks import find_parts, written_by_heads
 from .models import LocalModel
@@ -75,7 +75,7 @@ def logit_lens(lm: LocalModel, prompt: Prompt, *, contrast: tuple[str, str] | No
     >>> logit_lens(lm, prompt, contrast=("I", "Sure")).contrast.shape == (31, len(prompt))
     True
     """
-    check_chain(lm)
+    check_model(lm)
     pair = None if contrast is None else contrast_ids(lm, prompt, contrast)
     predictions, probability, differences = [], [], []
     base = run_once(lm, prompt.input_ids[0])
@@ -176,7 +176,7 @@ def direct_logit_attribution(
         blocks, mixed = base.seen["attention", layer], base.seen["heads", layer][-1]
         through, _ = frozen(lm, partial(_added_last, lm, base, layer), blocks[-1])
         before, after = base.residual[layer][-1], base.residual[layer + 1][-1]
-        written = added(lm, base, layer, blocks[None])[0, -1]
+        written = added(lm, base, layer, blocks[None, -1:])[0, 0]
         attention.append(direct(written))
         mlps.append(direct(after - before - written))
         heads.append(direct(through(written_by_heads(lm, parts.out_projection[layer], mixed))))
@@ -194,9 +194,7 @@ def direct_logit_attribution(
 
 def _added_last(lm: LocalModel, base: Run, layer: int, rows: Tensor) -> Tensor:
     """What the attention of a layer adds at the last token if it gives out some vectors there, `[row, d_model]`."""
-    blocks = base.seen["attention", layer].expand(len(rows), -1, -1).clone()
-    blocks[:, -1] = rows
-    return added(lm, base, layer, blocks)[:, -1]
+    return added(lm, base, layer, rows[:, None])[:, 0]
 
 
 def _read_off(lm: LocalModel, base: Run, wanted: Tensor, ids: list[int]) -> tuple[float, Tensor]:

@@ -48,15 +48,26 @@ class LocalModel:
 
     @property
     def n_layers(self) -> int:
-        return int(self.config.num_hidden_layers)
+        """How many layers the model has; CourseError where it names no one number."""
+        return self._named("num_hidden_layers")
 
     @property
     def n_heads(self) -> int:
-        return int(self.config.num_attention_heads)
+        """How many heads each layer has; 0 for a model without attention, or whose layers differ."""
+        try:
+            return int(self.config.num_attention_heads)
+        except Exception:  # no such name, or one for each layer, which transformers refuses in ways of its own
+            return 0
 
     @property
     def d_model(self) -> int:
-        return int(self.config.hidden_size)
+        """How many numbers the residual stream has for each token; CourseError where the model names no one number."""
+        return self._named("hidden_size")
+
+    def _named(self, size: str) -> int:
+        if not isinstance(found := getattr(self.config, size, None), int):
+            raise CourseError(f"{type(self.model).__name__} names no one {size}, so it cannot be looked into here.")
+        return found
 
     @property
     def context(self) -> int | None:

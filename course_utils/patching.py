@@ -20,7 +20,7 @@ from ._progress import progress
 from .engine.interventions import score_edits
 from .engine.pairs import Pair, at_output, gradients_at, head_deltas, pair_of, patch, through, unpatched
 from .errors import CourseError
-from .hooks import Edit, edit
+from .hooks import Edit, edit, head_size
 from .models import LocalModel
 from .plots import plot_heads, plot_layers
 from .prompts import Prompt
@@ -151,7 +151,8 @@ def attribution_patching(
         product = (pair.source.at((over, layer)) - pair.base.at((over, layer))) * slope  # [token, width]
         if over == "heads":
             product = product if pair.position is None else product[[pair.position]]
-            moved.append(product.reshape(len(product), lm.n_heads, -1).sum(dim=(0, 2)))
+            by_head = product.unflatten(1, (lm.n_heads, head_size(lm, product.shape[1])))
+            moved.append(by_head.sum(dim=(0, 2)))
         else:
             moved.append(product.sum(dim=1)[: len(clean)])
     effects = pair.moved(torch.stack(moved).cpu() + unpatched(pair, into), into)
@@ -242,7 +243,7 @@ def path_patching(
     seconds = 0.0 if receiver is None else end * pair.base.rerun_seconds([end], each)
     with progress(end, "path patching", unit="layer", seconds=seconds) as bar:
         for layer in range(end):
-            deltas = head_deltas(lm, pair, layer)  # [head, token, d_model]
+            deltas = head_deltas(lm, pair, layer, 1 if receiver is None else len(pair.base.ids))
             values = at_output(lm, pair, deltas) if receiver is None else through(lm, pair, deltas, receiver)
             effects[layer] = pair.moved(values, into).float()
             bar.update()

@@ -14,12 +14,12 @@ from torch import Tensor
 from .._arrays import Floats, precise
 from .._progress import progress
 from ..errors import CourseError
-from ..hooks import Edit, Site, edit
+from ..hooks import Edit, Site, disturbed, edit
 from ..models import LocalModel
 from ..prompts import Prompt
 from .packing import pack
 from .prefix_sharing import BATCH_TOKENS
-from .premises import check_finite, check_model, close, disturbed, holds, logits_at, plain_logits, random_ids
+from .premises import check_finite, check_model, close, holds, logits_at, plain_logits, random_ids
 
 
 def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position: int = -1) -> Floats:
@@ -59,7 +59,7 @@ def last_residuals(lm: LocalModel, sequences: Sequence[Sequence[int]]) -> Tensor
         bar, begun = None, time.perf_counter()
         for batch in passes(lm, distinct):
             seen: dict[Site, Tensor] = {}
-            with edit(lm, {site: _keep(seen, site, batch) for site in sites}):
+            with edit(lm, {site: _keep(lm, seen, site, batch) for site in sites}):
                 lm.model.base_model(**batch.inputs)  # without the unembedding
             residuals = torch.stack([seen[site] for site in sites], dim=1)  # [sequence, layer + 1, d_model]
             found.update(zip(batch.sequences, residuals, strict=True))
@@ -133,7 +133,7 @@ def can_pack(lm: LocalModel, length: int) -> bool:
     >>> can_pack(lm, 100)
     True
     """
-    return not disturbed(lm) and holds(lm, "packing", lambda longer: _packs(lm, longer), length)
+    return not disturbed(lm.model) and holds(lm, "packing", lambda longer: _packs(lm, longer), length)
 
 
 def _packs(lm: LocalModel, length: int) -> bool:
@@ -161,8 +161,16 @@ def _of_batch_size(sequences: list[tuple[int, ...]]) -> Iterator[list[tuple[int,
     yield some
 
 
-def _keep(seen: dict[Site, Tensor], site: Site, batch: Pass) -> Edit:
-    return lambda stream: seen.__setitem__(site, stream[batch.rows, batch.tokens].cpu())
+def _keep(lm: LocalModel, seen: dict[Site, Tensor], site: Site, batch: Pass) -> Edit:
+    def keep(stream: Tensor) -> None:
+        if stream.shape != (*batch.inputs["input_ids"].shape, lm.d_model):
+            raise CourseError(
+                f"Expected one vector of {lm.d_model} numbers for each token in the residual stream, got "
+                f"{list(stream.shape)}; {type(lm.model).__name__} has more streams than one, which is not supported."
+            )
+        seen[site] = check_finite(lm, stream[batch.rows, batch.tokens]).cpu()
+
+    return keep
 
 
 def prompts_of(lm: LocalModel, texts: Sequence[str | Prompt]) -> list[Prompt]:

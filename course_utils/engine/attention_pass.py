@@ -6,14 +6,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from .._arrays import precise
 from ..errors import CourseError
-from ..hooks import Site, find_parts, record
+from ..hooks import Site, find_parts, projection_weight, record
 from ..loading.devices import free_memory
 from ..loading.stored_keys import cache_name
 from ..models import LocalModel
@@ -25,8 +26,6 @@ _EAGER = "eager_attention_forward"  # what transformers calls the attention writ
 @torch.no_grad()
 def observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Weights `[layer, head, query, key]` and reach `[layer, head, key]` of one pass."""
-    from transformers import DynamicCache
-
     check_model(lm)
     projections = find_parts(lm).out_projection  # names an architecture that has layers without attention
     _check_memory(lm, input_ids.shape[1])
@@ -37,10 +36,18 @@ def observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         )
     sites: list[Site] = [("heads", layer) for layer in range(lm.n_layers)]
     everything = DynamicCache()  # the model's own would drop what has left a sliding window
+    keeping = {cache_name(): everything, "output_attentions": True}
     with written_out(lm), record(lm, sites) as seen:
-        output = lm.model(input_ids=input_ids, **{cache_name(): everything}, output_attentions=True)
-    weights, values = getattr(output, "attentions", None) or (), [layer.values for layer in everything.layers]
-    if not len(weights) == len(values) == lm.n_layers or any(w is None for w in weights):
+        if holds(lm, "values in a cache", lambda length: _keeps_values(lm, length)):
+            output = lm.model(input_ids=input_ids, **keeping)
+            values = [layer.values for layer in everything.layers]
+        else:
+            output = lm.model(input_ids=input_ids, use_cache=False, output_attentions=True)
+            values = [torch.empty(0)] * lm.n_layers
+    weights = getattr(output, "attentions", None) or ()
+    n_tokens = input_ids.shape[1]
+    square = (1, lm.n_heads, n_tokens, n_tokens)
+    if len(weights) != lm.n_layers or any(getattr(w, "shape", None) != square for w in weights):
         raise CourseError(
             f"{type(lm.model).__name__} does not give attention weights for each of its {lm.n_layers} layers; "
             "choose a model whose layers all have ordinary attention."
@@ -49,6 +56,12 @@ def observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     check_finite(lm, stacked)
     reach = [_reach(*some) for some in zip(stacked, values, [seen[s] for s in sites], projections, strict=True)]
     return stacked, torch.stack(reach)
+
+
+def _keeps_values(lm: LocalModel, length: int) -> bool:
+    cache = DynamicCache()
+    lm.model(input_ids=random_ids(lm, length)[None], **{cache_name(): cache}, output_attentions=True)
+    return [layer.values.shape[2] for layer in cache.layers] == [length] * lm.n_layers
 
 
 def _same_written_out(lm: LocalModel, length: int) -> bool:
@@ -148,16 +161,15 @@ def _reach(weights: Tensor, values: Tensor, mixed: Tensor, projection: nn.Module
         projection: the output projection.
     """
     n_heads, n_tokens = len(weights), weights.shape[-1]
-    weight = precise(cast(Tensor, projection.weight).cpu())
-    weight = weight if isinstance(projection, nn.Linear) else weight.T  # [d_model, head * d_head]; GPT-2's is turned
     try:
+        weight = precise(projection_weight(projection).cpu())  # [d_model, head * d_head]
         shared = precise(values[0].cpu()).repeat_interleave(
             n_heads // values.shape[1], dim=0
         )  # head h reads h // group
         looked = (weights @ shared).transpose(0, 1).flatten(1)  # [query, head * d_head]
         if not close(looked, precise(mixed[0].cpu())):
             raise ValueError("values are gated, compressed or shared between layers")
-    except (RuntimeError, ValueError, IndexError, ZeroDivisionError):
+    except (CourseError, RuntimeError, ValueError, IndexError, ZeroDivisionError):
         return torch.full((n_heads, n_tokens), torch.nan, dtype=weights.dtype)
     by_head = weight.reshape(len(weight), n_heads, -1)  # [d_model, head, d_head]
     reach: Tensor = torch.linalg.vector_norm(torch.einsum("hkd,mhd->hkm", shared, by_head), dim=-1)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..errors import CourseError
 from ..hooks import Edit, Site, edit, find_parts, record, skip_layers
 from ..models import LocalModel
-from .interventions import Run, can_restart, check_chain
-from .premises import close, holds, plain_logits, random_ids
+from .interventions import Run, can_restart
+from .premises import check_model, close, holds, plain_logits, random_ids
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -31,7 +31,7 @@ def check_adds(lm: LocalModel) -> None:
     Raises:
         CourseError: a model whose layers norm the stream itself, or have other parts.
     """
-    check_chain(lm)
+    check_model(lm)
     if not holds(lm, "adds", lambda length: _adds(lm, length)):
         raise CourseError(
             f"Expected layers that add their attention and their MLP to the residual stream, and those of "
@@ -61,27 +61,31 @@ def _nothing(module: nn.Module, args: Any, output: Any) -> Any:
 
 
 def run_layer(lm: LocalModel, base: Run, layer: int, stream: Tensor, edits: dict[Site, Edit] | None = None) -> Tensor:
-    """What one layer alone makes of streams that enter it, `[row, token, d_model]`, with some of its sites edited."""
+    """What one layer alone makes of streams that enter it at the last tokens, `[row, token, d_model]`, if edited."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        seen.append((output[0] if isinstance(output, tuple) else output).clone())
+        seen.append((output[0] if isinstance(output, tuple | list) else output).clone())
         raise _Stop
 
     start: dict[Site, Edit] = {("residual", layer): lambda _: stream.clone()}
-    with skip_layers(lm, layer, base.beside), edit(lm, {**start, **(edits or {})}):
+    with skip_layers(lm, range(layer), base.outputs), edit(lm, {**start, **(edits or {})}):
         hook = find_parts(lm).layers[layer].register_forward_hook(keep)
         try:
             with suppress(_Stop):
-                lm.model(input_ids=base.ids.expand(len(stream), -1), use_cache=False)
+                lm.model(input_ids=base.ids[-stream.shape[1] :].expand(len(stream), -1), use_cache=False)
         finally:
             hook.remove()
     return seen[0]
 
 
 def added(lm: LocalModel, base: Run, layer: int, attention: Tensor) -> Tensor:
-    """What a layer's attention adds to the stream when it gives out something, `[row, token, d_model]` for both."""
-    stream = base.residual[layer].expand(len(attention), -1, -1)
+    """What a layer's attention adds to the stream if it gives out something at the last tokens of the input.
+
+    Both are `[row, token, d_model]`. Once attention has given it out, tokens are by themselves, so no others are run.
+    """
+    n_rows, n_tokens, _ = attention.shape
+    stream = base.residual[layer][-n_tokens:].expand(n_rows, -1, -1)
     silent: Edit = torch.zeros_like
     edits: dict[Site, Edit] = {("attention", layer): lambda _: attention, ("mlp", layer): silent}
     return run_layer(lm, base, layer, stream, edits) - stream
@@ -100,7 +104,7 @@ def ending(lm: LocalModel, base: Run, stream: Tensor) -> Tensor:
     """Logits `[token, vocabulary]` of what comes out of the last layer, `[token, d_model]`, by all that comes after."""
     last: Site = ("residual", lm.n_layers)
     ids = base.ids[:1].expand(1, len(stream))
-    with skip_layers(lm, lm.n_layers, base.beside), edit(lm, {last: lambda _: stream[None]}):
+    with skip_layers(lm, range(lm.n_layers), base.outputs), edit(lm, {last: lambda _: stream[None]}):
         logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits[0]
     return logits
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import CourseError
-from ..hooks import Edit, Site, head_size, module_at
+from ..hooks import Edit, Site, head_size, module_at, projection_weight
 from ..models import LocalModel
 from .blocks import check_adds
-from .interventions import Run, check_chain, run_once
+from .interventions import Run, check_skips, run_once
 
 ABLATION_KINDS = ("zero", "mean", "resample")
 SITES = {"heads": "heads", "mlps": "mlp", "neurons": "neurons", "layers": "residual"}
@@ -46,7 +46,7 @@ def checked(lm: LocalModel, component: Sequence[object]) -> Component:
     if not fits:
         raise CourseError(
             f'Expected a component such as ("heads", layer, head), ("neurons", layer, neuron), ("mlps", layer) or '
-            f'("layers", layer), with layers from 0 to {lm.n_layers - 1} and heads from 0 to {lm.n_heads - 1}, '
+            f'("layers", layer), of {lm.n_layers} layers and {lm.n_heads} heads, each counted from 0, '
             f"got {component!r}."
         )
     return one
@@ -60,10 +60,10 @@ def is_numbered(over: str) -> bool:
 
 def count_of(lm: LocalModel, over: str, layer: int) -> int:
     """How many components of a sort a layer has."""
-    if over == "neurons":
-        weight: Any = module_at(lm, ("neurons", layer)).weight
-        return int(weight.numel()) // lm.d_model
-    return lm.n_heads if over == "heads" else 1
+    if not is_numbered(over):
+        return 1
+    width = projection_weight(module_at(lm, (SITES[over], layer))).shape[1]
+    return width if over == "neurons" else width // head_size(lm, width)
 
 
 def site_of(component: Component) -> Site:
@@ -104,7 +104,7 @@ def ablation_values(
     if any(site[0] == "mlp" for site in sites):
         check_adds(lm)
     if any(site[0] == "residual" for site in sites):
-        check_chain(lm)
+        check_skips(lm)
     if kind == "zero":
         return {site: torch.zeros(1, 1, device=lm.device) for site in sites}
     if not reference:

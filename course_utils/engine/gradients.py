@@ -95,13 +95,13 @@ def check_embedding(lm: LocalModel) -> None:
     """Raise unless all that a model knows of its tokens comes by way of its embedding, whose gradients are asked for.
 
     Raises:
-        CourseError: the model is no decoder, or looks its tokens up a second time (Gemma 3n's layers do).
+        CourseError: the model is no decoder, looks its tokens up a second time (Gemma 3n's layers do), has no slopes.
     """
     check_model(lm)
     if not holds(lm, "one embedding", lambda length: _embeds_once(lm, length)):
         raise CourseError(
-            f"{type(lm.model).__name__} reads its tokens by another way than its embedding alone, so gradients there "
-            'would leave a part out; use method="occlusion".'
+            f"{type(lm.model).__name__} reads its tokens by another way than its embedding alone, or lets no gradient "
+            'through, so gradients there would leave a part out; use method="occlusion".'
         )
 
 
@@ -109,8 +109,11 @@ def _embeds_once(lm: LocalModel, length: int) -> bool:
     ids = random_ids(lm, length)
     others = another(lm, ids)
     ends = torch.arange(length, device=ids.device)
-    found = _logits_of(lm, ids, _embed(lm, others)[None], torch.zeros_like(ends), ends)
-    return close(found, plain_logits(lm, others[None])[0])
+    with torch.enable_grad():
+        embedded = _embed(lm, others)[None].requires_grad_()
+        found = _logits_of(lm, ids, embedded, torch.zeros_like(ends), ends)
+        (slope,) = torch.autograd.grad(found.sum(), embedded)
+    return close(found.detach(), plain_logits(lm, others[None])[0]) and bool(slope.isfinite().all())
 
 
 def _embed(lm: LocalModel, ids: Tensor) -> Tensor:
@@ -131,7 +134,7 @@ def _outputs(lm: LocalModel, metric: Metric, rows: Tensor) -> Tensor:
 
 def _logits_of(lm: LocalModel, ids: Tensor, embedded: Tensor, row: Tensor, token: Tensor) -> Tensor:
     """Logits `[scored, vocabulary]` of an input whose embeddings `[row, token, d_model]` are given."""
-    hook = lm.model.get_input_embeddings().register_forward_hook(lambda module, args, output: embedded)
+    hook = lm.model.get_input_embeddings().register_forward_hook(lambda *_: embedded.clone())
     try:
         return logits_at(lm, row, token, input_ids=ids.expand(len(embedded), -1), use_cache=False)
     finally:

@@ -37,7 +37,7 @@ class Run:
         residual: for each layer, and for the final norm, what enters it, `[token, d_model]`.
         seen: other recorded sites, each `[token, width]`.
         prefix: keys and values of each layer, where edited runs can share them.
-        beside: how many things a layer gives out beside the residual stream.
+        outputs: how many things a layer gives out in a tuple; 0 for the residual stream itself.
         seconds: how long the pass took.
     """
 
@@ -46,7 +46,7 @@ class Run:
     residual: list[Tensor]
     seen: dict[Site, Tensor]
     prefix: Prefix
-    beside: int
+    outputs: int
     seconds: float
 
     @property
@@ -91,16 +91,16 @@ def run_once(lm: LocalModel, ids: Tensor, *, keep: int = 1, sites: Iterable[Site
             )
     residual = [seen.pop(site)[0] for site in streams]
     others = {site: activation[0] for site, activation in seen.items()}
-    return Run(ids, logits, residual, others, prefix, counted[0] - 1, seconds)
+    return Run(ids, logits, residual, others, prefix, counted[0], seconds)
 
 
 @contextmanager
 def _count_outputs(lm: LocalModel) -> Iterator[list[int]]:
-    """How many things the layers of a model give out: a tensor alone, or a tuple with others beside it."""
+    """How many things the layers of a model give out in a tuple; 0 for a tensor alone."""
     counted: list[int] = []
 
     def count(module: Any, args: Any, output: Any) -> None:
-        counted.append(len(output) if isinstance(output, tuple) else 1)
+        counted.append(len(output) if isinstance(output, tuple | list) else 0)
 
     count.tokenwise = True  # type: ignore[attr-defined]
     hook = find_parts(lm).layers[0].register_forward_hook(count)
@@ -171,7 +171,7 @@ def _score_edits(
 
         entering = base.residual[first][batch.ids]  # [row, token, d_model]: what is laid out are places in the input
         edits = _edits(site, entering, changed) if first else {site: changed}
-        with skip_layers(lm, first, base.beside), edit(lm, edits):
+        with skip_layers(lm, range(first), base.outputs), edit(lm, edits):
             edited = run_batch(lm, base.prefix, batch, input_ids=base.ids[batch.ids])
         for index, logits in zip(batch.variants, edited, strict=True):
             scores[index] = score(precise(logits[None]))[0]
@@ -199,35 +199,35 @@ def _restarts(lm: LocalModel, length: int) -> bool:
     return True
 
 
-def check_chain(lm: LocalModel) -> None:
-    """Raise unless each layer gets what the one before it gives out, as one stream `[batch, token, d_model]`.
+def check_skips(lm: LocalModel) -> None:
+    """Raise unless a layer that adds nothing to the stream is as good as none.
 
     Raises:
-        CourseError: a model with more streams than one, or with something between its layers.
+        CourseError: a model whose layers also hand on something else.
     """
-    if not holds(lm, "chain", lambda length: _chains(lm, length)):
+    check_model(lm)
+    if not holds(lm, "skips", lambda length: _skips(lm, length)):
         raise CourseError(
-            f"Expected layers that hand one residual stream from each to the next, and {type(lm.model).__name__} has "
-            "more than that between its layers; this method is not right for it."
+            f"Expected layers that hand on nothing but the residual stream, and those of {type(lm.model).__name__} "
+            "hand on more, which other layers use; a whole layer cannot be ablated there."
         )
 
 
-def _chains(lm: LocalModel, length: int) -> bool:
-    given: list[Tensor] = []
-    taken: list[Tensor] = []
-
-    def keep(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        taken.append(args[0] if args else next(iter(kwargs.values())))
-        given.append(output[0] if isinstance(output, tuple) else output)
-
-    hooks = [layer.register_forward_hook(keep, with_kwargs=True) for layer in find_parts(lm).layers]
-    try:
-        plain_logits(lm, random_ids(lm, length)[None])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    whole = all(one.shape == (1, length, lm.d_model) for one in given) and len(given) == lm.n_layers
-    return whole and all(close(out, into) for out, into in zip(given, taken[1:], strict=False))
+def _skips(lm: LocalModel, length: int) -> bool:
+    base = run_once(lm, random_ids(lm, length))
+    for odd in (0, 1):  # every other layer at once
+        layers = range(odd, lm.n_layers, 2)
+        edits: dict[Site, Edit] = {}
+        for layer in layers:
+            entered: list[Tensor] = []
+            edits["residual", layer] = entered.append
+            edits["residual", layer + 1] = lambda _, entered=entered: entered[-1]
+        with edit(lm, edits):
+            edited = plain_logits(lm, base.ids[None])
+        with skip_layers(lm, layers, base.outputs):
+            if not close(plain_logits(lm, base.ids[None]), edited):
+                return False
+    return True
 
 
 def check_stream(lm: LocalModel) -> None:
@@ -236,7 +236,7 @@ def check_stream(lm: LocalModel) -> None:
     Raises:
         CourseError: a model whose layers look at the tokens, or at each other, past the stream.
     """
-    check_chain(lm)
+    check_model(lm)
     if not holds(lm, "stream", lambda length: _carries(lm, length)):
         raise CourseError(
             f"Expected a residual stream that carries all there is from layer to layer, and the layers of "

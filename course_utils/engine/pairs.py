@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CourseError
-from ..hooks import Edit, Site, edit, find_parts, written_by_heads
+from ..hooks import Edit, Site, edit, find_parts, head_size, written_by_heads
 from ..models import LocalModel
 from ..prompts import Prompt
 from .blocks import added, check_adds, check_restart, ending, run_layer
@@ -85,7 +85,7 @@ def pair_of(
 def patch(lm: LocalModel, pair: Pair, site: Site, places: list[int]) -> Intervention:
     """The change that patch number i makes: one token of a stream or block, or one head (at one token, or at all)."""
     source, position = pair.source.at(site), pair.position  # [token, width]
-    size = source.shape[-1] // lm.n_heads
+    size = head_size(lm, source.shape[-1]) if site[0] == "heads" else 0
 
     def change(number: int, activation: Tensor) -> Tensor:
         new, shift = activation.clone(), len(source) - len(activation)
@@ -127,13 +127,13 @@ def gradients_at(lm: LocalModel, base: Run, metric: Metric, sites: list[Site]) -
     return [slope[0] for slope in torch.autograd.grad(value, [held[site] for site in sites])]
 
 
-def head_deltas(lm: LocalModel, pair: Pair, layer: int) -> Tensor:
-    """How what each head of a layer adds to the stream would change, `[head, token, d_model]`."""
-    mixed = pair.source.seen["heads", layer] - pair.base.seen["heads", layer]
+def head_deltas(lm: LocalModel, pair: Pair, layer: int, n_tokens: int) -> Tensor:
+    """How what each head of a layer adds to the stream at the last tokens would change, `[head, token, d_model]`."""
+    mixed = (pair.source.seen["heads", layer] - pair.base.seen["heads", layer])[-n_tokens:]
     changes = written_by_heads(lm, find_parts(lm).out_projection[layer], mixed).transpose(
         0, 1
     )  # [head, token, d_model]
-    block = pair.base.seen["attention", layer]
+    block = pair.base.seen["attention", layer][-n_tokens:]
     gained = added(lm, pair.base, layer, torch.cat([block[None], block + changes]))
     return gained[1:] - gained[:1]
 
@@ -150,7 +150,7 @@ def through(lm: LocalModel, pair: Pair, deltas: Tensor, receiver: tuple[int, int
     at_once = max(1, BATCH_TOKENS // len(pair.base.ids))
     some = [deltas[i : i + at_once] for i in range(0, len(deltas), at_once)]
     mixed = torch.cat([_heads_given(lm, pair, layer, rows) for rows in some])
-    size = mixed.shape[-1] // lm.n_heads
+    size = head_size(lm, mixed.shape[-1])
     own = slice(head * size, (head + 1) * size)
 
     def change(number: int, activation: Tensor) -> Tensor:

@@ -21,10 +21,11 @@ from transformers.cache_utils import DynamicLayer
 
 from .._arrays import precise
 from .._progress import progress
+from ..hooks import disturbed
 from ..loading.devices import free_memory
 from ..loading.stored_keys import cache_name
 from ..models import LocalModel
-from .premises import another, check_finite, check_model, close, disturbed, holds, logits_at, plain_logits, random_ids
+from .premises import another, check_finite, check_model, close, holds, logits_at, plain_logits, random_ids
 
 Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, both [1, head, token, d_head]
 Rows = list[list[int]]  # which variants share a row
@@ -170,7 +171,7 @@ def can_share(lm: LocalModel, length: int) -> bool:
     >>> can_share(lm, 100)
     True
     """
-    return not disturbed(lm) and holds(lm, "prefix sharing", lambda longer: _shares(lm, longer), length)
+    return not disturbed(lm.model) and holds(lm, "prefix sharing", lambda longer: _shares(lm, longer), length)
 
 
 def _shares(lm: LocalModel, length: int) -> bool:

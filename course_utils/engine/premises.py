@@ -8,7 +8,6 @@ as long as none of its modules is run in another way. Trials are of the model al
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +16,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..errors import CourseError
+from ..errors import CourseError, first_line
+from ..hooks import alone
 from ..models import LocalModel
 
 LENGTH = 8  # tokens of a trial whose outcome doesn't depend on length
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_ENCODER_WANTED = ("encoder_attn", "crossattention", "cross_attn", "cross_attention")  # what looks at an encoder
 _known: WeakKeyDictionary[nn.Module, dict[Any, dict[str, Any]]] = WeakKeyDictionary()
 
 
@@ -31,33 +31,6 @@ def facts(lm: LocalModel) -> dict[str, Any]:
     attention = getattr(lm.model.config, "_attn_implementation", None)
     mark = (attention, lm.model.dtype, str(lm.device), lm.model.training, ways)
     return _known.setdefault(lm.model, {}).setdefault(mark, {})
-
-
-def disturbed(lm: LocalModel) -> bool:
-    """Whether somebody's hooks hang on a model that may change what it computes, by the position of a token.
-
-    A hook that treats all tokens alike says so by an attribute `tokenwise`.
-    """
-    hooks = (hook for module in lm.model.modules() for kind in _HOOKS for hook in getattr(module, kind).values())
-    return any(not _harmless(hook) for hook in hooks)
-
-
-def _harmless(hook: Any) -> bool:
-    return getattr(hook, "tokenwise", False) or str(getattr(hook, "__module__", "")).startswith("transformers.")
-
-
-@contextmanager
-def alone(model: nn.Module) -> Iterator[None]:
-    """Let the hooks that hang on a model rest for a while."""
-    resting = [(module, kind, getattr(module, kind)) for module in model.modules() for kind in _HOOKS]
-    for module, kind, hooks in resting:
-        if hooks:
-            setattr(module, kind, OrderedDict())
-    try:
-        yield
-    finally:
-        for module, kind, hooks in resting:
-            setattr(module, kind, hooks)
 
 
 def holds(lm: LocalModel, premise: str, trial: Callable[[int], bool], length: int = LENGTH) -> bool:
@@ -74,19 +47,22 @@ def holds(lm: LocalModel, premise: str, trial: Callable[[int], bool], length: in
     """
     known = facts(lm)
     good, bad = known.setdefault(premise, (0, float("inf")))
-    if length > good:
-        longer = max(2 * LENGTH, 1 << (length - 1).bit_length()) if length > LENGTH else LENGTH
-        longer = max(length, min(longer, lm.context or longer))
-        if longer >= bad:
-            return False
-        try:
-            with torch.no_grad(), alone(lm.model):
-                held = trial(longer)
-        except Exception:  # models raise what they like where they cannot do a thing
-            held = False
-        known[premise] = (longer, bad) if held else (good, longer)
-        return held
-    return True
+    longer = LENGTH if length <= LENGTH else max(2 * LENGTH, 1 << (length - 1).bit_length())
+    longer = max(length, min(longer, lm.context or longer))
+    for size in (longer, length):  # a window may lie between the two
+        if good < length and size < bad:
+            held = _tried(lm, trial, size)
+            good, bad = (size, bad) if held else (good, size)
+            known[premise] = good, bad
+    return good >= length
+
+
+def _tried(lm: LocalModel, trial: Callable[[int], bool], length: int) -> bool:
+    try:
+        with torch.no_grad(), alone(lm.model):
+            return trial(length)
+    except Exception:  # models raise what they like where they cannot do a thing
+        return False
 
 
 def random_ids(lm: LocalModel, length: int, seed: int = 0) -> Tensor:
@@ -96,7 +72,7 @@ def random_ids(lm: LocalModel, length: int, seed: int = 0) -> Tensor:
     torch.Size([5])
     """
     size = lm.model.get_input_embeddings().weight.shape[0]
-    special = {lm.config.pad_token_id, *getattr(lm.tokenizer, "all_special_ids", [])}
+    special = {getattr(lm.config, "pad_token_id", None), *getattr(lm.tokenizer, "all_special_ids", [])}
     usual = [i for i in range(min(size, 2048)) if i not in special] or list(range(size))
     drawn = torch.randint(len(usual), (length,), generator=torch.Generator().manual_seed(seed))
     return torch.tensor([usual[i] for i in drawn], device=lm.device)
@@ -147,15 +123,6 @@ def logits_at(lm: LocalModel, rows: Tensor, positions: Tensor, **inputs: Any) ->
     return chosen
 
 
-def _unembeds_in_part(lm: LocalModel, ids: Tensor, logits: Tensor) -> bool:
-    places = torch.tensor([len(ids) - 1, 1 % len(ids)], device=ids.device)
-    try:
-        found = logits_at(lm, torch.zeros_like(places), places, input_ids=ids[None], use_cache=False)
-        return close(found, logits[places])
-    except Exception:
-        return False
-
-
 def check_model(lm: LocalModel) -> None:
     """Raise unless the model is a decoder: the same input gives the same logits, and no token changes those before it.
 
@@ -172,30 +139,41 @@ def check_model(lm: LocalModel) -> None:
 
 def _complaint(lm: LocalModel) -> str:
     name = type(lm.model).__name__
-    if any(getattr(lm.model.config, told, None) for told in ("is_encoder_decoder", "cross_attention_hidden_size")):
+    if any(part.rpartition(".")[2] in _ENCODER_WANTED for part, _ in lm.model.named_modules()):
         return f"Expected a decoder that stands alone, got {name}, which lacks its encoder; choose a causal model."
     ids = random_ids(lm, min(LENGTH, lm.context or LENGTH))
     other = torch.cat([ids[:-1], another(lm, ids[-1:])])
     try:
-        first, again, changed = (plain_logits(lm, row[None])[0] for row in (ids, ids, other))
+        first = plain_logits(lm, ids[None])[0]
         if first.shape[:1] != ids.shape:
             raise ValueError(f"logits of shape {list(first.shape)} for {len(ids)} tokens")
+        facts(lm)["unembeds whole"] = not _unembeds_in_part(lm, other, first)
+        changed = plain_logits(lm, other[None])[0] if facts(lm)["unembeds whole"] else first
     except Exception as error:  # models raise what they like
         return (
             f"Expected a model that maps token ids to logits, got {name}, which does not on its own "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no reason given'})."
+            f"({type(error).__name__}: {first_line(error)})."
         )
     if not first.isfinite().all():
         return not_finite(lm)
-    if not close(again, first):
+    if close(changed[:-1], first[:-1]):
+        return ""
+    if not close(plain_logits(lm, ids[None])[0], first):
         return f"{name} gives other logits each time (dropout is on?); call lm.model.eval() first."
-    if not close(changed[:-1], first[:-1]):
-        return (
-            f"Expected a decoder, which reads from left to right, got {name}, in which later tokens change what "
-            "earlier ones give (an encoder?); choose a causal model."
-        )
-    facts(lm)["unembeds whole"] = not _unembeds_in_part(lm, ids, first)
-    return ""
+    return (
+        f"Expected a decoder, which reads from left to right, got {name}, in which later tokens change what earlier "
+        "ones give (an encoder?); choose a causal model."
+    )
+
+
+def _unembeds_in_part(lm: LocalModel, ids: Tensor, logits: Tensor) -> bool:
+    """Whether the unembedding gives the same for some positions alone: those of another input that changes none."""
+    places = torch.arange(len(ids) - 1, device=ids.device).flip(0)
+    try:
+        found = logits_at(lm, torch.zeros_like(places), places, input_ids=ids[None], use_cache=False)
+    except Exception:  # models raise what they like
+        return False
+    return close(found, logits[places])
 
 
 def not_finite(lm: LocalModel) -> str:
