@@ -146,7 +146,7 @@ def _list_of_layers(model: Any, n_layers: int) -> str:
     for name, layers in lists.items():
         ran = all(layer in given for layer in layers)
         if ran and all(torch.equal(given[one], taken[following]) for one, following in pairwise(layers)):
-            return name
+            return str(name)
     raise CourseError(
         f"Expected {n_layers} layers of which each gets what the one before gives out, and {type(model).__name__} has "
         "no list of such; what flows between them cannot be looked at, so choose another decoder of transformers."
@@ -230,10 +230,15 @@ def edit(lm: LocalModel, edits: Mapping[Site, Edit], *, tokenwise: bool = False)
         for site, function in edits.items():
             module, before = _place_of(parts, site)
             hook = _before(function) if before else _after(function)
-            hook.tokenwise = tokenwise  # type: ignore[attr-defined]
+            hook.tokenwise = tokenwise  # type: ignore[union-attr]
             attach = module.register_forward_pre_hook if before else module.register_forward_hook
             attached.callback(attach(hook, with_kwargs=True).remove)
         yield
+
+
+def instead(value: Tensor) -> Edit:
+    """An edit that puts a value in the place of whatever flows through a site."""
+    return lambda _: value
 
 
 @contextmanager
@@ -372,8 +377,8 @@ def head_size(lm: LocalModel, width: int) -> int:
 def written_by_heads(lm: LocalModel, projection: Any, mixed: Tensor) -> Tensor:
     """What each head writes: `[..., head * d_head]` to `[..., head, d_model]`, without the projection's bias."""
     weight, size = projection_weight(projection), head_size(lm, mixed.shape[-1])
-    split = mixed.unflatten(-1, (lm.n_heads, size)), weight.unflatten(1, (lm.n_heads, size))
-    return torch.einsum("...hd,mhd->...hm", *split)
+    by_head = weight.reshape(len(weight), lm.n_heads, size)  # [d_model, head, d_head]
+    return torch.einsum("...hd,mhd->...hm", mixed.reshape(*mixed.shape[:-1], lm.n_heads, size), by_head)
 
 
 def projection_weight(projection: Any) -> Tensor:

@@ -151,7 +151,7 @@ def attribution_patching(
         product = (pair.source.at((over, layer)) - pair.base.at((over, layer))) * slope  # [token, width]
         if over == "heads":
             product = product if pair.position is None else product[[pair.position]]
-            by_head = product.unflatten(1, (lm.n_heads, head_size(lm, product.shape[1])))
+            by_head = product.reshape(len(product), lm.n_heads, head_size(lm, product.shape[1]))
             moved.append(by_head.sum(dim=(0, 2)))
         else:
             moved.append(product.sum(dim=1)[: len(clean)])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CourseError
-from ..hooks import Edit, Site, edit, find_parts, record, skip_layers
+from ..hooks import Edit, Site, edit, find_parts, instead, record, skip_layers
 from ..models import LocalModel
 from .interventions import Run, can_restart
 from .premises import check_model, close, holds, plain_logits, random_ids
@@ -68,7 +68,7 @@ def run_layer(lm: LocalModel, base: Run, layer: int, stream: Tensor, edits: dict
         seen.append((output[0] if isinstance(output, tuple | list) else output).clone())
         raise _Stop
 
-    start: dict[Site, Edit] = {("residual", layer): lambda _: stream.clone()}
+    start: dict[Site, Edit] = {("residual", layer): instead(stream.clone())}
     with skip_layers(lm, range(layer), base.outputs), edit(lm, {**start, **(edits or {})}):
         hook = find_parts(lm).layers[layer].register_forward_hook(keep)
         try:
@@ -87,7 +87,7 @@ def added(lm: LocalModel, base: Run, layer: int, attention: Tensor) -> Tensor:
     n_rows, n_tokens, _ = attention.shape
     stream = base.residual[layer][-n_tokens:].expand(n_rows, -1, -1)
     silent: Edit = torch.zeros_like
-    edits: dict[Site, Edit] = {("attention", layer): lambda _: attention, ("mlp", layer): silent}
+    edits: dict[Site, Edit] = {("attention", layer): instead(attention), ("mlp", layer): silent}
     return run_layer(lm, base, layer, stream, edits) - stream
 
 
@@ -104,7 +104,7 @@ def ending(lm: LocalModel, base: Run, stream: Tensor) -> Tensor:
     """Logits `[token, vocabulary]` of what comes out of the last layer, `[token, d_model]`, by all that comes after."""
     last: Site = ("residual", lm.n_layers)
     ids = base.ids[:1].expand(1, len(stream))
-    with skip_layers(lm, range(lm.n_layers), base.outputs), edit(lm, {last: lambda _: stream[None]}):
+    with skip_layers(lm, range(lm.n_layers), base.outputs), edit(lm, {last: instead(stream[None])}):
         logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits[0]
     return logits
 

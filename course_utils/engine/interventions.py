@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._arrays import precise
 from ..errors import CourseError
-from ..hooks import Edit, Site, edit, find_parts, record, skip_layers
+from ..hooks import Edit, Site, edit, find_parts, instead, record, skip_layers
 from ..models import LocalModel
 from .prefix_sharing import Batch, Prefix, batches, fill_rows, lay_out, rows_in_budget, run_base, run_batch
 from .premises import another, check_finite, check_model, close, holds, plain_logits, random_ids
@@ -221,13 +221,17 @@ def _skips(lm: LocalModel, length: int) -> bool:
         for layer in layers:
             entered: list[Tensor] = []
             edits["residual", layer] = entered.append
-            edits["residual", layer + 1] = lambda _, entered=entered: entered[-1]
+            edits["residual", layer + 1] = _latest(entered)
         with edit(lm, edits):
             edited = plain_logits(lm, base.ids[None])
         with skip_layers(lm, layers, base.outputs):
             if not close(plain_logits(lm, base.ids[None]), edited):
                 return False
     return True
+
+
+def _latest(entered: list[Tensor]) -> Edit:
+    return lambda _: entered[-1]
 
 
 def check_stream(lm: LocalModel) -> None:
@@ -249,7 +253,7 @@ def _carries(lm: LocalModel, length: int) -> bool:
     others = another(lm, ids)
     source = run_once(lm, others)
     for layer in {1, lm.n_layers // 2, lm.n_layers}:
-        with edit(lm, {("residual", layer): lambda _, layer=layer: source.residual[layer][None]}):
+        with edit(lm, {("residual", layer): instead(source.residual[layer][None])}):
             if not close(plain_logits(lm, ids[None])[0, -1:], source.logits):
                 return False
     return True
@@ -259,4 +263,4 @@ def _edits(site: Site, entering: Tensor, changed: Callable[[Tensor], Tensor]) ->
     """Start at the layer of a site with what enters it, and change what flows through the site."""
     if site[0] == "residual":
         return {site: lambda _: changed(entering)}
-    return {("residual", site[1]): lambda _: entering, site: changed}
+    return {("residual", site[1]): instead(entering), site: changed}

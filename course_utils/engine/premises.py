@@ -54,7 +54,7 @@ def holds(lm: LocalModel, premise: str, trial: Callable[[int], bool], length: in
             held = _tried(lm, trial, size)
             good, bad = (size, bad) if held else (good, size)
             known[premise] = good, bad
-    return good >= length
+    return bool(good >= length)
 
 
 def _tried(lm: LocalModel, trial: Callable[[int], bool], length: int) -> bool:
@@ -109,7 +109,7 @@ def unembed_only(lm: LocalModel, rows: Tensor, positions: Tensor) -> Iterator[No
         hook.remove()
 
 
-def logits_at(lm: LocalModel, rows: Tensor, positions: Tensor, **inputs: Any) -> Tensor:
+def logits_at(lm: LocalModel, rows: Tensor, positions: Tensor, /, **inputs: Any) -> Tensor:
     """The logits at some positions of a pass, `[scored, vocabulary]`; if the model allows it, no others are computed.
 
     >>> logits_at(lm, torch.tensor([0]), torch.tensor([-1]), input_ids=ids[None]).shape

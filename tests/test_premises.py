@@ -1,0 +1,205 @@
+"""A shortcut is taken only where it gives what plain passes give, is tried once, and leaves no trace."""
+
+from contextlib import contextmanager
+from types import MethodType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conftest import tiny_model, words
+from course_utils import CourseError, token_attribution
+from course_utils.ablation import ablate
+from course_utils.directions import project_out, steer
+from course_utils.engine import blocks, premises
+from course_utils.engine.activations import can_pack, next_logits
+from course_utils.engine.interventions import can_restart, run_once
+from course_utils.engine.prefix_sharing import can_share
+from course_utils.hooks import edit
+
+pytestmark = pytest.mark.quick
+TEXT, CONTRAST = words(3, 14, 15, 9, 26, 5, 35, 8), (" w1", " w2")
+
+
+@contextmanager
+def passes_counted(lm):
+    counted = []
+    plain = lm.model.model.forward
+    lm.model.model.forward = lambda *args, **named: counted.append(1) or plain(*args, **named)
+    try:
+        yield counted
+    finally:
+        del lm.model.model.forward
+
+
+@torch.no_grad()
+def occlusion(lm, prompt, replacement=7):
+    """By plain passes, one a token."""
+
+    def value(ids):
+        logits = lm.model(input_ids=ids[None], use_cache=False).logits[0, -1]
+        return float(logits[1] - logits[2])
+
+    ids = prompt.input_ids[0]
+    return [value(ids) - value(torch.where(torch.arange(len(ids)) == i, replacement, ids)) for i in range(len(ids))]
+
+
+def scores(lm, prompt):
+    return token_attribution(lm, prompt, contrast=CONTRAST, replacement=7).scores[0]
+
+
+def test_what_was_tried_is_not_tried_again():
+    lm = tiny_model("llama")
+    with passes_counted(lm) as first:
+        next_logits(lm, [lm.prompt(TEXT)])
+        tried = len(first)
+        next_logits(lm, [lm.prompt(TEXT)])
+        assert len(first) == tried + 1 < tried * 2
+        next_logits(lm, [lm.prompt(words(*range(1, 40)))])  # longer than what was tried
+        assert len(first) > tried + 2
+
+
+@pytest.mark.parametrize("premise", [can_share, can_pack])
+def test_a_window_is_found_at_the_length_that_is_asked_for(premise):
+    lm = tiny_model("mistral", sliding_window=20)
+    assert [premise(lm, length) for length in (8, 16, 20, 21, 40, 18)] == [True, True, True, False, False, True]
+
+
+def test_a_model_that_is_run_in_another_way_is_tried_again():
+    lm = tiny_model("llama")
+    assert can_restart(lm)
+    assert can_share(lm, 8)
+    layer = lm.model.model.layers[1]
+
+    def from_the_cache(self, hidden_states, **named):
+        past = named.get("past_key_values")
+        shift = 0 if past is None else past.get_seq_length()
+        return hidden_states + shift + 0 * type(self).forward(self, hidden_states, **named)
+
+    layer.forward = MethodType(from_the_cache, layer)
+    assert not can_share(lm, 8)
+    np.testing.assert_allclose(scores(lm, lm.prompt(TEXT)), occlusion(lm, lm.prompt(TEXT)), atol=1e-5)
+    del layer.forward
+    assert can_share(lm, 8)
+
+
+def by_position(activation):
+    changed = activation.clone()
+    changed[:, -3:] *= -3
+    return changed
+
+
+def prompts_of(lm):
+    return [lm.prompt(words(*ids)) for ids in ([3, 14, 15, 9, 26, 5, 35, 8], [3, 14, 15, 2, 6, 5, 3, 58])]
+
+
+AROUND = {
+    "an edit by position": lambda lm: edit(lm, {("residual", 1): by_position}),
+    "a mean, position by position": lambda lm: ablate(lm, [("mlps", 1)], kind="mean", reference=prompts_of(lm)),
+    "another prompt's activation": lambda lm: ablate(lm, [("heads", 1, 2)], kind="resample", reference=prompts_of(lm)),
+    "steering at one token": lambda lm: steer(lm, np.eye(24)[3], 1, 5.0, positions=[-2]),
+    "steering at all": lambda lm: steer(lm, np.eye(24)[3], 1, 5.0),
+    "a direction less": lambda lm: project_out(lm, np.eye(24)[3]),
+    "zero": lambda lm: ablate(lm, [("mlps", 1), ("layers", 2)]),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_inside_an_edit_the_edited_model_is_scored(around):
+    lm = tiny_model("llama")
+    prompt = prompts_of(lm)[0]
+    without = scores(lm, prompt)
+    with AROUND[around](lm):
+        expected = occlusion(lm, prompt)
+        np.testing.assert_allclose(scores(lm, prompt), expected, atol=1e-5)
+        logits = next_logits(lm, prompts_of(lm))
+    assert not np.allclose(expected, without, atol=1e-3)
+    with AROUND[around](lm):
+        for found, one in zip(logits, prompts_of(lm), strict=True):
+            plain = lm.model(input_ids=one.input_ids, use_cache=False).logits[0, -1]
+            torch.testing.assert_close(found, plain, atol=1e-6, rtol=1e-6)
+    assert np.array_equal(scores(lm, prompt), without)
+
+
+def test_a_trial_is_unseen_by_hooks_of_others_and_leaves_them_where_they_were():
+    lm = tiny_model("llama")
+    seen = []
+    hook = lm.model.model.register_forward_hook(lambda module, given, out: seen.append(1))
+    try:
+        assert can_restart(lm)
+        assert not seen
+        lm.model(torch.arange(3)[None])
+        assert seen == [1]
+    finally:
+        hook.remove()
+
+
+def test_a_model_in_training_mode_is_told_to_leave_it():
+    lm = tiny_model("llama", attention_dropout=0.5)
+    lm.model.train()
+    with pytest.raises(CourseError, match=r"call lm.model.eval\(\) first"):
+        scores(lm, lm.prompt(TEXT))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["model.layers.1.mlp.down_proj", "model.layers.2.self_attn.o_proj", "lm_head"])
+def test_numbers_that_are_none_are_told(where, bad):
+    lm = tiny_model("llama")
+    assert len(scores(lm, lm.prompt(TEXT))) == 8  # known to be sound, and broken afterwards
+    lm.model.get_submodule(where).weight.data[0, 0] = bad
+    with pytest.raises(CourseError, match="not finite numbers"):
+        scores(lm, lm.prompt(TEXT))
+
+
+class OnePlus(nn.Module):
+    """A layer norm whose weight is stored less one, as Nemotron's."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.norm = nn.LayerNorm(size)
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, x.shape[-1:], self.norm.weight + 1, self.norm.bias)
+
+
+NORMS = {
+    "layer norm": lambda: nn.LayerNorm(24),
+    "layer norm, weight + 1": lambda: OnePlus(24),
+    "RMS norm": lambda: nn.RMSNorm(24, eps=1e-6),
+    "multiplier": lambda: nn.Linear(24, 24, bias=False),
+    "none": nn.Identity,
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@torch.no_grad()
+def test_a_frozen_norm_splits_its_output_exactly(norm):
+    torch.manual_seed(0)
+    made = NORMS[norm]().double()
+    for weight in made.parameters():
+        weight.copy_(torch.eye(24) * 0.3 if weight.dim() == 2 else torch.randn(24))
+    parts = torch.randn(5, 24, dtype=torch.float64) * 7
+    linear, bias = blocks.frozen(tiny_model("llama"), made, parts.sum(dim=0))
+    torch.testing.assert_close(linear(parts).sum(dim=0) + bias, made(parts.sum(dim=0)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(linear(2 * parts), 2 * linear(parts))
+
+
+@pytest.mark.parametrize("bent", [torch.tanh, lambda x: x.abs(), lambda x: x.flip(-1), lambda x: x.cumsum(-1)])
+def test_what_is_no_norm_is_refused(bent):
+    with pytest.raises(CourseError, match="cannot be split"):
+        blocks.frozen(tiny_model("llama"), bent, torch.randn(24, generator=torch.Generator().manual_seed(0)))
+
+
+def test_the_ending_is_all_the_model_does_after_its_last_layer(tiny):
+    base = run_once(tiny, torch.arange(1, 9), keep=8)
+    torch.testing.assert_close(blocks.ending(tiny, base, base.residual[-1]), base.logits)
+
+
+def test_a_broken_premise_is_a_no_whatever_the_model_raises():
+    def trial(length):
+        raise ZeroDivisionError
+
+    lm = tiny_model("llama")
+    assert not premises.holds(lm, "some premise", trial)
+    assert premises.holds(lm, "some other premise", lambda length: length == premises.LENGTH)
