@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from .errors import CourseError, first_line
 from .loading.devices import best_device, check_device, fitting_dtype
 from .loading.smollm2 import offline, quiet_transformers
 from .loading.sources import ADAPTER_CONFIG, DEFAULT, EXPECTED, Source, ask_hub, find
-from .prompts import Prompt, covering, encode, render_chat, token_strings
+from .prompts import Prompt, covering, encode, render_chat, sequence_strings
 
 _PLAIN = {"peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "target_modules"}
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions", "n_ctx")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -60,8 +62,10 @@ class LocalModel:
 
     @property
     def context(self) -> int | None:
-        """The longest input in tokens, where the model names one."""
-        return getattr(self.config, "max_position_embeddings", None)
+        """The longest input in tokens, where the model names one (recurrent models and ALiBi's may have none)."""
+        named = [getattr(self.config, name, None) for name in CONTEXT_NAMES]
+        longest = next((size for size in named if isinstance(size, int) and size > 0), None)
+        return longest if longest is None else longest - _unused_positions(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -107,21 +111,33 @@ class LocalModel:
     def _prompt(self, text: str, start: int, end: int, *, special: bool) -> Prompt:
         ids, offsets = encode(self.tokenizer, text, special=special)
         self.check_length(len(ids))
+        self.check_ids(ids)
         return Prompt(
             text=text,
             input_ids=torch.tensor([ids], device=self.device),  # [1, token]
-            tokens=token_strings(self.tokenizer, ids),
+            tokens=sequence_strings(self.tokenizer, ids),
             user=covering(offsets, start, end),
             offsets=offsets,
             typed=(start, end),
         )
 
-    def check_length(self, n_tokens: int) -> None:
-        """Raise if an input of so many tokens is longer than the model's context."""
-        if self.context is not None and n_tokens > self.context:
+    def check_length(self, n_tokens: int, n_reply: int = 0) -> None:
+        """Raise if an input of so many tokens, and of a reply to it, is longer than the model's context."""
+        if self.context is not None and n_tokens + n_reply > self.context:
+            reply = f" and {n_reply:,} of a reply" if n_reply else ""
             raise CourseError(
-                f"Expected at most {self.context:,} tokens, the context of {self.name}, and got {n_tokens:,}; "
-                "shorten the text."
+                f"Expected at most {self.context:,} tokens, the context of {self.name}, and got {n_tokens:,}{reply}; "
+                f"shorten the text{', or ask for fewer tokens' if n_reply else ''}."
+            )
+
+    def check_ids(self, ids: list[int]) -> None:
+        """Raise if the model has no embedding for a token: one that was added to the tokenizer alone."""
+        rows = len(self.model.get_input_embeddings().weight)
+        if beyond := [i for i in ids if i >= rows]:
+            raise CourseError(
+                f"Expected token ids below {rows:,}, the rows of the embedding of {self.name}, and got {beyond[0]:,} "
+                f"({self.tokenizer.convert_ids_to_tokens(beyond[0])!r}); leave that token out of the text, or load a "
+                "model whose embedding was resized and trained with it."
             )
 
     def continuation(self, prompt: Prompt, text: str) -> list[int]:
@@ -143,21 +159,28 @@ class LocalModel:
             )
         if len(ids) == len(before):
             raise CourseError(f"Expected text of at least one token, got {text!r}, which encodes to none.")
+        self.check_ids(ids)
         return ids[len(before) :]
 
     @torch.no_grad()
     def generate(self, prompt: Prompt, n_tokens: int = 40) -> Tensor:
         """The ids of the model's greedy reply, `[token]`, at most `n_tokens` of them; it ends with the end token.
 
+        Each token is the one with the largest logit: penalties and the like in the checkpoint's `generation_config`
+        are left aside, and only its end tokens are kept.
+
+        Raises:
+            CourseError: no token asked for, or prompt and reply are longer than the model's context.
+
         >>> lm.tokenizer.decode(lm.generate(lm.chat("What is the capital of France?"), 7))
         'The capital of France is Paris.'
         """
+        if n_tokens < 1:
+            raise CourseError(f"Expected at least one token of reply, got n_tokens={n_tokens}.")
+        self.check_length(len(prompt), n_tokens - 1)  # the last one is not read again
         ids = prompt.input_ids
-        settings = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
-        output = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=n_tokens, pad_token_id=pad, **settings
-        )
+        with _greedy(self.model, n_tokens) as settings:
+            output = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
         reply: Tensor = output[0, ids.shape[1] :]
         return reply
 
@@ -175,6 +198,27 @@ class LocalModel:
             f"{self.name}: {type(self.model).__name__}, {size:,.0f} M parameters, "
             f"{self.n_layers} layers x {self.n_heads} heads, d_model {self.d_model}"
         )
+
+
+@contextmanager
+def _greedy(model: Any, n_tokens: int) -> Iterator[Any]:
+    """Settings of arg-max alone, lent to the model meanwhile: transformers mixes its own into any that are given."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    ends = own.eos_token_id
+    pad = next((i for i in (own.pad_token_id, *(ends if isinstance(ends, list) else [ends])) if i is not None), None)
+    model.generation_config = GenerationConfig(max_new_tokens=n_tokens, eos_token_id=ends, pad_token_id=pad)
+    try:
+        yield model.generation_config
+    finally:
+        model.generation_config = own
+
+
+def _unused_positions(model: Any) -> int:
+    """The first rows of a table of learned positions that stand for padding: RoBERTa counts from after them."""
+    tables = [m for n, m in model.named_modules() if n.endswith("position_embeddings") and hasattr(m, "padding_idx")]
+    return next((1 + table.padding_idx for table in tables if table.padding_idx is not None), 0)
 
 
 def load_model(
