@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
-import struct
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import CourseError, first_line
-from .loading.devices import best_device, check_device, fitting_dtype
-from .loading.smollm2 import offline, quiet_transformers
-from .loading.sources import ADAPTER_CONFIG, DEFAULT, EXPECTED, Source, ask_hub, find
+from .errors import CourseError
+from .loading.devices import best_device, check_device
+from .loading.load import Wanted, load
+from .loading.sources import DEFAULT, ask_hub, find, with_adapter
 from .prompts import Prompt, covering, encode, render_chat, sequence_strings
 
-_PLAIN = {"peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "target_modules"}
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions", "n_ctx")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -33,6 +30,7 @@ class LocalModel:
         name: what `load_model` was asked for.
         model: the transformers model, in evaluation mode, without gradients for its weights.
         tokenizer: the transformers tokenizer.
+        system: the system text that stands before a chat where none is given: that of Ollama's SYSTEM.
 
     >>> lm = load_model()
     >>> lm.n_layers, lm.n_heads, lm.d_model
@@ -42,6 +40,7 @@ class LocalModel:
     name: str
     model: Any
     tokenizer: Any
+    system: str | None = None
 
     @property
     def config(self) -> Any:
@@ -79,7 +78,8 @@ class LocalModel:
     def chat(self, text: str, *, system: str | None = None) -> Prompt:
         r"""What the user typed, in the model's chat template, ready for the reply.
 
-        Without `system` the template decides: SmolLM2's puts in a system prompt that nobody typed.
+        Without `system` the model's own is used, or else the template decides: SmolLM2's puts in a system prompt
+        that nobody typed.
 
         Raises:
             CourseError: nothing typed, no chat template, or longer than the model's context.
@@ -93,7 +93,7 @@ class LocalModel:
                 f"{self.name} has no chat template, so it is no chat model; "
                 "use lm.prompt(text), which takes the text as it stands."
             )
-        rendered, start, end = render_chat(self.tokenizer, text, system)
+        rendered, start, end = render_chat(self.tokenizer, text, self.system if system is None else system)
         return self._prompt(rendered, start, end, special=False)
 
     def prompt(self, text: str) -> Prompt:
@@ -222,96 +222,65 @@ def _unused_positions(model: Any) -> int:
 
 
 def load_model(
-    name: str | os.PathLike[str] = DEFAULT, *, device: str | None = None, dtype: str | None = None
+    name: str | os.PathLike[str] = DEFAULT,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> LocalModel:
     """Load a local model for looking into, from wherever it is kept.
 
+    What comes back is the checkpoint, whole: weights that are missing, left over or of another shape are refused.
+
     Args:
         name: "smollm2" (always there), a suspect ("model-a", "model-b", "model-c"), a hub id, a folder (of a model, or
-            of a LoRA adapter, which is merged into its base), a `.gguf` file, or "ollama:NAME[:TAG]".
+            of a LoRA adapter, which is merged into its base), a `.gguf` file, or "ollama:NAME[:TAG]". Of Ollama's
+            own additions the adapter and the system text are used, the template is not: the chat template in the GGUF
+            file is, and a warning says so.
         device: "cuda", "mps", "cpu" or "auto" (spread over all there is); by default the fastest that there is.
-        dtype: "float32", "bfloat16" or "float16"; by default float32 where it fits in memory, else bfloat16.
+        dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own; by default float32 where it fits in
+            memory, else a half precision.
+        revision: the branch, tag or commit of a hub id.
+        adapter: the folder of an adapter to merge into the model.
 
     Raises:
-        CourseError: no such model, or it cannot be read, fetched, or held in memory.
+        CourseError: no such model, or it cannot be read, fetched, or held in memory, or is not whole.
 
     >>> load_model("smollm2")
     smollm2: LlamaForCausalLM, 135 M parameters, 30 layers x 9 heads, d_model 576
     """
-    if dtype not in (None, *DTYPES):
-        raise CourseError(f"Expected dtype to be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    precision = None if dtype is None else str(dtype).removeprefix("torch.")
+    if precision not in (None, "auto", *DTYPES):
+        raise CourseError(f'Expected dtype to be one of {", ".join(DTYPES)}, or "auto", got {dtype!r}.')
     name = os.fspath(name) if isinstance(name, os.PathLike) else name
     source = find(name)
-    device = device or best_device()
+    if revision is not None and not source.on_hub:
+        raise CourseError(f"Expected revision= with a hub id only, got {revision!r} for {name}, which is no hub id.")
+    if adapter is not None:
+        source, name = with_adapter(source, adapter), f"{name} with {os.fspath(adapter)}"
+    device = str(device) if device is not None else best_device()
     check_device(device)
-    if not source.on_hub:
-        return _load(name, source, device, dtype, local_only=True)
+    if source.unused:
+        _warn_of_ollama(name, source.unused)
+    wanted = Wanted(device, precision, revision, local_only=True)
     try:  # what is in the hub's cache is never asked of the network again
-        return _load(name, source, device, dtype, local_only=True)
+        model, tokenizer = load(name, source, wanted)
     except CourseError as error:
-        if error.__cause__ is None:  # the files are whole, but of no use here
+        if not source.on_hub or error.__cause__ is None:  # the files are whole, but of no use here
             raise
         ask_hub(name)
-        return _load(name, source, device, dtype, local_only=False)
+        model, tokenizer = load(name, source, wanted._replace(local_only=False))
+    return LocalModel(name, model, tokenizer, source.system)
 
 
-def _load(name: str, source: Source, device: str, dtype: str | None, *, local_only: bool) -> LocalModel:
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    broken = (SafetensorError, StrictDataclassError, struct.error)
-    where = {"gguf_file": source.gguf_file, "local_files_only": local_only}
-    try:
-        with (
-            quiet_transformers() if name == DEFAULT or source.adapter else nullcontext(),
-            offline() if local_only else nullcontext(),
-        ):
-            config = AutoConfig.from_pretrained(source.place, **where)
-            precision = getattr(torch, dtype) if dtype else fitting_dtype(config, device)
-            tokenizer = AutoTokenizer.from_pretrained(source.place, **where)
-            model = AutoModelForCausalLM.from_pretrained(source.place, dtype=precision, device_map=device, **where)
-            if source.adapter:
-                model = _merged(model, source.adapter)
-    except CourseError:
-        raise
-    except (OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, RuntimeError, *broken) as error:
-        raise CourseError(
-            f"Could not load {name} ({first_line(error)}); expected {EXPECTED}, whole and of a kind transformers reads."
-        ) from error
-    if not tokenizer.is_fast:
-        raise CourseError(
-            f"{name} has no fast tokenizer, so tokens cannot be placed in the text; choose another model."
-        )
-    return LocalModel(name, model.eval().requires_grad_(False), tokenizer)
-
-
-def _merged(model: Any, adapter: str) -> Any:
-    """The model with a LoRA adapter added into its weights: W + scale x B A (Hu 2021).
-
-    Weights that the adapter leaves alone stay mapped from the base model's file, and all models here share them.
-    """
-    told = json.loads((Path(adapter) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    if set(told) == _PLAIN and told["peft_type"] == "LORA":  # as ours are: no need of a library that takes a second
-        return _with_products(model, Path(adapter) / "adapter_model.safetensors", told["r"], told["lora_alpha"])
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-
-
-@torch.no_grad()
-def _with_products(model: Any, weights: Path, rank: int, alpha: float) -> Any:
-    from safetensors.torch import load_file
-
-    parts = load_file(weights, device=str(model.device))
-    for name, a in parts.items():  # [rank, in]
-        if name.endswith(".lora_A.weight"):
-            if len(a) != rank:
-                raise ValueError(f"expected an adapter of rank {rank}, got one of {len(a)}")
-            b = parts[name.replace(".lora_A.", ".lora_B.")]  # [out, rank]
-            weight = model.get_submodule(name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")).weight
-            weight.data = weight + (alpha / rank * (b.float() @ a.float())).to(weight)
-    return model
+def _warn_of_ollama(name: str, unused: tuple[str, ...]) -> None:
+    shown = name.removeprefix("ollama:")
+    warnings.warn(
+        f"Ollama's own {' and '.join(unused)} of {shown} cannot be applied here; lm.chat uses the chat template in the "
+        f"GGUF file: compare lm.chat('Hi').text with `ollama show {shown} --template`.",
+        stacklevel=3,
+    )
 
 
 def _check_text(text: str) -> None:

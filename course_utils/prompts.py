@@ -99,7 +99,7 @@ def render_chat(tokenizer: Any, text: str, system: str | None) -> tuple[str, int
 
 
 def encode(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids of a text and each token's (start, end) in characters; `special` puts the tokenizer's own BOS before it.
+    """Token ids of a text and where each token stands in it; `special` puts the tokenizer's own BOS before it.
 
     A BOS that the text begins with is not doubled, and what the tokenizer would put after a text (EOS, SEP) is left
     out: the model is to go on with the text, not to answer after its end.
