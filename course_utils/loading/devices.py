@@ -10,6 +10,8 @@ import torch
 
 from ..errors import CourseError, first_line
 
+CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells the limits of the container that this runs in
+
 
 def best_device() -> str:
     """The fastest device that torch can use here: "cuda", "mps" or "cpu"."""
@@ -47,10 +49,9 @@ def free_memory(device: str) -> int:
 
 def _left_in_container() -> int:
     """Bytes that the container this runs in may still take; without a limit, more than any machine has."""
-    group = Path("/sys/fs/cgroup")
     try:
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        told = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        limit, used = (int((CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        told = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
         return limit - used + int(told["inactive_file"])  # files kept in memory give way
     except (OSError, ValueError, KeyError):  # no container, or no limit
         return 1 << 62

@@ -131,12 +131,11 @@ def _by_peft(model: Any, folder: Path) -> Any:
             f"Expected an adapter that can be added into a model's weights, such as LoRA, got {folder} of the kind "
             f"{kind}, which adds tokens or layers instead; give a model without it."
         )
-    taken = get_peft_model_state_dict(adapted)
-    if wrong := [
-        key
-        for key in taken.keys() | stored.keys()
-        if key not in taken or key not in stored or not torch.equal(taken[key].cpu().float(), stored[key].float())
-    ]:
+    taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)  # else it asks the network for the base
+    there = {key.replace(".default.", "."): weight for key, weight in adapted.state_dict().items()} | taken
+    wrong = taken.keys() - stored.keys()
+    wrong |= {k for k, v in stored.items() if k not in there or not torch.equal(there[k].cpu().float(), v.float())}
+    if wrong:
         raise _other_model(folder, wrong)
     return adapted.merge_and_unload(safe_merge=True)
 
