@@ -240,7 +240,8 @@ def load_model(
             file is, and a warning says so.
         device: "cuda", "mps", "cpu" or "auto" (spread over all there is); by default the fastest that there is.
         dtype: "float32", "bfloat16", "float16", or "auto" for the checkpoint's own; by default float32 where it fits in
-            memory, else a half precision.
+            memory, else a half precision. In bfloat16 occlusion scores of smollm2 move by up to 0.36 logits, a fifth
+            of the largest (five chats, I against Sure; the strongest token stayed the same).
         revision: the branch, tag or commit of a hub id.
         adapter: the folder of an adapter to merge into the model.
 
