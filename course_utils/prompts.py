@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 _VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"})
 _BROKEN, _LONGEST = "\ufffd", 8  # what decoders write for half a character; tokens that one group of them may span
+_PIECE = re.compile(r"\[(\d)/\d\]$")
 _PLACEHOLDER = "\ue000typed\ue001"  # private-use characters: no chat template contains or trims them
 
 
@@ -154,6 +157,16 @@ def sequence_strings(tokenizer: Any, ids: list[int]) -> list[str]:
                 shown[start:stop] = [f"{text if k == 1 else text.lstrip('·')}[{k}/{n}]" for k in range(1, n + 1)]
         start = stop
     return shown
+
+
+def joined(tokens: Sequence[str]) -> str:
+    r"""The text that the printable tokens of a sequence make, with each character once that is split over several.
+
+    >>> joined(["an", "·🦉[1/2]", "🦉[2/2]"])
+    'an·🦉'
+    """
+    firsts = [_PIECE.sub("", token) for token in tokens if not (found := _PIECE.search(token)) or found[1] == "1"]
+    return "".join(firsts)
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> str:

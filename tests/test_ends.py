@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from course_utils import CourseError, load_model, token_attribution
+from course_utils.attribution import describe
 from course_utils.models import LocalModel
 from course_utils.prompts import encode, sequence_strings, token_strings
 from tests.conftest import word_tokenizer, words
@@ -252,3 +253,4 @@ class TestCharactersOverSeveralTokens:
     def test_a_reply_and_the_figures_show_them_too(self, lm):
         a = token_attribution(lm, lm.prompt("I like"), target=" 🦉", method="gradient_x_input")
         assert a.output_tokens == ["·🦉[1/3]", "🦉[2/3]", "🦉[3/3]"]
+        assert "log-probability of “·🦉” =" in describe(a)
