@@ -527,6 +527,27 @@ def test_an_adapter_that_is_not_whole_or_of_another_model_is_told(folder, tmp_pa
         load_model(adapter)
 
 
+def test_adapters_without_the_library_are_held_to_the_same(folder, tmp_path):
+    """As ours are: only the plainest settings, which the package adds into the weights by itself."""
+    adapter, right = adapted(folder, tmp_path / "adapter")
+    plain = {"peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "target_modules"}
+    told_of = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({k: v for k, v in told_of.items() if k in plain}))
+    torch.testing.assert_close(logits(load_model(adapter).model, ids_of(9)), right, atol=1e-4, rtol=1e-4)
+    path = adapter / "adapter_model.safetensors"
+    whole = load_file(path)
+    some = next(iter(whole))
+    more = {**whole, some.replace("layers.0", "layers.9"): whole[some].clone(), "extra.weight": torch.ones(2)}
+    for weights in (
+        {k: v for k, v in whole.items() if k != some},
+        {k: v for k, v in whole.items() if "layers.1" not in k},
+        more,
+    ):
+        save_file(weights, path)
+        with told("adapter", "differs in"):
+            load_model(adapter)
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_adapter_is_told_or_the_same(folder, tmp_path, damage):
     adapter, right = adapted(folder, tmp_path / "adapter")
@@ -574,9 +595,9 @@ def test_a_base_named_from_the_adapters_own_folder(folder, tmp_path, monkeypatch
     adapter, right = adapted(folder, tmp_path / "adapters" / "mine")
     config_path = adapter / "adapter_config.json"
     config_path.write_text(config_path.read_text().replace(str(folder), "../../model"))
-    monkeypatch.chdir(tmp_path / "adapters" / "mine")
     for name in (adapter, "."):
         torch.testing.assert_close(logits(load_model(name).model, ids_of(9)), right, atol=1e-4, rtol=1e-4)
+        monkeypatch.chdir(adapter)
 
 
 def test_a_folder_with_both_a_model_and_an_adapter_is_told(folder, tmp_path):

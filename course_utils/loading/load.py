@@ -12,7 +12,7 @@ from .devices import fitting_dtype
 from .gguf_files import Gguf, join, parts_of, read_gguf
 from .smollm2 import offline, quiet_transformers
 from .sources import DEFAULT, EXPECTED, Source
-from .weights import check_gguf, check_loaded, rescale_rotary, with_adapter
+from .weights import check_gguf, check_loaded, merged, rescale_rotary
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 _TEMPLATE = "chat_template.jinja"
@@ -40,7 +40,7 @@ def load(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
         ):
             model, tokenizer = _gguf(name, source, wanted) if source.gguf_file else _folder(name, source, wanted)
             for adapter in source.adapters:
-                model = with_adapter(model, adapter)
+                model = merged(model, adapter)
                 tokenizer = _tokenizer_of(Path(adapter), tokenizer)
     except CourseError:
         raise

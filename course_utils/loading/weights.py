@@ -104,7 +104,7 @@ def rescale_rotary(model: Any, gguf: Gguf) -> None:
                 frequencies.div_(factors.to(frequencies))
 
 
-def with_adapter(model: Any, adapter: str) -> Any:
+def merged(model: Any, adapter: str) -> Any:
     """The model with an adapter added into its weights: W + scale x B A for LoRA (Hu 2021).
 
     Weights that the adapter leaves alone stay mapped from the base model's file, and all models here share them.
