@@ -124,7 +124,7 @@ class LocalModel:
     def check_length(self, n_tokens: int, n_reply: int = 0) -> None:
         """Raise if an input of so many tokens, and of a reply to it, is longer than the model's context."""
         if self.context is not None and n_tokens + n_reply > self.context:
-            reply = f" and {n_reply:,} of a reply" if n_reply else ""
+            reply = f" and {n_reply:,} of a reply that it reads again" if n_reply else ""
             raise CourseError(
                 f"Expected at most {self.context:,} tokens, the context of {self.name}, and got {n_tokens:,}{reply}; "
                 f"shorten the text{', or ask for fewer tokens' if n_reply else ''}."

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from course_utils import CourseError, load_model
-from course_utils.loading import devices
+from course_utils.loading import devices, load
 from course_utils.loading.sources import find
 from tests import gguf_twin as twin
 from tests.conftest import tiny_model, word_tokenizer
@@ -148,6 +148,12 @@ def test_shards_and_their_index(folder, tmp_path):
     shards[0].unlink()
     with told(str(sharded)):
         load_model(sharded)
+
+
+def test_the_package_that_a_quantised_folder_needs_is_named(folder):
+    config_of(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    with told("bitsandbytes", "install it"):
+        load_model(folder)
 
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "fp8", "hqq", "abacus", None])
@@ -652,6 +658,14 @@ def test_a_gguf_file_counts_with_the_size_that_it_unpacks_to(pair, monkeypatch):
     assert load_model(path).model.dtype == torch.bfloat16
     with told("GB"):
         load_model(path, dtype="float32")
+
+
+def test_parts_that_would_not_fit_are_not_joined(tmp_path, monkeypatch):
+    twin.write(twin.model(), tmp_path / "big.gguf", split=8)
+    monkeypatch.setattr(devices, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(load, "join", lambda *given: pytest.fail("a large file was written"))
+    with told("GB"):
+        load_model(tmp_path)
 
 
 def test_a_containers_limit_counts(monkeypatch, tmp_path):

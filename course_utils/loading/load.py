@@ -44,6 +44,11 @@ def load(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
                 tokenizer = _tokenizer_of(Path(adapter), tokenizer)
     except CourseError:
         raise
+    except ImportError as error:
+        raise CourseError(
+            f"Expected to read {name} with the packages that are installed here, and it needs another "
+            f"({first_line(error)}); install it, or take the model in a form that is not quantised."
+        ) from error
     except Exception as error:  # files of strangers, read by five libraries: each raises what it likes
         raise CourseError(
             f"Could not load {name} ({first_line(error)}); expected {EXPECTED}, whole and of a kind transformers reads."
@@ -71,6 +76,8 @@ def _gguf(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
     parts = parts_of(read_gguf(path))
     with tempfile.TemporaryDirectory(prefix="course-gguf-", ignore_cleanup_errors=True) as folder:
         if len(parts) > 1 or source.gguf_adapters:
+            config = AutoConfig.from_pretrained(path.parent, gguf_file=parts[0].path.name, local_files_only=True)
+            fitting_dtype(config, wanted.device, wanted.dtype, source.place)  # before a large file is written
             path = join(parts, map(read_gguf, source.gguf_adapters), Path(folder))
         gguf = read_gguf(path)
         where = {"gguf_file": path.name, "local_files_only": True}
