@@ -111,9 +111,16 @@ def encode(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list
         text.encode()
     except UnicodeEncodeError as error:
         raise CourseError(f"Expected text of whole characters, got half of one ({first_line(error)}).") from error
-    encoded = tokenizer(
-        text, add_special_tokens=special, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
-    )
+    try:
+        encoded = tokenizer(
+            text,
+            add_special_tokens=special,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
+    except Exception as error:  # the library behind it raises nothing narrower
+        raise CourseError(f"The model's tokenizer does not take this text ({first_line(error)}); retype it.") from error
     told = list(zip(encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True))
     opening = [i for i, _, _ in takewhile(itemgetter(2), told)]  # added tokens that the text itself holds count as text
     ids, offsets = [i for i, _, added in told if not added], [tuple(pair) for _, pair, added in told if not added]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGUFWriter
+from gguf import MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 from transformers import LlamaConfig, LlamaForCausalLM
 
 BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -13,12 +13,6 @@ LETTERS = [chr(b) for b in BYTES] + [chr(256 + i) for i in range(256 - len(BYTES
 TOKENS = ["<s>", "</s>", *LETTERS, "Ġt", "he", "Ġthe"]
 MERGES = ["Ġ t", "h e", "Ġt he"]
 CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
 
 
 def model(rope=None, layers=2, tied=False, seed=0, **changes):
@@ -54,12 +48,10 @@ def llama3_factors(scaling, head_dim=16, theta=10000.0):
     return np.array(factors, dtype=np.float32)
 
 
-def renamed(key):
+def renamed(key, architecture="llama", layers=2):
+    kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
     stem, _, end = key.rpartition(".")
-    parts = stem.split(".")
-    if parts[:2] == ["model", "layers"]:
-        return f"blk.{parts[2]}.{NAMES['.'.join(parts[3:])]}.{end}"
-    return f"{NAMES[stem]}.{end}"
+    return f"{get_tensor_name_map(kind, layers).get_name(stem)}.{end}"
 
 
 def permuted(key, weight, heads, kv_heads):
@@ -69,27 +61,31 @@ def permuted(key, weight, heads, kv_heads):
     return weight.reshape(n, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def tensors_of(made):
+def tensors_of(made, architecture="llama"):
     tied = made.config.tie_word_embeddings
     heads = (made.config.num_attention_heads, made.config.num_key_value_heads)
     weights = {k: v.numpy() for k, v in made.state_dict().items() if not (tied and k == "lm_head.weight")}
-    return {renamed(k): np.ascontiguousarray(permuted(k, v, *heads)) for k, v in weights.items()}
+    if architecture == "llama":
+        weights = {k: permuted(k, v, *heads) for k, v in weights.items()}
+    layers = made.config.num_hidden_layers
+    return {renamed(k, architecture, layers): np.ascontiguousarray(v) for k, v in weights.items()}
 
 
-def write(made, path, *, more=None, without=(), told=None, split=0):
+def write(made, path, *, more=None, without=(), told=None, split=0, architecture="llama"):
     """Write a model as one GGUF file, or as several of at most `split` tensors; tensors and keys may be added."""
     config = made.config
     parts = {"split_max_tensors": split} if split else {}
-    writer = GGUFWriter(path, "llama", **parts)
+    writer = GGUFWriter(path, architecture, **parts)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_layer_norm_rms_eps(getattr(config, "rms_norm_eps", 1e-6))
     writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    if f"{architecture}.rope.dimension_count" not in (told or {}):
+        writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
     writer.add_vocab_size(len(TOKENS))
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
@@ -108,7 +104,9 @@ def write(made, path, *, more=None, without=(), told=None, split=0):
             else writer.add_uint32
         )
         add(key, value)
-    for name, weight in ({k: v for k, v in tensors_of(made).items() if k not in without} | (more or {})).items():
+    for name, weight in (
+        {k: v for k, v in tensors_of(made, architecture).items() if k not in without} | (more or {})
+    ).items():
         writer.add_tensor(name, weight)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

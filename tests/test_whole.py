@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from course_utils import CourseError, load_model
 from course_utils.loading import devices, load
@@ -78,6 +79,7 @@ def test_every_weight_that_is_missing_is_told_by_its_name(tmp_path, tied):
         ({"attention_bias": True}, "lacks weights (model.layers.0.self_attn.k_proj.bias"),
         ({"intermediate_size": 41}, "another shape (model.layers.0.mlp.down_proj.weight [24, 40] for [24, 41]"),
         ({"vocab_size": 96}, "another shape"),
+        ({"num_hidden_layers": 3_333_333}, "3,333,333"),
         ({"num_attention_heads": 8}, "another shape"),
         ({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "num_hidden_layers": 1}, "no place there"),
         ({"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}, "lacks weights"),
@@ -239,6 +241,15 @@ def test_a_pointer_says_how_to_get_the_file(folder, tmp_path):
         load_model(tmp_path / "model.gguf")
 
 
+def test_a_tokenizer_that_fails_at_a_text_is_told(folder):
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"unk_token": "w0"', '"unk_token": "gone"'))
+    lm = load_model(folder)
+    assert lm.prompt("w3 w4").input_ids.tolist() == [[3, 4]]
+    with told("tokenizer", "UNK"):
+        lm.prompt("unheard-of")
+
+
 def test_a_folder_without_any_tokenizer_is_told(folder):
     for path in folder.glob("*token*"):
         path.unlink()
@@ -309,6 +320,34 @@ def test_other_scalings_that_the_file_states_are_rebuilt(tmp_path, rope, keys):
     loaded = load_model(path).model
     for length in (8, 500):
         torch.testing.assert_close(logits(loaded, ids_of(length)), logits(made, ids_of(length)), atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture", "sizes", "keys"),
+    [
+        ("qwen3", "qwen3", {"head_dim": 32}, {"attention.key_length": 32, "attention.value_length": 32}),
+        ("qwen2", "qwen2", {"rms_norm_eps": 1e-2}, {}),
+        ("stablelm", "stablelm", {"layer_norm_eps": 1e-2, "partial_rotary_factor": 0.5},
+         {"rope.dimension_count": 8, "attention.layer_norm_epsilon": 1e-2}),
+        ("starcoder2", "starcoder2", {"norm_epsilon": 1e-2, "sliding_window": 7}, {"attention.layer_norm_epsilon": 1e-2, "attention.sliding_window": 7}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_a_file_states_otherwise_than_the_architectures_default_is_followed(
+    tmp_path, kind, architecture, sizes, keys
+):
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "vocab_size": len(twin.TOKENS), "max_position_embeddings": 512, "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1,
+             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **({"partial_rotary_factor": sizes["partial_rotary_factor"]} if "partial_rotary_factor" in sizes else {})}}  # fmt: skip
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **small | sizes)).eval().requires_grad_(False)
+    for weight in made.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    stated = {f"{architecture}.{key}": value for key, value in keys.items()}
+    path = twin.write(made, tmp_path / "m.gguf", architecture=architecture, told=stated)
+    torch.testing.assert_close(
+        logits(load_model(path).model, ids_of(40)), logits(made, ids_of(40)), atol=2e-3, rtol=1e-3
+    )
 
 
 def test_a_scaling_that_cannot_be_rebuilt_is_told(tmp_path):

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import CourseError, first_line
 
+_MOST_LAYERS = 1_000
 CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells the limits of the container that this runs in
 
 
@@ -93,6 +94,9 @@ def fitting_dtype(config: Any, device: str, wanted: str | None, place: str) -> t
 def _parameters(config: Any) -> int:
     from transformers import AutoModelForCausalLM
 
+    layers = config.get_text_config().num_hidden_layers
+    if layers > _MOST_LAYERS:  # a digit too many: even an empty model of so many would take hours to make
+        raise CourseError(f"Expected a config of at most {_MOST_LAYERS:,} layers, got {layers:,}; fetch it again.")
     with torch.device("meta"):
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 

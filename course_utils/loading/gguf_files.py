@@ -115,7 +115,7 @@ def _string(blob: memoryview, place: int) -> tuple[str, int]:
 
 
 def _value(blob: memoryview, place: int) -> tuple[Any, int]:
-    """A key's value and where it ends; of an array only how long it is."""
+    """A key's value and where it ends; None for an array, which nothing here asks for."""
     (kind,) = struct.unpack_from("<I", blob, place)
     place += 4
     if kind == _STRING:
@@ -127,10 +127,10 @@ def _value(blob: memoryview, place: int) -> tuple[Any, int]:
     of, length = struct.unpack_from("<IQ", blob, place)
     place += 12
     if of in _NUMBERS:
-        return length, place + length * struct.calcsize(_NUMBERS[of])
+        return None, place + length * struct.calcsize(_NUMBERS[of])
     for _ in range(length):
         _, place = _string(blob, place) if of == _STRING else _value(blob, place)
-    return length, place
+    return None, place
 
 
 def parts_of(first: Gguf) -> list[Gguf]:

@@ -16,6 +16,15 @@ from .weights import check_gguf, check_loaded, merged, rescale_rotary
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 _TEMPLATE = "chat_template.jinja"
+_STATED = {  # keys of a GGUF file, and what configurations call them
+    "attention.key_length": ("head_dim",),
+    "attention.sliding_window": ("sliding_window",),
+    "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "norm_eps"),
+    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"),
+    "attn_logit_softcapping": ("attn_logit_softcapping",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
+    "logit_scale": ("logit_scale",),
+}
 
 
 class Wanted(NamedTuple):
@@ -81,7 +90,7 @@ def _gguf(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
             path = join(parts, map(read_gguf, source.gguf_adapters), Path(folder))
         gguf = read_gguf(path)
         where = {"gguf_file": path.name, "local_files_only": True}
-        config = _scaled(AutoConfig.from_pretrained(path.parent, **where), gguf)
+        config = _as_stated(AutoConfig.from_pretrained(path.parent, **where), gguf)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
         model = _model(name, str(path.parent), config, wanted, **where)
         check_gguf(name, model, gguf)
@@ -104,6 +113,20 @@ def _model(name: str, place: str, config: Any, wanted: Wanted, **where: Any) -> 
     )
     check_loaded(name, model, info)
     return model
+
+
+def _as_stated(config: Any, gguf: Gguf) -> Any:
+    """The configuration with what a GGUF file states and transformers passes over: it would take its own defaults."""
+    for key, names in _STATED.items():
+        value = gguf.of_the_architecture(key)
+        name = next((name for name in names if hasattr(config, name)), None)
+        if value is not None and name is not None:
+            setattr(config, name, value)
+    rotary, rope = gguf.of_the_architecture("rope.dimension_count"), getattr(config, "rope_parameters", None)
+    if rotary and rope and "partial_rotary_factor" in rope:
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        config.rope_parameters = {**rope, "partial_rotary_factor": rotary / size}
+    return _scaled(config, gguf)
 
 
 def _scaled(config: Any, gguf: Gguf) -> Any:
