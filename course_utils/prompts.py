@@ -178,7 +178,7 @@ def joined(tokens: Sequence[str]) -> str:
 
 def _decoded(tokenizer: Any, ids: list[int]) -> str:
     """What some tokens add to a text."""
-    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]  # some decoders strip the first token's space
+    anchor, _ = encode(tokenizer, "a", special=False)  # some decoders strip the first token's space
     before = tokenizer.decode(anchor)
     return str(tokenizer.decode([*anchor, *ids], clean_up_tokenization_spaces=False)[len(before) :])
 

@@ -244,10 +244,8 @@ def test_a_pointer_says_how_to_get_the_file(folder, tmp_path):
 def test_a_tokenizer_that_fails_at_a_text_is_told(folder):
     path = folder / "tokenizer.json"
     path.write_text(path.read_text().replace('"unk_token": "w0"', '"unk_token": "gone"'))
-    lm = load_model(folder)
-    assert lm.prompt("w3 w4").input_ids.tolist() == [[3, 4]]
     with told("tokenizer", "UNK"):
-        lm.prompt("unheard-of")
+        load_model(folder).prompt("unheard-of")
 
 
 def test_a_folder_without_any_tokenizer_is_told(folder):

@@ -72,6 +72,11 @@ def fitting_dtype(config: Any, device: str, wanted: str | None, place: str) -> t
     Raises:
         CourseError: the weights do not fit.
     """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > _MOST_LAYERS:  # a digit too many: even an empty model of so many would take hours to make
+        raise CourseError(
+            f"Expected at most {_MOST_LAYERS:,} layers in the config of {place}, got {layers:,}; mend it."
+        )
     own = config.get_text_config().dtype or config.dtype or torch.float32
     own = getattr(torch, own) if isinstance(own, str) else own
     free = free_memory(device)
@@ -94,9 +99,6 @@ def fitting_dtype(config: Any, device: str, wanted: str | None, place: str) -> t
 def _parameters(config: Any) -> int:
     from transformers import AutoModelForCausalLM
 
-    layers = config.get_text_config().num_hidden_layers
-    if layers > _MOST_LAYERS:  # a digit too many: even an empty model of so many would take hours to make
-        raise CourseError(f"Expected a config of at most {_MOST_LAYERS:,} layers, got {layers:,}; fetch it again.")
     with torch.device("meta"):
         return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
