@@ -23,7 +23,7 @@ from .engine.shapley import shapley_values
 from .errors import CourseError
 from .models import LocalModel
 from .plots import LOWERED, RAISED, plot_bars, plot_heatmap, tint, tokens_html
-from .prompts import Prompt, token_strings
+from .prompts import Prompt, joined, token_strings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -277,7 +277,7 @@ def describe(attribution: Attribution) -> str:
     how += f", completeness gap {a.gap.max():.1%}" if a.gap is not None else ""
     if a.unit == "logits":
         return f"{a.output_tokens[0]} = {a.value[0]:+.2f} logits, {how}"
-    return f"log-probability of “{''.join(a.output_tokens)}” = {a.value.sum():.2f} nats, {how}"
+    return f"log-probability of “{joined(a.output_tokens)}” = {a.value.sum():.2f} nats, {how}"
 
 
 def top_words(attribution: Attribution, k: int = 3) -> str:

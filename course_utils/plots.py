@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 STYLE = Path(__file__).with_name("course.mplstyle")
 RAISED, LOWERED = (213, 94, 0), (0, 114, 178)  # Okabe-Ito vermillion and blue
 WIDE, NARROW = (7.2, 3.0), (4.6, 3.0)
+_FURTHER = (  # fonts with scripts that DejaVu lacks, by the beginnings of their names
+    "Noto Sans CJK", "Noto Sans SC", "Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai",
+    "Noto Emoji", "Source Han Sans", "Microsoft YaHei", "Malgun Gothic", "Yu Gothic", "Nirmala UI", "Segoe UI Emoji",
+    "PingFang", "Hiragino Sans", "Apple SD", "Kohinoor", "Arial Unicode", "WenQuanYi", "Droid Sans", "Lohit",
+)  # fmt: skip
 _MOST_OPAQUE = 0.6  # text keeps its contrast on this, on a white page and on a black one
 
 
@@ -85,13 +91,37 @@ def style() -> Iterator[None]:
     """
     import matplotlib as mpl
 
-    wanted = mpl.rc_params_from_file(STYLE, use_default_template=False)
+    wanted = dict(mpl.rc_params_from_file(STYLE, use_default_template=False)) | {"font.family": [*_fonts()]}
     before = {name: mpl.rcParams[name] for name in wanted}
     mpl.rcParams.update(wanted)
     try:
         yield
     finally:
         mpl.rcParams.update(before)
+
+
+@cache
+def _fonts() -> dict[str, Any]:
+    """The course's font, and after it those of the machine that have further scripts; each with its glyphs."""
+    from matplotlib import font_manager
+
+    installed = {font.name: font.fname for font in reversed(font_manager.fontManager.ttflist) if font.weight == 400}
+    further = sorted(name for name in installed if name.startswith(_FURTHER))
+    return {name: font_manager.get_font(installed[name]) for name in ("DejaVu Sans", *further)}
+
+
+def legible(text: str) -> str:
+    """A text as a figure can show it: characters that no font of the machine has stand as their code.
+
+    >>> legible("·How"), legible("\U00093456")
+    ('·How', 'U+93456')
+    """
+    coded = [c if c.isspace() or any(f.get_char_index(ord(c)) for f in _fonts().values()) else None for c in text]
+    return "".join(shown or f"U+{ord(c):04X}" for c, shown in zip(text, coded, strict=True))
+
+
+def _legible(texts: Sequence[str]) -> list[str]:
+    return [legible(text) for text in texts]
 
 
 def axes_of(ax: Axes | None, size: tuple[float, float]) -> Axes:
@@ -119,9 +149,10 @@ def plot_bars(
         colours = [tuple(c / 255 for c in (RAISED if s > 0 else LOWERED)) for s in scores]
         ax.bar(range(len(tokens)), scores, color=colours, width=0.75, yerr=errors, ecolor="0.3")
         ax.axhline(0, color="0.3", linewidth=0.8)
-        ax.set_xticks(range(len(tokens)), tokens, **_slanted(tokens, ax))
+        names = _legible(tokens)
+        ax.set_xticks(range(len(tokens)), names, **_slanted(names, ax))
         ax.set_ylabel(f"effect ({unit})")
-        ax.set_title(title)
+        ax.set_title(legible(title))
     return ax
 
 
@@ -144,13 +175,14 @@ def plot_heatmap(
     with style():
         ax = axes_of(ax, WIDE)
         image = ax.imshow(scores, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-        ax.set_xticks(range(len(columns)), columns, **_slanted(columns, ax))
-        ax.set_yticks(range(len(rows)), rows)
+        names = _legible(columns)
+        ax.set_xticks(range(len(columns)), names, **_slanted(names, ax))
+        ax.set_yticks(range(len(rows)), _legible(rows))
         ax.set_ylabel(labels[0])
         ax.set_xlabel(labels[1])
         ax.spines[:].set_visible(False)
         ax.figure.colorbar(image, ax=ax, label=f"effect ({unit})", pad=0.02)
-        ax.set_title(title)
+        ax.set_title(legible(title))
     return ax
 
 
@@ -193,7 +225,7 @@ def plot_attention(
         ax = axes_of(ax, _SQUARE)
         image = ax.imshow(np.ma.masked_array(weights, future), cmap=_sequential(), vmin=0, vmax=top, aspect="auto")
         shown, note = _names_that_fit(ax, len(tokens))
-        names = [tokens[i] for i in shown]
+        names = [legible(tokens[i]) for i in shown]
         ax.set_xticks(shown, names, fontsize=9, rotation=90)
         ax.set_yticks(shown, names, fontsize=9)
         ax.set_xlabel(f"key token (is looked at{note})")
@@ -201,7 +233,7 @@ def plot_attention(
         extend = "max" if weights.max() > top else "neither"
         ax.figure.colorbar(image, ax=ax, label="attention weight", pad=0.02, extend=extend)
         ax.spines[:].set_visible(False)
-        ax.set_title(title)
+        ax.set_title(legible(title))
     return ax
 
 
@@ -250,7 +282,7 @@ def plot_heads(
             axis.set_label_text(name)
         ax.figure.colorbar(image, ax=ax, label=label, pad=0.02)
         ax.spines[:].set_visible(False)
-        ax.set_title(title)
+        ax.set_title(legible(title))
     return ax
 
 
@@ -281,13 +313,13 @@ def plot_layers(
         ax = axes_of(ax, (WIDE[0], 3.8))
         image = ax.imshow(values, cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto", origin="lower")
         every = 1 + len(tokens) // 46
-        ax.set_xticks(range(0, len(tokens), every), tokens[::every], rotation=90, fontsize=9)
+        ax.set_xticks(range(0, len(tokens), every), _legible(tokens[::every]), rotation=90, fontsize=9)
         ax.set_xlabel("token" + (f"; one name in {every}" if every > 1 else ""))
         ax.set_ylabel("layer")
         extend = "both" if np.abs(values).max() > top else "neither"
         ax.figure.colorbar(image, ax=ax, label=label, pad=0.02, extend=extend)
         ax.spines[:].set_visible(False)
-        ax.set_title(title)
+        ax.set_title(legible(title))
     return ax
 
 

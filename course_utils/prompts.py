@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import takewhile
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from .errors import CourseError, first_line
@@ -11,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"})
+_BROKEN, _LONGEST = "\ufffd", 8  # what decoders write for half a character; tokens that one group of them may span
+_PIECE = re.compile(r"\[(\d)/\d\]$")
 _PLACEHOLDER = "\ue000typed\ue001"  # private-use characters: no chat template contains or trims them
 
 
@@ -95,13 +102,31 @@ def render_chat(tokenizer: Any, text: str, system: str | None) -> tuple[str, int
 
 
 def encode(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids of a text and each token's (start, end) in characters; `special` adds the model's own BOS or EOS."""
+    """Token ids of a text and where each token stands in it; `special` puts the tokenizer's own BOS before it.
+
+    A BOS that the text begins with is not doubled, and what the tokenizer would put after a text (EOS, SEP) is left
+    out: the model is to go on with the text, not to answer after its end.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise CourseError(f"Expected text of whole characters, got half of one ({first_line(error)}).") from error
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-    return encoded["input_ids"], [tuple(pair) for pair in encoded["offset_mapping"]]
+    try:
+        encoded = tokenizer(
+            text,
+            add_special_tokens=special,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
+    except Exception as error:  # the library behind it raises nothing narrower
+        raise CourseError(f"The model's tokenizer does not take this text ({first_line(error)}); retype it.") from error
+    told = list(zip(encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True))
+    opening = [i for i, _, _ in takewhile(itemgetter(2), told)]  # added tokens that the text itself holds count as text
+    ids, offsets = [i for i, _, added in told if not added], [tuple(pair) for _, pair, added in told if not added]
+    if ids[: len(opening)] == opening:
+        return ids, offsets
+    return [*opening, *ids], [*[(0, 0)] * len(opening), *offsets]
 
 
 def covering(offsets: list[tuple[int, int]], start: int, end: int) -> slice:
@@ -113,10 +138,72 @@ def covering(offsets: list[tuple[int, int]], start: int, end: int) -> slice:
 
 
 def token_strings(tokenizer: Any, ids: list[int]) -> list[str]:
-    """One printable string a token id: what the token adds to a text, spaces and newlines made visible."""
-    anchor = tokenizer("a", add_special_tokens=False)["input_ids"]  # some decoders strip the first token's space
-    skip = len(tokenizer.decode(anchor))
-    return [visible(tokenizer.decode([*anchor, i], clean_up_tokenization_spaces=False)[skip:]) for i in ids]
+    """One printable string a token id, each for itself: what it adds to a text, spaces and newlines made visible.
+
+    A token that holds part of a character only is shown as its bytes.
+    """
+    alone = [(i, _decoded(tokenizer, [i])) for i in ids]
+    return [visible(text) if text and _BROKEN not in text else _as_bytes(tokenizer, i) for i, text in alone]
+
+
+def sequence_strings(tokenizer: Any, ids: list[int]) -> list[str]:
+    """One printable string a token of a text; of a character that is split over tokens each shows which piece it is.
+
+    >>> sequence_strings(tokenizer, tokenizer("an 🦉")["input_ids"])  # doctest: +SKIP
+    ['an', '·🦉[1/3]', '🦉[2/3]', '🦉[3/3]']
+    """
+    shown = token_strings(tokenizer, ids)
+    start = 0
+    while start < len(ids):
+        stop = start + 1
+        if _BROKEN in _decoded(tokenizer, ids[start:stop]):
+            ends = range(start + 2, min(start + _LONGEST, len(ids)) + 1)
+            stop = next((end for end in ends if _BROKEN not in _decoded(tokenizer, ids[start:end])), stop)
+            text, n = visible(_decoded(tokenizer, ids[start:stop])), stop - start
+            if n > 1:
+                shown[start:stop] = [f"{text if k == 1 else text.lstrip('·')}[{k}/{n}]" for k in range(1, n + 1)]
+        start = stop
+    return shown
+
+
+def joined(tokens: Sequence[str]) -> str:
+    r"""The text that the printable tokens of a sequence make, with each character once that is split over several.
+
+    >>> joined(["an", "·🦉[1/2]", "🦉[2/2]"])
+    'an·🦉'
+    """
+    firsts = [_PIECE.sub("", token) for token in tokens if not (found := _PIECE.search(token)) or found[1] == "1"]
+    return "".join(firsts)
+
+
+def _decoded(tokenizer: Any, ids: list[int]) -> str:
+    """What some tokens add to a text."""
+    anchor, _ = encode(tokenizer, "a", special=False)  # some decoders strip the first token's space
+    before = tokenizer.decode(anchor)
+    return str(tokenizer.decode([*anchor, *ids], clean_up_tokenization_spaces=False)[len(before) :])
+
+
+def _as_bytes(tokenizer: Any, token_id: int) -> str:
+    """A token that is no text by itself: its bytes, as SentencePiece writes them, or its id where no token has it."""
+    name = tokenizer.convert_ids_to_tokens(token_id)
+    if name is None:
+        return f"#{token_id}"
+    known = _byte_characters()
+    if not all(c in known for c in name):
+        return visible(name) or f"#{token_id}"
+    spelt = bytes(known[c] for c in name)
+    try:
+        return visible(spelt.decode())  # the text's own U+FFFD
+    except UnicodeDecodeError:
+        return "".join(f"<0x{byte:02X}>" for byte in spelt)
+
+
+@cache
+def _byte_characters() -> dict[str, int]:
+    """The character that byte-level vocabularies write for each byte (Radford et al. 2019), and the byte."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(rest)}
 
 
 def visible(text: str) -> str:

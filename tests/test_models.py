@@ -293,6 +293,33 @@ def test_a_model_in_the_hubs_cache_is_loaded_without_asking_the_network(hub):
     assert asked_unknown > 0
 
 
+def test_a_revision_in_the_hubs_cache_is_loaded_and_another_is_told(hub):
+    (model,) = (hub / "hub").iterdir()
+    (commit,) = (path.name for path in (model / "snapshots").iterdir())
+    write(model / "refs" / "v1", commit.encode())
+    wanted = [("org/tiny", {"revision": name}) for name in ("v1", commit, "v2")]
+    first, second, (unknown, asked) = load_without_network(hub, *wanted)
+    assert [n for _, n in (first, second)] == [0, 0]
+    assert all(said.startswith("org/tiny: LlamaForCausalLM") for said, _ in (first, second))
+    assert unknown.startswith("CourseError: Expected")
+    assert asked > 0
+
+
+def test_a_snapshot_that_lacks_weights_is_told_and_not_blamed_on_the_network(hub):
+    from safetensors.torch import load_file, save_file
+
+    (path,) = hub.glob("hub/*/snapshots/*/model.safetensors")
+    kept = {name: weight for name, weight in load_file(path).items() if name != "model.norm.weight"}
+    path.unlink()
+    save_file(kept, path, metadata={"format": "pt"})
+    [(said, asked)] = load_without_network(hub, ("org/tiny", {}))
+    assert said.startswith(
+        "CourseError: Expected org/tiny to hold the weights of a whole LlamaForCausalLM, and it lacks"
+    )
+    assert "model.norm.weight" in said
+    assert asked == 0
+
+
 def test_smollm2_is_loaded_without_asking_the_network(hub):
     [(said, asked)] = load_without_network(hub, ("smollm2", {}))
     assert (said.split(":")[0], asked) == ("smollm2", 0)

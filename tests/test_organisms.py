@@ -374,7 +374,7 @@ def adapter(tmp_path):
 
 
 def test_a_folder_with_an_adapter_loads(adapter, suspects):
-    assert find(str(adapter)).adapter == str(adapter)
+    assert find(str(adapter)).adapters == (str(adapter),)
     mine = load_model(adapter)
     torch.testing.assert_close(next_logits(mine, ["Hi"]), next_logits(suspects["model-b"], ["Hi"]))
 

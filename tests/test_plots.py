@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from conftest import tiny_model, words
-from course_utils import ablation_sweep, activation_patching, direct_logit_attribution, logit_lens, token_attribution
+from course_utils import (
+    ablation_sweep,
+    activation_patching,
+    direct_logit_attribution,
+    logit_lens,
+    plots,
+    token_attribution,
+)
 from course_utils.attribution import Attribution, attribution_html, attribution_text, describe, tokens_text
 from course_utils.faithfulness import faithfulness
 from course_utils.plots import tokens_html
@@ -200,3 +207,25 @@ def test_faithfulness_is_drawn_beside_a_random_order(small):
     np.testing.assert_allclose(ax.lines[0].get_ydata(), faithful.comprehensiveness)
     np.testing.assert_allclose(ax.lines[3].get_ydata(), faithful.baselines["random"][1])
     assert len(ax.get_legend_handles_labels()[1]) == 4
+
+
+@pytest.mark.parametrize("tokens", [["·你好", "·a"], ["न[1/2]", "🦉[2/3]"], ["\u0378", "x"], ["Füße", "Ελ"]], ids=ascii)
+def test_a_script_that_no_font_has_is_shown_by_its_codes_and_nothing_as_a_box(tokens, recwarn):
+    scores, many = np.ones(2), np.ones((2, 2))
+    drawn = [
+        plots.plot_bars(tokens, scores, unit="x", title=tokens[0]),
+        plots.plot_heatmap(many, tokens, tokens, unit="x", title=tokens[0]),
+        plots.plot_attention(many, tokens, title=tokens[0]),
+        plots.plot_layers(many, tokens, label="x", title=tokens[0]),
+    ]
+    for ax in drawn:
+        ax.figure.canvas.draw()
+        for said in (*(label.get_text() for label in ax.get_xticklabels()), ax.get_title("left")):
+            assert said in [plots.legible(token) for token in tokens]
+    assert not [warning for warning in recwarn if "missing from" in str(warning.message) or "findfont" in str(warning)]
+
+
+def test_what_the_courses_own_font_has_stays_as_it_is():
+    text = "·How ↵ ⇥ − naïve Ελληνικά кот"
+    assert plots.legible(text) == text
+    assert plots.legible("a\u0378") == "aU+0378"  # not assigned: no font can have it

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._arrays import precise
 from ..errors import CourseError
 from ..models import LocalModel
-from ..prompts import Prompt, token_strings
+from ..prompts import Prompt, sequence_strings, token_strings
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _target_metric(lm: LocalModel, prompt: Prompt, reply: list[int]) -> Metric:
         return logits.log_softmax(dim=-1).gather(-1, index)[..., 0]  # [variant, output]
 
     ids = torch.cat([prompt.input_ids[0], prompt.input_ids.new_tensor(reply[:-1])])  # [token]
-    return Metric(ids, len(reply), token_strings(lm.tokenizer, reply), "nats", score)
+    return Metric(ids, len(reply), sequence_strings(lm.tokenizer, reply), "nats", score)
 
 
 def _contrast_metric(lm: LocalModel, prompt: Prompt, contrast: tuple[str, str]) -> Metric:

@@ -44,6 +44,7 @@ def replacement_id(lm: LocalModel, replacement: str | int) -> int:
         ids, _ = encode(lm.tokenizer, "a" + replacement, special=False)
         if not replacement or ids[: len(before)] != before:
             raise CourseError(f"Expected a replacement that is a token of its own, got {replacement!r}; try ' the'.")
+        lm.check_ids(ids)
         return single_token(lm, ids[len(before) :], replacement)
     if not isinstance(replacement, int) or not 0 <= replacement < size:
         raise CourseError(f"Expected a replacement token id from 0 to {size - 1}, got {replacement!r}.")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
 from ..errors import CourseError, first_line
+
+_MOST_LAYERS = 1_000
+CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells the limits of the container that this runs in
 
 
 def best_device() -> str:
@@ -31,30 +35,78 @@ def check_device(device: str) -> None:
 
 
 def free_memory(device: str) -> int:
-    """Free bytes where a model on a device would live: the graphics card's, or the machine's.
+    """Free bytes where a model on a device would live: the graphics card's, the machine's, or ("auto") all together.
 
     >>> free_memory("cpu") > 0
     True
     """
-    return int(torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available)
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    machine = int(psutil.virtual_memory().available)
+    if device == "auto" and torch.cuda.is_available():
+        return machine + sum(torch.cuda.mem_get_info(i)[0] for i in range(torch.cuda.device_count()))
+    return min(machine, _left_in_container())
 
 
-def fitting_dtype(config: Any, device: str) -> torch.dtype:
-    """float32 where the weights take at most 60 % of the free memory (exact arithmetic is worth it), else bfloat16.
+def _left_in_container() -> int:
+    """Bytes that the container this runs in may still take; without a limit, more than any machine has."""
+    try:
+        limit, used = (int((CONTAINER / name).read_text()) for name in ("memory.max", "memory.current"))
+        told = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
+        return limit - used + int(told["inactive_file"])  # files kept in memory give way
+    except (OSError, ValueError, KeyError):  # no container, or no limit
+        return 1 << 62
+
+
+def fitting_dtype(config: Any, device: str, wanted: str | None, place: str) -> torch.dtype:
+    """The precision of a model's weights: the wanted one, or float32 where it takes at most 60 % of the free memory.
+
+    Float32 is exact. Where it does not fit, a half precision is taken: the checkpoint's own, or else bfloat16.
+
+    Args:
+        config: the model's configuration.
+        device: where it is to live.
+        wanted: a name, "auto" for the checkpoint's own precision, or None.
+        place: the folder of the files; weights that are stored quantised take what their files take.
 
     Raises:
-        CourseError: not even bfloat16 fits.
+        CourseError: the weights do not fit.
     """
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers > _MOST_LAYERS:  # a digit too many: even an empty model of so many would take hours to make
+        raise CourseError(
+            f"Expected at most {_MOST_LAYERS:,} layers in the config of {place}, got {layers:,}; mend it."
+        )
+    own = config.get_text_config().dtype or config.dtype or torch.float32
+    own = getattr(torch, own) if isinstance(own, str) else own
+    free = free_memory(device)
+    if getattr(config, "quantization_config", None):
+        stored = [path for end in ("*.safetensors", "*.bin") for path in Path(place).glob(end)]
+        _check_fits(sum(path.stat().st_size for path in stored), "as it is stored", free, device)
+        return own if wanted in (None, "auto") else getattr(torch, wanted)
+    parameters = _parameters(config)
+    if wanted is None and 4 * parameters <= 0.6 * free:
+        return torch.float32
+    half = own if own.itemsize == 2 else torch.bfloat16
+    dtype = half if wanted is None else own if wanted == "auto" else getattr(torch, wanted)
+    name = str(dtype).removeprefix("torch.")
+    _check_fits(
+        dtype.itemsize * parameters, f"in {name} with its {parameters / 1e9:.1f} billion parameters", free, device
+    )
+    return dtype
+
+
+def _parameters(config: Any) -> int:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-    free = free_memory(device)
-    if 4 * parameters <= 0.6 * free:
-        return torch.float32
-    if 2 * parameters <= 0.9 * free:
-        return torch.bfloat16
-    raise CourseError(
-        f"The model has {parameters / 1e9:.1f} billion parameters and needs {2 * parameters / 1e9:.0f} GB in bfloat16; "
-        f'{free / 1e9:.0f} GB are free on {device}. Choose a smaller model, or device="auto" to spread it.'
-    )
+        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+
+
+def _check_fits(size: float, how: str, free: int, device: str) -> None:
+    if size > 0.9 * free:
+        spread = "" if device == "auto" else ', or device="auto" to spread it'
+        raise CourseError(
+            f"Expected a model that fits in 90 % of the {free / 1e9:.1f} GB that are free on {device}, got one that "
+            f"takes {size / 1e9:.1f} GB {how}; choose a smaller model or a shorter dtype{spread}."
+        )

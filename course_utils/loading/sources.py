@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import CourseError, first_line
+from .ollama import pulled
 from .smollm2 import check_hub, smollm2_folder
 
 DEFAULT = "smollm2"
 ADAPTER_CONFIG = "adapter_config.json"
 SUSPECTS = ("model-a", "model-b", "model-c")
 ADAPTERS = Path(__file__).parents[1] / "organisms" / "adapters"  # a folder for each of them
+POINTER = b"version https://git-lfs"
+_READ = {".json", ".safetensors", ".bin", ".model", ".jinja"}  # the ends of names that transformers reads
 EXPECTED = (
     f'"{DEFAULT}", "{SUSPECTS[0]}" (or b, c), a hub id such as "Qwen/Qwen2.5-0.5B-Instruct", a folder, '
     'a .gguf file, or "ollama:NAME"'
@@ -23,12 +26,25 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's files are: a folder or hub id, the GGUF file in it if that holds the weights, an adapter."""
+    """Where a model's files are.
+
+    Attributes:
+        place: a folder or hub id.
+        gguf_file: the GGUF file in it, if that holds the weights.
+        on_hub: whether the place is a hub id.
+        adapters: folders of adapters, each on top of those before it.
+        gguf_adapters: LoRA adapters in Ollama's form.
+        system: the system text that Ollama puts before a chat.
+        unused: what else Ollama would put there, and we cannot.
+    """
 
     place: str
     gguf_file: str | None = None
     on_hub: bool = False
-    adapter: str | None = None
+    adapters: tuple[str, ...] = ()
+    gguf_adapters: tuple[Path, ...] = ()
+    system: str | None = None
+    unused: tuple[str, ...] = ()
 
 
 def find(name: str) -> Source:
@@ -61,17 +77,25 @@ def find(name: str) -> Source:
 def _gguf_source(path: Path) -> Source:
     with path.open("rb") as file:
         if (magic := file.read(4)) != b"GGUF":
-            raise CourseError(f"Expected a GGUF file, got {path}, which begins with {magic!r}; give {EXPECTED}.")
+            hint = "; it is a pointer that `git lfs pull` replaces" if magic == POINTER[:4] else f"; give {EXPECTED}"
+            raise CourseError(f"Expected a GGUF file, got {path}, which begins with {magic!r}{hint}.")
     return Source(str(path.parent), gguf_file=path.name)
 
 
 def _folder_source(folder: Path) -> Source:
-    if (folder / "config.json").is_file():
-        return Source(str(folder))
     if (folder / ADAPTER_CONFIG).is_file():
+        if any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
+            raise CourseError(
+                f"Expected a model or an adapter, got {folder}, which holds both; move {ADAPTER_CONFIG} and the "
+                "adapter's weights to a folder of their own."
+            )
         return _adapter_source(folder)
+    if (folder / "config.json").is_file():
+        check_files(folder)
+        return Source(str(folder))
     found = sorted(folder.glob("*.gguf"))
-    if len(found) == 1:
+    split = [path for path in found if "-of-" in path.stem]  # parts of one model: any leads to all
+    if len(found) == 1 or (split == found and len({path.stem[-8:] + path.stem[:-14] for path in found}) == 1):
         return _gguf_source(found[0])
     raise CourseError(
         f"Expected a folder with a config.json or exactly one .gguf file, got {folder} with {len(found)} .gguf files; "
@@ -79,56 +103,53 @@ def _folder_source(folder: Path) -> Source:
     )
 
 
+def check_files(folder: Path) -> None:
+    """Raise if a file of a model is empty, or a pointer that git left in the place of a large file."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _READ or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            start = file.read(len(POINTER))
+        if start == POINTER:
+            raise CourseError(f"Expected the whole file {path}, got a pointer to it; run `git lfs pull` in {folder}.")
+        if not start:
+            raise CourseError(f"Expected the whole file {path}, got an empty one; fetch {folder} again.")
+
+
+def with_adapter(source: Source, adapter: str | os.PathLike[str]) -> Source:
+    """The same model with one adapter more on top, from a folder."""
+    folder = Path(adapter).expanduser()
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise CourseError(f"Expected adapter= to be a folder with an {ADAPTER_CONFIG}, got {os.fspath(adapter)!r}.")
+    check_files(folder)
+    return replace(source, adapters=(*source.adapters, str(folder)))
+
+
 def _adapter_source(folder: Path) -> Source:
     """The base model that an adapter names, with the adapter."""
     try:
+        check_files(folder)
         base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        if not isinstance(base, str) or (Path(base) / ADAPTER_CONFIG).is_file():
+        if not isinstance(base, str):
             raise ValueError(f"it names {base!r}")
+        if not Path(base).expanduser().exists() and (folder / base).exists():  # as from the adapter's own folder
+            base = str(folder / base)
+        if (Path(base) / ADAPTER_CONFIG).is_file():
+            raise ValueError(f"it names {base!r}, an adapter")
+    except CourseError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CourseError(
             f"Expected {folder / ADAPTER_CONFIG} to name the model it was trained on ({first_line(error)}); "
-            "export the adapter again."
+            "export the adapter again, or give the model and this folder as adapter=."
         ) from error
-    return replace(find(base), adapter=str(folder))
+    return replace(find(base), adapters=(str(folder),))
 
 
 def _in_ollama(name: str) -> Source:
-    """Follow Ollama's own manifest, manifests/HOST/NAMESPACE/NAME/TAG, to the blob that holds the weights."""
-    model, _, tag = name.partition(":")
-    stored = {_ollama_name(path): path for path in _ollama_manifests()}
-    manifest = stored.get(f"{model}:{tag or 'latest'}")
-    if manifest is None:
-        raise CourseError(
-            f"Expected the name of a model that Ollama has pulled ({', '.join(sorted(stored)) or 'it has none here'}), "
-            f"got {name!r}; run `ollama pull {name}`, or set OLLAMA_MODELS if its models are kept elsewhere."
-        )
-    try:
-        layers = json.loads(manifest.read_text(encoding="utf-8"))["layers"]
-        digests = [layer["digest"] for layer in layers if layer["mediaType"].endswith("image.model")]
-        return _gguf_source(manifest.parents[4] / "blobs" / digests[0].replace(":", "-"))
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise CourseError(
-            f"Expected Ollama's manifest {manifest} to name the weights of {name} ({first_line(error)}); "
-            f"run `ollama pull {name}` again."
-        ) from error
-
-
-def _ollama_manifests() -> list[Path]:
-    """Every HOST/NAMESPACE/NAME/TAG under the Ollama folders, those of the folder that counts most last."""
-    return [p for root in reversed(_ollama_roots()) for p in sorted(root.glob("manifests/*/*/*/*")) if p.is_file()]
-
-
-def _ollama_name(manifest: Path) -> str:
-    """What `ollama list` calls the model: without Ollama's own registry and its library."""
-    host, namespace, name, tag = manifest.parts[-4:]
-    parts = [*([] if host.startswith("registry.") else [host]), namespace, name]
-    return "/".join(parts[1:] if parts[0] == "library" else parts) + f":{tag}"
-
-
-def _ollama_roots() -> list[Path]:
-    roots = [os.environ.get("OLLAMA_MODELS"), "~/.ollama/models", "/usr/share/ollama/.ollama/models"]
-    return [Path(root).expanduser() for root in roots if root]
+    found = pulled(name)
+    source = _gguf_source(found.weights)
+    return replace(source, gguf_adapters=found.adapters, system=found.system, unused=found.unused)
 
 
 def ask_hub(name: str) -> None:
