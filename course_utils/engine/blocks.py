@@ -82,8 +82,8 @@ def run_layer(lm: LocalModel, base: Run, layer: int, stream: Tensor, edits: dict
 def added(lm: LocalModel, base: Run, layer: int, attention: Tensor) -> Tensor:
     """What a layer's attention adds to the stream if it gives out something at the last tokens of the input.
 
-    Both are `[row, token, d_model]`. Once attention has given it out, tokens are by themselves (`check_attention` sees to
-    that), so no others are run.
+    Both are `[row, token, d_model]`. Once attention has given it out, tokens are by themselves (see `check_attention`),
+    so no others are run.
     """
     attention = torch.cat([attention, torch.zeros_like(attention[:1])])
     streams = _without_mlp(lm, base, layer, attention)
