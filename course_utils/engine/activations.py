@@ -19,7 +19,7 @@ from ..models import LocalModel
 from ..prompts import Prompt
 from .packing import pack
 from .prefix_sharing import BATCH_TOKENS
-from .premises import check_finite, check_model, close, holds, logits_at, plain_logits, random_ids
+from .premises import check_finite, check_model, close, holds, logits_at, random_ids
 
 
 def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position: int = -1) -> Floats:
@@ -114,10 +114,9 @@ def passes(lm: LocalModel, sequences: list[tuple[int, ...]]) -> Iterator[Pass]:
     [[[5, 6, 7, 8]]]
     """
     check_model(lm)
-    longest, total = max(map(len, sequences)), sum(map(len, sequences))
-    if can_pack(lm, max(2 * longest, min(total, BATCH_TOKENS))):
-        for some in _of_batch_size(sequences):
-            packed = pack([list(sequence) for sequence in some], lm.device)
+    rows = [(some, pack(some, lm.device)) for some in _of_batch_size(sequences)]
+    if can_pack(lm, max(2 * max(map(len, sequences)), *(packed.ids.shape[1] for _, packed in rows))):
+        for some, packed in rows:
             tokens = torch.tensor([places[-1] for places in packed.places])
             yield Pass(some, packed.inputs(lm.model.dtype), torch.zeros_like(tokens), tokens)
         return
@@ -145,8 +144,10 @@ def _packs(lm: LocalModel, length: int) -> bool:
     packed = pack(sequences, lm.device)
     tokens = torch.tensor([places[-1] for places in packed.places])
     together = logits_at(lm, torch.zeros_like(tokens), tokens, **packed.inputs(lm.model.dtype))
-    each = [plain_logits(lm, torch.tensor([one], device=lm.device))[0, -1] for one in sequences]
-    return close(together, torch.stack(each))
+    first, last = torch.tensor([0]), torch.tensor([-1])
+    inputs = [torch.tensor([one], device=lm.device) for one in sequences]
+    each = [logits_at(lm, first, last, input_ids=one, use_cache=False) for one in inputs]
+    return close(together, torch.cat(each))
 
 
 def _of_batch_size(sequences: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
