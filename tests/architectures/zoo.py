@@ -32,7 +32,9 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(("encoder_layers", "encoder_attention_heads", "num_key_value_heads"), 2),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "n_inner", "dim_ff"), 64),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length"), 128),
-    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"), 16),
+    **dict.fromkeys(
+        ("moe_intermediate_size", "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"), 16
+    ),
     **dict.fromkeys(("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "n_shared_experts", "linear_num_key_heads", "index_n_heads"), 2),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "global_head_dim", "mamba_d_head", "mamba_head_dim"), 16),
@@ -62,11 +64,14 @@ NEEDS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1, 3]},
     "blt": {
         "encoder_hash_byte_group_vocab": 64,
-        **dict.fromkeys(("encoder_config", "decoder_config"), {"hidden_size_global": 32}),
+        **{part: {"hidden_size_global": 32} for part in ("encoder_config", "decoder_config")},
     },
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     "cpmant": {"dim_ff": 64, "dim_head": 8, "prompt_length": 4, "segment_types": 4, "prompt_types": 4},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 32}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 32},
+    },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "dots3_note_text": {
         **_WHOLE_HEADS,
@@ -77,7 +82,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     },
     "gemma3n_text": {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": _PAIRS, "laurel_rank": 8},
     "gemma4_assistant": {"text_config": {**_WITHOUT_EXTRAS, "num_kv_shared_layers": 4}},
-    "gemma4_text": {"layer_types": _PAIRS, "num_kv_shared_layers": 0},
+    "gemma4_text": {"layer_types": _PAIRS, "num_kv_shared_layers": 0, "global_head_dim": 16},
+    "gemma4_unified_text": {"layer_types": _PAIRS, "num_kv_shared_layers": 0, "global_head_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 16},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
     "kimi_linear": {**_WHOLE_HEADS, "layer_types": ["linear_attention", "full_attention"] * 2},
@@ -92,7 +98,12 @@ NEEDS: dict[str, dict[str, Any]] = {
         **{"axial_pos_shape": [8, 16], "axial_pos_embds_dim": [16, 16], "attn_layers": ["local", "lsh"] * 2},
         **{"local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8},
     },
-    "roc_bert": {"pronunciation_vocab_size": 8, "shape_vocab_size": 8, "pronunciation_embed_dim": 8, "shape_embed_dim": 8},
+    "roc_bert": {
+        "pronunciation_vocab_size": 8,
+        "shape_vocab_size": 8,
+        "pronunciation_embed_dim": 8,
+        "shape_embed_dim": 8,
+    },
     "zamba": {"layers_block_type": ["linear_attention", "linear_attention", "hybrid", "hybrid"]},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "n_mamba_heads": 4, "adapter_rank": 8},
     "zaya": {"num_experts_per_tok": 1},
@@ -106,7 +117,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neo@window 4": ("gpt_neo", {"window_size": 4}),
     "mistral@window 4": ("mistral", {"sliding_window": 4}),
     "gemma2@window 4": ("gemma2", {"sliding_window": 4}),
-    "gemma2@caps": ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8}),
+    "gemma2@caps": (
+        "gemma2",
+        {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 8},
+    ),
     "gemma3_text@window 4": ("gemma3_text", {"sliding_window": 4, "layer_types": _PAIRS}),
     "gemma4_text@plain": ("gemma4_text", {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}),
     "gemma4_text@shared keys": ("gemma4_text", {"num_kv_shared_layers": 2}),
@@ -119,7 +133,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "cohere@logit scale": ("cohere", {"logit_scale": 0.25}),
     "llama@biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama@dynamic rope": ("llama", {"rope_parameters": {"rope_type": "dynamic", **_SCALED}, "max_position_embeddings": 8}),
+    "llama@dynamic rope": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", **_SCALED}, "max_position_embeddings": 8},
+    ),
     "llama@longrope": (
         "llama",
         {
