@@ -129,14 +129,15 @@ def occlusion(case: Case) -> Iterator[Check]:
             lambda prompt=prompt: token_attribution(case.lm, prompt, contrast=CONTRAST, replacement=REPLACEMENT).scores[
                 0
             ],
-            lambda ids=ids: [case.value(ids) - case.value(swapped(ids, [i])) for i in range(len(ids))],
+            lambda ids=ids: [case.unchanged(ids) - case.unchanged(swapped(ids, [i])) for i in range(len(ids))],
         )
     ids = ids_of(case.short)
     yield Check(
         "target",
         lambda: token_attribution(case.lm, case.short, target=TARGET, replacement=REPLACEMENT).scores,
-        lambda: np.stack(
-            [case.log_probabilities(ids) - case.log_probabilities(swapped(ids, [i])) for i in range(len(ids))], axis=1
+        lambda: (
+            case.log_probabilities(ids)[:, None]
+            - np.stack([case.log_probabilities(swapped(ids, [i])) for i in range(len(ids))], axis=1)
         ),
     )
 
@@ -148,7 +149,7 @@ def deletion(case: Case) -> Iterator[Check]:
         yield Check(
             label,
             lambda prompt=prompt: token_attribution(case.lm, prompt, method="deletion", contrast=CONTRAST).scores[0],
-            lambda ids=ids: [case.value(ids) - case.value(ids[:i] + ids[i + 1 :]) for i in range(len(ids))],
+            lambda ids=ids: [case.unchanged(ids) - case.unchanged(ids[:i] + ids[i + 1 :]) for i in range(len(ids))],
         )
 
 
@@ -159,7 +160,9 @@ def shapley(case: Case) -> Iterator[Check]:
     def want() -> Values:
         n, worth = len(players), {}
         for joined in product((False, True), repeat=n):
-            worth[joined] = case.value(swapped(ids, [p for p, there in zip(players, joined, strict=True) if not there]))
+            worth[joined] = case.unchanged(
+                swapped(ids, [p for p, there in zip(players, joined, strict=True) if not there])
+            )
         scores = np.zeros(len(ids))
         for number, place in enumerate(players):
             for joined, value in worth.items():
@@ -233,7 +236,7 @@ def faithful(case: Case) -> Iterator[Check]:
         ids, places = ids_of(prompt), typed(prompt)
         top = places[: max(1, round(0.5 * len(places)))]
         rest = [p for p in places if p not in top]
-        return [case.value(ids) - case.value(swapped(ids, out)) for out in (top, rest)]
+        return [case.unchanged(ids) - case.unchanged(swapped(ids, out)) for out in (top, rest)]
 
     for label, prompt in (("short", case.short), ("long", case.long)):
         yield Check(label, lambda prompt=prompt: got(prompt), lambda prompt=prompt: want(prompt))
@@ -254,7 +257,7 @@ def without_layers(case: Case) -> Iterator[Check]:
         for layer in range(len(case.layers)):
             with case.handing_on([layer]):
                 effects.append(case.value(ids))
-        return [case.value(ids) - effect for effect in effects]
+        return [case.unchanged(ids) - effect for effect in effects]
 
     yield Check("zero", lambda: sweep(case, "layers"), want)
 
@@ -266,7 +269,7 @@ def without_mlps(case: Case) -> Iterator[Check]:
         for layer in case.sure(case.mlps):
             with zeroed(*((weight, ...) for weight in (case.mlps[layer] or {}).values())):
                 effects[layer] = case.value(ids)
-        return case.value(ids) - effects
+        return case.unchanged(ids) - effects
 
     yield Check("zero", lambda: sweep(case, "mlps"), want)
 
@@ -281,7 +284,7 @@ def without_heads(case: Case) -> Iterator[Check]:
             for head in range(projection.n_heads):
                 with zeroed((projection.module.weight, projection.columns(head))):
                     effects[layer, head] = case.value(ids)
-        return case.value(ids) - effects
+        return case.unchanged(ids) - effects
 
     yield Check("zero", lambda: sweep(case, "heads"), want)
 
@@ -295,7 +298,7 @@ def without_neurons(case: Case) -> Iterator[Check]:
             where = (slice(None), neuron) if isinstance(module, torch.nn.Linear) else (neuron,)
             with zeroed((module.weight, where)):
                 effects[0, neuron] = case.value(ids)
-        return case.value(ids) - effects
+        return case.unchanged(ids) - effects
 
     yield Check("zero, layer 0", lambda: sweep(case, "neurons", layers=[0]), want)
 
@@ -319,7 +322,7 @@ def by_means(case: Case) -> Iterator[Check]:
                     return new
 
                 for number, prompt in enumerate(prompts):
-                    before = case.value(ids_of(prompt))
+                    before = case.unchanged(ids_of(prompt))
                     with entering(projection.module, put):
                         effects[number, layer, head] = before - case.value(ids_of(prompt))
         return effects.mean(axis=0)
@@ -330,7 +333,7 @@ def by_means(case: Case) -> Iterator[Check]:
             passes = [case.traced([module], ids_of(p)) for p in prompts]
             mean = sum(gave[0] - given[0] for given, gave in passes) / len(prompts)
             for number, prompt in enumerate(prompts):
-                before = case.value(ids_of(prompt))
+                before = case.unchanged(ids_of(prompt))
                 with leaving(module, lambda given, out, mean=mean: given + mean.view_as(given)):
                     effects[number, layer] = before - case.value(ids_of(prompt))
         return effects.mean(axis=0)
@@ -360,7 +363,7 @@ def together(case: Case) -> Iterator[Check]:
         for some in ([*block, *head], block, head):
             with zeroed(*some):
                 effects.append(case.value(ids))
-        return [case.value(ids) - effect for effect in effects]
+        return [case.unchanged(ids) - effect for effect in effects]
 
     yield Check("an MLP and a head", got, want)
 
@@ -423,7 +426,7 @@ def direct(case: Case) -> Iterator[Check]:
         _ = case.flat
         return case.direct(case.traced([case.layers[0]], case.ids)[0][0][-1])
 
-    yield Check("value, sum", lambda: [(d := found()).value, d.total], lambda: [case.value(case.ids)] * 2)
+    yield Check("value, sum", lambda: [(d := found()).value, d.total], lambda: [case.unchanged(case.ids)] * 2)
     yield Check("attention", lambda: found().attention, lambda: gained(0))
     yield Check("MLPs", lambda: found().mlps, lambda: gained(1))
     yield Check("heads", lambda: found().heads, heads)
@@ -435,7 +438,7 @@ def direct(case: Case) -> Iterator[Check]:
 
 def shares(case: Case, values: Any) -> Any:
     """Values as shares of the way from the corrupted prompt to the clean one."""
-    clean, corrupted = case.value(ids_of(case.short)), case.value(ids_of(case.other))
+    clean, corrupted = case.unchanged(ids_of(case.short)), case.unchanged(ids_of(case.other))
     return (np.asarray(values) - corrupted) / (clean - corrupted)
 
 
@@ -515,9 +518,8 @@ def head_runs(case: Case) -> Values:
         projection = case.projections[layer]
         source = case.traced([projection.module], ids_of(case.short))[0][0]
         for head in range(projection.n_heads):
-            with entering(
-                projection.module, lambda x, s=source, own=projection.own(head): cell(x, s, slice(None), own)
-            ):
+            own = projection.own(head)
+            with entering(projection.module, lambda x, s=source, own=own: cell(x, s, slice(None), own)):
                 values[layer, head] = case.value(ids_of(case.other))
     return values
 
@@ -539,8 +541,10 @@ def by_gradient(case: Case) -> Iterator[Check]:
             for i, module in enumerate(modules):
 
                 def hold(x: Tensor, i: int = i) -> Tensor:
-                    held[i] = x if x.requires_grad else x.detach().requires_grad_()
-                    return held[i].clone()
+                    held[i] = x.clone() if x.requires_grad else x.detach().requires_grad_()
+                    return held[
+                        i
+                    ].clone()  # a node of its own: the model may also use x elsewhere, or add to it in place
 
                 stack.enter_context(entering(module, hold))
             last = case.logits(ids_of(case.other))[-1]
@@ -549,7 +553,7 @@ def by_gradient(case: Case) -> Iterator[Check]:
         rows = [held[i].detach().reshape(clean[i].shape) for i in range(len(modules))]
         return [(c - r) * g.reshape(c.shape) for c, r, g in zip(clean, rows, grads, strict=True)]
 
-    start = lambda: case.value(ids_of(case.other))  # noqa: E731
+    start = lambda: case.unchanged(ids_of(case.other))  # noqa: E731
 
     def residual() -> Values:
         _ = case.flat
@@ -736,7 +740,7 @@ def effect(case: Case) -> Iterator[Check]:
         effects = []
         for prompt in prompts:
             last = projected(case, some_direction(case), ids_of(prompt))[-1].double()
-            effects.append(float(last[case.pair[0]] - last[case.pair[1]]) - case.value(ids_of(prompt)))
+            effects.append(float(last[case.pair[0]] - last[case.pair[1]]) - case.unchanged(ids_of(prompt)))
         return effects
 
     yield Check(

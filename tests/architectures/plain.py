@@ -156,6 +156,8 @@ class Case:
 
     def __post_init__(self) -> None:
         self.model = self.lm.model
+        self._values: dict[tuple[int, ...], float] = {}
+        self._gains: dict[int, tuple[Tensor | None, Tensor | None]] = {}
         self.short, self.other, self.third, self.long = (self.lm.prompt(text) for text in (TEXT, OTHER, THIRD, LONG))
         vocabulary = self.lm.tokenizer.get_vocab()
         self.pair = [vocabulary[word.strip()] for word in CONTRAST]
@@ -171,6 +173,12 @@ class Case:
         """The contrast after the last token."""
         last = self.logits(ids)[-1].detach().double()
         return float(last[self.pair[0]] - last[self.pair[1]])
+
+    def unchanged(self, ids: Sequence[int]) -> float:
+        """The same of the model as it is, computed once; not to be called with hooks or zeroed weights about."""
+        if tuple(ids) not in self._values:
+            self._values[tuple(ids)] = self.value(ids)
+        return self._values[tuple(ids)]
 
     def log_probabilities(self, ids: Sequence[int]) -> Values:
         """Of each token of the target after some ids."""
@@ -202,7 +210,7 @@ class Case:
         """The modules that the stream runs through one after the other."""
         best: tuple[int, list[nn.Module]] = (0, [])
         total = sum(p.numel() for n, p in self.model.named_parameters() if not re.search("emb|lm_head|wte|shared", n))
-        for name, modules in self.model.named_modules():
+        for modules in self.model.modules():
             if not isinstance(modules, nn.ModuleList) or len(modules) < 2:
                 continue
             size = sum(p.numel() for p in modules.parameters())
@@ -434,6 +442,11 @@ class Case:
 
     def gains(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
         """What the stream gains at the last token by a layer's attention, and by its MLP, [d_model] each."""
+        if layer not in self._gains:
+            self._gains[layer] = self._gained(layer)
+        return self._gains[layer]
+
+    def _gained(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
         _ = self.flat
         module, mlp, projection = self.layers[layer], self.mlps[layer], self.projections[layer]
 
