@@ -8,7 +8,6 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-import torch
 import transformers
 
 from . import zoo
@@ -29,8 +28,7 @@ def main() -> None:
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    with torch.no_grad():
-        list(by_architecture("llama"))  # what is imported on first use is imported once, before the forks
+    list(by_architecture("llama"))  # what is imported on first use is imported once, before the forks
     found: dict[str, dict[str, Verdict]] = {}
     seconds: dict[str, float] = {}
     for name in chosen.types or zoo.names():

@@ -78,12 +78,15 @@ def swapped(ids: Sequence[int], places: Sequence[int]) -> list[int]:
 
 @method("generate")
 def greedy(case: Case) -> Iterator[Check]:
-    def loop() -> list[int]:
+    def loop() -> list[float]:
         ids, reply = ids_of(case.short), []
         ends = case.model.generation_config.eos_token_id
         ends = {ends} if not isinstance(ends, list) else set(ends)
         while len(reply) < 6 and not (reply and reply[-1] in ends):
-            reply.append(int(case.logits([*ids, *reply])[-1].argmax()))
+            last = case.logits([*ids, *reply])[-1]
+            if not last.isfinite().all():
+                return [np.nan]
+            reply.append(int(last.argmax()))
         return reply
 
     yield Check("6 tokens", lambda: case.lm.generate(case.short, 6).tolist(), loop)
@@ -469,45 +472,27 @@ def patching_residual(case: Case) -> Iterator[Check]:
     yield Check("clean into corrupted", lambda: patched(case, "residual"), want)
 
 
-def by_block(case: Case, modules: dict[int, Any]) -> Values:
+def by_block(case: Case, modules: list[Any]) -> Values:
     """The effects of patching what some modules give out, [layer, token]."""
     values = np.full((len(case.layers), len(case.short)), np.nan)
-    for layer, module in modules.items():
-        source = case.traced([module], ids_of(case.short))[1][0]
-        if len(source) != len(case.short):
-            continue
+    for layer in case.sure(modules):
+        source = case.traced([modules[layer]], ids_of(case.short))[1][0]
         for token in range(len(case.short)):
-            with leaving(module, lambda _, out, s=source, t=token: cell(out, s, t)):
+            with leaving(modules[layer], lambda _, out, s=source, t=token: cell(out, s, t)):
                 values[layer, token] = case.value(ids_of(case.other))
-    if np.isnan(values).all():
-        raise NoOracle("no layer's part could be established")
     return shares(case, values)
 
 
 @method("patching of attention")
 def patching_attention(case: Case) -> Iterator[Check]:
-    def want() -> Values:
-        return by_block(case, {i: case.projections[i].module for i in case.sure(case.projections)})
-
-    yield Check("clean into corrupted", lambda: patched(case, "attention"), want)
+    yield Check(
+        "clean into corrupted", lambda: patched(case, "attention"), lambda: by_block(case, case.attention_sites)
+    )
 
 
 @method("patching of MLPs")
 def patching_mlps(case: Case) -> Iterator[Check]:
-    def blocks() -> dict[int, Any]:
-        found = {}
-        for layer in case.sure(case.mlps):
-            try:
-                found[layer] = case.down(layer)
-            except NoOracle:
-                weights = case.mlps[layer] or {}
-                tops = {name.split(".")[0] for name in weights}
-                block = getattr(case.layers[layer], next(iter(tops))) if len(tops) == 1 else None
-                if block is not None and not hasattr(block, "layernorm"):
-                    found[layer] = block
-        return found
-
-    yield Check("clean into corrupted", lambda: patched(case, "mlp"), lambda: by_block(case, blocks()))
+    yield Check("clean into corrupted", lambda: patched(case, "mlp"), lambda: by_block(case, case.mlp_sites))
 
 
 def head_runs(case: Case) -> Values:
@@ -687,6 +672,12 @@ def detail(case: Case) -> Iterator[Check]:
 # --- directions -----------------------------------------------------------------------------------------------------
 
 
+def finite(logits: Tensor) -> Tensor:
+    if not logits.isfinite().all():
+        raise NoOracle("a pass of one's own gives what the model gives, here no finite numbers")
+    return logits
+
+
 def some_direction(case: Case) -> Values:
     return np.random.default_rng(0).normal(size=case.lm.d_model)
 
@@ -711,23 +702,23 @@ def projected(case: Case, direction: Values, ids: Sequence[int]) -> Tensor:
 def projecting(case: Case) -> Iterator[Check]:
     def got() -> Any:
         with project_out(case.lm, some_direction(case)):
-            return case.logits(case.ids)
+            return case.lm.model(case.short.input_ids, use_cache=False).logits[0]
 
-    yield Check("all layers", got, lambda: projected(case, some_direction(case), case.ids))
+    yield Check("all layers", got, lambda: finite(projected(case, some_direction(case), case.ids)))
 
 
 @method("steer")
 def steering(case: Case) -> Iterator[Check]:
     def got() -> Any:
         with steer(case.lm, some_direction(case), 1, 5.0):
-            return case.logits(case.ids)
+            return case.lm.model(case.short.input_ids, use_cache=False).logits[0]
 
     def want() -> Any:
         _ = case.flat
         direction = some_direction(case)
         push = 5.0 * torch.tensor(direction / np.linalg.norm(direction))
         with entering(case.layers[1], lambda x: x + push.to(x)):
-            return case.logits(case.ids)
+            return finite(case.logits(case.ids))
 
     yield Check("layer 1", got, want)
 

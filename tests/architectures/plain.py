@@ -7,7 +7,6 @@ zeroing weights; where that does not establish a truth, `NoOracle` says why, and
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -150,12 +149,20 @@ class Projection(NamedTuple):
 
 @dataclass(eq=False)
 class Case:
-    """A model, some prompts, and the truth about them."""
+    """A model, some prompts, and the truth about them.
+
+    Attributes:
+        lm: what the package is given.
+        written_out: makes the same model with its attention written out ("eager").
+        model: the model that plain passes are made with; by default that of `lm`.
+    """
 
     lm: LocalModel
+    written_out: Callable[[], Any]
+    model: Any = None
 
     def __post_init__(self) -> None:
-        self.model = self.lm.model
+        self.model = self.lm.model if self.model is None else self.model
         self._values: dict[tuple[int, ...], float] = {}
         self._gains: dict[int, tuple[Tensor | None, Tensor | None]] = {}
         self.short, self.other, self.third, self.long = (self.lm.prompt(text) for text in (TEXT, OTHER, THIRD, LONG))
@@ -336,6 +343,45 @@ class Case:
             raise NoOracle("no single down projection")
         return module
 
+    @cached_property
+    def attention_sites(self) -> list[nn.Module | None]:
+        """For each layer, the innermost module whose output decides what the stream gains by attention."""
+        known = zip(self.projections, self.mlps, strict=True)
+        return [
+            None if p is None or mlp is None else self._site(layer, list(p.module.parameters()), 0)
+            for layer, (p, mlp) in enumerate(known)
+        ]
+
+    @cached_property
+    def mlp_sites(self) -> list[nn.Module | None]:
+        """For each layer, the innermost module whose output decides what the stream gains by the MLP."""
+        return [
+            None if mlp is None else self._site(layer, list(mlp.values()), 1) for layer, mlp in enumerate(self.mlps)
+        ]
+
+    def _site(self, layer: int, weights: list[Tensor], which: int) -> nn.Module | None:
+        """A module with some weights whose output, put into another run, brings along what the stream gains."""
+        here, there = (prompt.input_ids[0].tolist() for prompt in (self.other, self.short))
+        own = {id(weight) for weight in weights}
+        around = [m for m in self.layers[layer].modules() if own <= {id(p) for p in m.parameters()}]  # outer ones first
+        wanted = self._gained(layer, there)[which]
+        mlp = [(weight, ...) for weight in (self.mlps[layer] or {}).values()]
+        for module in around[:0:-1]:
+            try:
+                source = self.traced([module], there)[1][0]
+                with zeroed(*(mlp if which == 0 else ()), *((w, ...) for w in weights)):
+                    without = self.traced([self.layers[layer]], here)[1][0][-1]
+                with (
+                    zeroed(*(mlp if which == 0 else ())),
+                    leaving(module, lambda _, out, source=source: source.view_as(out)),
+                ):
+                    put = self.traced([self.layers[layer]], here)[1][0][-1]
+            except (NoOracle, RuntimeError):  # not run, or of another shape
+                continue
+            if wanted is not None and torch.allclose(put - without, wanted, atol=1e-3 * float(wanted.abs().max())):
+                return module
+        return None
+
     def sure(self, parts: list[Any]) -> list[int]:
         """The layers in which a part is known."""
         found = [i for i, part in enumerate(parts) if part is not None]
@@ -443,15 +489,15 @@ class Case:
     def gains(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
         """What the stream gains at the last token by a layer's attention, and by its MLP, [d_model] each."""
         if layer not in self._gains:
-            self._gains[layer] = self._gained(layer)
+            self._gains[layer] = self._gained(layer, self.ids)
         return self._gains[layer]
 
-    def _gained(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
+    def _gained(self, layer: int, ids: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
         _ = self.flat
         module, mlp, projection = self.layers[layer], self.mlps[layer], self.projections[layer]
 
         def out() -> Tensor:
-            return self.traced([module], self.ids)[1][0][-1]
+            return self.traced([module], ids)[1][0][-1]
 
         whole = out()
         with zeroed(*((weight, ...) for weight in (mlp or {}).values())):
@@ -464,11 +510,7 @@ class Case:
 
     @cached_property
     def eager(self) -> Any:
-        """A copy of the model that writes its attention out."""
-        model = copy.deepcopy(self.model)
-        for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
-            config._attn_implementation = "eager"
-        return model
+        return self.written_out()
 
     def attentions(self, ids: Sequence[int]) -> list[Tensor | None]:
         """[head, query, key] of each layer."""
