@@ -105,6 +105,14 @@ def following(case: Case) -> Iterator[Check]:
     )
 
 
+def ends_in_norm(case: Case) -> bool:
+    """Whether what leaves the last layer is what enters the final norm; else that is not known here."""
+    try:
+        return case.final_norm is not None
+    except NoOracle:
+        return False
+
+
 @method("activations")
 def activations(case: Case) -> Iterator[Check]:
     prompts = [case.short, case.long, case.other]
@@ -114,7 +122,8 @@ def activations(case: Case) -> Iterator[Check]:
         rows = []
         for prompt in prompts:
             given, gave = case.traced(case.layers, ids_of(prompt))
-            rows.append(torch.stack([*(x[-1] for x in given), gave[-1][-1]]))
+            last = gave[-1][-1] if ends_in_norm(case) else torch.full_like(gave[-1][-1], torch.nan)
+            rows.append(torch.stack([*(x[-1] for x in given), last]))
         return torch.stack(rows).double().numpy()
 
     yield Check("last tokens", lambda: collect_activations(case.lm, prompts), want)
@@ -687,6 +696,11 @@ def without(direction: Values) -> Callable[[Tensor], Tensor]:
     return lambda x: x - (x @ unit.to(x))[..., None] * unit.to(x)
 
 
+def places(case: Case) -> list[int] | None:
+    """Where to project out: all layers, and what enters the final norm, if that is known."""
+    return None if ends_in_norm(case) else list(range(len(case.layers)))
+
+
 def projected(case: Case, direction: Values, ids: Sequence[int]) -> Tensor:
     """The logits with a direction taken out before each layer and after the last."""
     _ = case.flat
@@ -694,14 +708,15 @@ def projected(case: Case, direction: Values, ids: Sequence[int]) -> Tensor:
         remove = without(direction)
         for module in case.layers:
             stack.enter_context(entering(module, remove))
-        stack.enter_context(leaving(case.layers[-1], lambda _, out: remove(out)))
+        if ends_in_norm(case):
+            stack.enter_context(leaving(case.layers[-1], lambda _, out: remove(out)))
         return case.logits(ids)
 
 
 @method("project out")
 def projecting(case: Case) -> Iterator[Check]:
     def got() -> Any:
-        with project_out(case.lm, some_direction(case)):
+        with project_out(case.lm, some_direction(case), places(case)):
             return case.lm.model(case.short.input_ids, use_cache=False).logits[0]
 
     yield Check("all layers", got, lambda: finite(projected(case, some_direction(case), case.ids)))
@@ -736,6 +751,10 @@ def effect(case: Case) -> Iterator[Check]:
 
     yield Check(
         "three prompts",
-        lambda: direction_effect(case.lm, prompts, some_direction(case), contrast=CONTRAST, n_random=1).effects,
+        lambda: (
+            direction_effect(
+                case.lm, prompts, some_direction(case), contrast=CONTRAST, layers=places(case), n_random=1
+            ).effects
+        ),
         want,
     )

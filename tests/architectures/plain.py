@@ -102,20 +102,21 @@ def zeroed(*parts: tuple[Tensor, Any]) -> Iterator[None]:
 # --- where the parts are --------------------------------------------------------------------------------------------
 
 _ATTENTION = re.compile(r"attn|attention|(^|\.)att(\.|$)|mha")
+_NOT_MLP = re.compile(_ATTENTION.pattern + r"|norm|indexer")
 _CROSS = re.compile(r"cross|encoder_attn|encoder_decoder|inter_attn")
 _DOWN = re.compile(
     r"(^|\.)(down_proj|fc2|c_proj|dense_4h_to_h|w2|wo|w_out|lin2|fc_out|proj_down|ffn_down|output_linear|"
-    r"output\.dense|out_proj|layer_2|linear_2|2|w2_weight|down|o_proj)(\.weight|\.bias)?$"
+    r"output\.dense|out_proj|layer_2|linear_2|2|w2_weight|down|o_proj)([._]weight|[._]bias)?$"
 )
 _UP = re.compile(
     r"(^|\.)(up_proj|gate_proj|gate_up_proj|fc1|c_fc|dense_h_to_4h|w1|w3|v1|wi|wi_0|wi_1|w_in\..*|w_0|w_1|lin1|fc_in|"
-    r"gate|router|input_linear|intermediate\.dense|up|layer_1|linear_1|0|in_proj|ffn_up|fc_gate)(\.weight|\.bias)?$"
+    r"gate|router|input_linear|intermediate\.dense|up|layer_1|linear_1|0|in_proj|ffn_up|fc_gate)([._]weight|[._]bias)?$"
 )
 _MLP = re.compile(r"mlp|ffn|feed_forward|feedforward|moe|expert|(^|\.)fc[12]|(^|\.)ff(\.|$)|^output\.|^intermediate\.")
 _OUT = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "wo", "attention_out", "o", "project_o")
 _INTO_HEADS = re.compile(
     r"(^|\.)(q|k|v|o_gate)?_?(q_proj|k_proj|v_proj|qkv_proj|query_key_value|c_attn|Wqkv|query|key|value|q_lin|k_lin|v_lin|"
-    r"qkv|in_proj|kv_b_proj|q_b_proj|project_v|W_pack|att_proj)(\.weight)?$"
+    r"qkv|in_proj|kv_b_proj|q_b_proj|project_v|W_pack|att_proj|Wq|Wk|Wv)(\.weight)?$"
 )
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "attn_heads", "num_attn_heads")
 
@@ -266,7 +267,7 @@ class Case:
         return [self._mlp(layer) for layer in self.layers]
 
     def _mlp(self, layer: nn.Module) -> dict[str, Tensor] | None:
-        own = {n: p for n, p in layer.named_parameters() if not _ATTENTION.search(n) and _MLP.search(n)}
+        own = {n: p for n, p in layer.named_parameters() if not _NOT_MLP.search(n) and _MLP.search(n)}
         down = {n: p for n, p in own.items() if _DOWN.search(n) and not (n.startswith("mlp") and "shared_transf" in n)}
         up = [p for n, p in own.items() if n not in down and _UP.search(n)]
         return down if down and up and self._closed(layer, [*down.values()], up) else None
@@ -310,7 +311,7 @@ class Case:
         if len(found) != 1:
             return None
         name, module = found[0]
-        if type(module).__name__ not in ("Linear", "Conv1D", "NonDynamicallyQuantizableLinear", "BitLinear"):
+        if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
             return None
         into = [
             p
