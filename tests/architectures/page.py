@@ -47,10 +47,11 @@ def summary(found: Found, seconds: dict[str, float]) -> str:
         kinds = Counter(row[method].kind for row in built.values())
         numbers = " ".join(f"{kinds[kind]:4}" for kind in (RIGHT, SENTENCE, WRONG, TRACEBACK, NO_ORACLE))
         lines.append(f"  {method:26} {numbers}")
-    for kind in (TRACEBACK, WRONG, SENTENCE, NO_ORACLE):
+    for kind in (TRACEBACK, WRONG, SENTENCE, NO_ORACLE, RIGHT):
         lines += ["", f"--- {kind}"]
         for method in METHODS:
             which = [(name, row[method].text) for name, row in built.items() if row[method].kind == kind]
+            which = [(name, text) for name, text in which if text]
             if not which:
                 continue
             lines.append(f"{method} ({len(which)})")
@@ -86,6 +87,10 @@ def _totals(found: Found, built: Found) -> str:
     opening = (
         f"{types} types and {variants} variants built, {len(found) - len(built)} not buildable here; {len(METHODS)} "
         f"methods on each. All right on {all_right}."
+    )
+    partly = sum(verdict.kind == RIGHT and bool(verdict.text) for row in built.values() for verdict in row.values())
+    opening += (
+        f" Of the verdicts “right”, {partly} rest on less than all of a method's comparisons, or on scores below 0.02."
     )
     return "\n".join([opening, "", "| symbol | meaning | verdicts |", "| --- | --- | ---: |", *rows])
 

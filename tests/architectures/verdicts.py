@@ -73,7 +73,8 @@ def compared(label: str, got: np.ndarray, want: np.ndarray) -> Verdict:
     off = np.where(known, np.abs(np.nan_to_num(got, nan=np.inf) - np.where(known, want, 0)), 0)
     largest = float(np.abs(want[known]).max(initial=0))
     if off.max(initial=0) <= max(TOLERANCE * largest, FLOOR):
-        return Verdict(RIGHT)
+        weak = largest < FLOOR / TOLERANCE and largest > 0  # float32 leaves too little for a thousandth
+        return Verdict(RIGHT, f"{label}: all below {largest:.1e}" if weak else "")
     where = tuple(int(i) for i in np.unravel_index(int(off.argmax()), off.shape))
     return Verdict(
         WRONG, f"{label}: {got[where]:.4g} at {list(where)}, right {want[where]:.4g} (largest {largest:.4g})"
@@ -90,7 +91,13 @@ def told(error: BaseException) -> str:
 
 
 def worst(verdicts: list[Verdict]) -> Verdict:
-    return min(verdicts, key=lambda verdict: WORST_FIRST.index(verdict.kind), default=Verdict(NO_ORACLE))
+    """The worst of several; one that is right says what could be compared only roughly, or not at all."""
+    found = min(verdicts, key=lambda verdict: WORST_FIRST.index(verdict.kind), default=Verdict(NO_ORACLE))
+    if found.kind != RIGHT:
+        return found
+    rough = [verdict.text for verdict in verdicts if verdict.kind == RIGHT and verdict.text]
+    unknown = [f"not compared: {verdict.text}" for verdict in verdicts if verdict.kind == NO_ORACLE]
+    return Verdict(RIGHT, "; ".join([*rough, *unknown]))
 
 
 def judge(make: Callable[[], Case], methods: Iterable[str] = METHODS) -> Iterator[tuple[str, Verdict]]:
