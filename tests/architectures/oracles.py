@@ -402,6 +402,21 @@ def lens(case: Case) -> Iterator[Check]:
     )
 
 
+def channelwise(case: Case, layer: int) -> Tensor | None:
+    """What each channel of an attention block's output is multiplied by on its way into the stream, [d_model].
+
+    A multiplier and an RMS norm do so, alike in two runs but for a scale; anything else is not known here.
+    """
+    module, factors = case.projections[layer].module, []
+    for prompt in (case.short, case.other):
+        gain, gave = case.gained(layer, ids_of(prompt))[0], case.traced([module], ids_of(prompt))[1][0][-1]
+        if gain is None:
+            return None
+        factors.append(gain / gave)
+    ratio = factors[0] / factors[1]
+    return factors[0] if torch.allclose(ratio, ratio.median().expand_as(ratio), rtol=1e-2) else None
+
+
 @method("direct attribution")
 def direct(case: Case) -> Iterator[Check]:
     def found() -> Any:
@@ -420,18 +435,15 @@ def direct(case: Case) -> Iterator[Check]:
         sure = case.sure(case.projections)
         values = np.full((len(case.layers), max(case.projections[i].n_heads for i in sure)), np.nan)
         for layer in sure:
-            projection, gain = case.projections[layer], case.gains(layer)[0]
-            given, gave = case.traced([projection.module], case.ids)
-            if gain is None:
+            projection = case.projections[layer]
+            if (factor := channelwise(case, layer)) is None:
                 continue
-            factor = (gain @ gave[0][-1]) / gave[0][-1].pow(2).sum()  # a multiplier, if it is no more than that
-            if not torch.allclose(gain, factor * gave[0][-1], rtol=1e-3, atol=1e-4):
-                continue
+            given, _ = case.traced([projection.module], case.ids)
             for head in range(projection.n_heads):
                 own = projection.own(head)
-                values[layer, head] = case.direct(factor * projection.matrix()[:, own] @ given[0][-1, own])
+                values[layer, head] = case.direct(factor * (projection.matrix()[:, own] @ given[0][-1, own]))
         if np.isnan(values).all():
-            raise NoOracle("heads go through more than a multiplier")
+            raise NoOracle("heads go through more than a multiplier or an RMS norm")
         return values
 
     def embedded() -> float:

@@ -365,7 +365,7 @@ class Case:
         here, there = (prompt.input_ids[0].tolist() for prompt in (self.other, self.short))
         own = {id(weight) for weight in weights}
         around = [m for m in self.layers[layer].modules() if own <= {id(p) for p in m.parameters()}]  # outer ones first
-        wanted = self._gained(layer, there)[which]
+        wanted = self.gained(layer, there)[which]
         mlp = [(weight, ...) for weight in (self.mlps[layer] or {}).values()]
         for module in around[:0:-1]:
             try:
@@ -490,10 +490,10 @@ class Case:
     def gains(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
         """What the stream gains at the last token by a layer's attention, and by its MLP, [d_model] each."""
         if layer not in self._gains:
-            self._gains[layer] = self._gained(layer, self.ids)
+            self._gains[layer] = self.gained(layer, self.ids)
         return self._gains[layer]
 
-    def _gained(self, layer: int, ids: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
+    def gained(self, layer: int, ids: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
         _ = self.flat
         module, mlp, projection = self.layers[layer], self.mlps[layer], self.projections[layer]
 
