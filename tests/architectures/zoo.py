@@ -76,6 +76,10 @@ NEEDS: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 32},
     },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note": {
+        "vision_config": {"num_hidden_layers": 42, "adapter_in_dim": 32, "adapter_out_dim": 32},
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    },
     "dots3_note_text": {
         **_WHOLE_HEADS,
         **{f"swa_{name}": 4 for name in ("num_attention_heads", "num_key_value_heads")},
