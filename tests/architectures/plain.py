@@ -103,6 +103,7 @@ def zeroed(*parts: tuple[Tensor, Any]) -> Iterator[None]:
 
 _ATTENTION = re.compile(r"attn|attention|(^|\.)att(\.|$)|mha")
 _NOT_MLP = re.compile(_ATTENTION.pattern + r"|norm|indexer")
+_ROUTER = re.compile(r"router|(^|\.)gate\.")
 _CROSS = re.compile(r"cross|encoder_attn|encoder_decoder|inter_attn")
 _DOWN = re.compile(
     r"(^|\.)(down_proj|fc2|c_proj|dense_4h_to_h|w2|wo|w_out|lin2|fc_out|proj_down|ffn_down|output_linear|"
@@ -268,7 +269,7 @@ class Case:
 
     def _mlp(self, layer: nn.Module) -> dict[str, Tensor] | None:
         own = {n: p for n, p in layer.named_parameters() if not _NOT_MLP.search(n) and _MLP.search(n)}
-        down = {n: p for n, p in own.items() if _DOWN.search(n) and not (n.startswith("mlp") and "shared_transf" in n)}
+        down = {n: p for n, p in own.items() if _DOWN.search(n) and not _ROUTER.search(n)}
         up = [p for n, p in own.items() if n not in down and _UP.search(n)]
         return down if down and up and self._closed(layer, [*down.values()], up) else None
 
