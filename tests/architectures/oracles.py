@@ -621,10 +621,9 @@ def path(case: Case) -> Iterator[Check]:
         final = case.traced([case.layers[-1]], ids)[1][0][-1]
         values = np.full((len(case.layers), max(case.projections[i].n_heads for i in sure)), np.nan)
         for layer in sure:
-            mlp = case.mlps[layer]
-            if mlp is None:
+            if case.gained(layer, ids)[0] is None:
                 continue
-            projection = case.projections[layer]
+            mlp, projection = case.mlps[layer] or {}, case.projections[layer]
             source = case.traced([projection.module], ids_of(case.short))[0][0]
             with zeroed(*((weight, ...) for weight in mlp.values())):
                 before = case.traced([case.layers[layer]], ids)[1][0][-1]
@@ -658,6 +657,8 @@ def path(case: Case) -> Iterator[Check]:
 def stacked(weights: list[Tensor | None]) -> Values:
     """[layer, head, ...], NaN where a layer has none, or fewer heads."""
     known = [w for w in weights if w is not None]
+    if not known:
+        raise NoOracle("no layer gives attention weights of query and key")
     n_heads = max(len(w) for w in known)
     values = np.full((len(weights), n_heads, *known[0].shape[1:]), np.nan)
     for layer, w in enumerate(weights):
@@ -681,10 +682,9 @@ def attention(case: Case) -> Iterator[Check]:
 def detail(case: Case) -> Iterator[Check]:
     def layer() -> int:
         try:
-            known = [i for i, w in enumerate(case.attentions(case.ids)) if w is not None]
+            return case.sure(case.attentions(case.ids))[-1]
         except NoOracle:
             return 0
-        return known[-1]
 
     def got() -> Any:
         found = head_detail(case.lm, case.short, layer(), 1)
@@ -693,7 +693,7 @@ def detail(case: Case) -> Iterator[Check]:
         return [found.weights, scores.softmax(dim=-1).numpy(), np.where(np.isfinite(found.scores), own, -np.inf)]
 
     def want() -> Any:
-        weights = case.attentions(case.ids)[layer()][1].detach().double().numpy()
+        weights = stacked(case.attentions(case.ids))[layer(), 1]
         return [weights, weights]
 
     yield Check("weights", lambda: np.stack(got()[:2]), want)

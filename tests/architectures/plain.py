@@ -85,6 +85,21 @@ def leaving(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> It
 
 
 @contextmanager
+def scaled(weights: Sequence[Tensor], factor: float) -> Iterator[None]:
+    """Multiply some weights."""
+    kept = [weight.detach().clone() for weight in weights]
+    with torch.no_grad():
+        for weight in weights:
+            weight.mul_(factor)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, value in zip(weights, kept, strict=True):
+                weight.copy_(value)
+
+
+@contextmanager
 def zeroed(*parts: tuple[Tensor, Any]) -> Iterator[None]:
     """Set some entries of some weights to zero."""
     kept = [(weight, weight.detach().clone()) for weight, _ in parts]
@@ -101,7 +116,7 @@ def zeroed(*parts: tuple[Tensor, Any]) -> Iterator[None]:
 
 # --- where the parts are --------------------------------------------------------------------------------------------
 
-_ATTENTION = re.compile(r"attn|attention|(^|\.)att(\.|$)|mha")
+_ATTENTION = re.compile(r"attn|attention|(^|\.)att(\.|$)|mha|temporal_block")
 _NOT_MLP = re.compile(_ATTENTION.pattern + r"|norm|indexer")
 _ROUTER = re.compile(r"router|(^|\.)gate\.")
 _CROSS = re.compile(r"cross|encoder_attn|encoder_decoder|inter_attn")
@@ -348,10 +363,9 @@ class Case:
     @cached_property
     def attention_sites(self) -> list[nn.Module | None]:
         """For each layer, the innermost module whose output decides what the stream gains by attention."""
-        known = zip(self.projections, self.mlps, strict=True)
         return [
-            None if p is None or mlp is None else self._site(layer, list(p.module.parameters()), 0)
-            for layer, (p, mlp) in enumerate(known)
+            None if p is None else self._site(layer, list(p.module.parameters()), 0)
+            for layer, p in enumerate(self.projections)
         ]
 
     @cached_property
@@ -495,20 +509,27 @@ class Case:
         return self._gains[layer]
 
     def gained(self, layer: int, ids: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
+        """The same for other ids; None where there is no such part, or where its output does not simply add.
+
+        With half its output weights a part that adds gives half as much, or, behind a norm of its own, as much.
+        """
         _ = self.flat
-        module, mlp, projection = self.layers[layer], self.mlps[layer], self.projections[layer]
+        mlp, projection = list((self.mlps[layer] or {}).values()), self.projections[layer]
+        attention = [] if projection is None else list(projection.module.parameters())
 
-        def out() -> Tensor:
-            return self.traced([module], ids)[1][0][-1]
+        def gain(weights: list[Tensor]) -> Tensor | None:
+            outs = []
+            for factor in (1.0, 0.5, 0.0):
+                with scaled(weights, factor):
+                    outs.append(self.traced([self.layers[layer]], ids)[1][0][-1])
+            whole, half = outs[0] - outs[2], outs[1] - outs[2]
+            tolerance = 1e-3 * float(whole.abs().max())
+            adds = any(torch.allclose(half, share * whole, atol=tolerance) for share in (0.5, 1.0))
+            return whole if weights and adds else None
 
-        whole = out()
-        with zeroed(*((weight, ...) for weight in (mlp or {}).values())):
-            without = out()
-            if projection is None:
-                return None, None if mlp is None else whole - without
-            with zeroed(*((weight, ...) for weight in projection.module.parameters())):
-                neither = out()
-        return (without - neither if mlp is not None else None), (whole - without if mlp is not None else None)
+        with scaled(mlp, 0.0):
+            by_attention = gain(attention)
+        return by_attention, gain(mlp)
 
     @cached_property
     def eager(self) -> Any:
@@ -522,9 +543,16 @@ class Case:
             raise NoOracle("the model gives no attention weights")
         shape = (len(ids), len(ids))
         good = [w[0] if w is not None and w.dim() == 4 and w.shape[-2:] == shape else None for w in found]
-        if len(good) != len(self.layers):
-            raise NoOracle("attention weights of another number of layers")
-        return good
+        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or []
+        for placed in (
+            range(len(self.layers)),
+            [i for i, projection in enumerate(self.projections) if projection is not None],
+            [i for i, kind in enumerate(kinds) if "attention" in kind and "linear" not in kind],
+        ):
+            if len(placed) == len(good):
+                by_layer = dict(zip(placed, good, strict=True))
+                return [by_layer.get(layer) for layer in range(len(self.layers))]
+        raise NoOracle("attention weights of another number of layers")
 
     def reach(self) -> list[Tensor | None]:
         """|v W_O| of each head for a look of weight one, [head, key] of each layer."""
@@ -548,7 +576,9 @@ class Case:
                 continue
             try:
                 out = self.traced([module], self.ids)[1][0]
-            except NoOracle:
+            except (NoOracle, AttributeError):  # not run, or gives no tensor
+                continue
+            if out.numel() % len(mixed):
                 continue
             for values in _readings(out.reshape(len(mixed), -1), n_heads, size):
                 if torch.allclose(torch.einsum("hqk,khd->qhd", weights, values), by_head, rtol=1e-3, atol=1e-3):

@@ -93,6 +93,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "gemma4_unified_text": {"layer_types": _PAIRS, "num_kv_shared_layers": 0, "global_head_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 16},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {**_WHOLE_HEADS, "layer_types": ["linear_attention", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {"num_heads": 4, "head_dim": 16},
