@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 
 from .oracles import METHODS
@@ -124,10 +125,9 @@ def _sentences(built: Found) -> str:
 
 
 def _general(name: str, text: str) -> str:
-    words = [
-        word if not word.rstrip(",;").endswith(("ForCausalLM", "LMHeadModel")) else "MODEL" for word in text.split()
-    ]
-    return " ".join("MODEL" if word == name else word for word in words)
+    """A sentence without what is this architecture's own: classes, its name, numbers."""
+    words = re.sub(r"\b(?=\w*[a-z])(?=\w*[A-Z]\w*[A-Z])[A-Z]\w+", "CLASS", text)
+    return re.sub(r"\b\d+\b", "N", words.replace(f"{name} ", "MODEL ").replace(f"{name},", "MODEL,"))
 
 
 def _few(names: set[str]) -> str:
