@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from course_utils.models import LocalModel
+from course_utils.prompts import Prompt
 
 Values = NDArray[np.float64]
 Change = Callable[[Tensor], Tensor]
 TEXT, OTHER = "the old nurse forgave the doctor", "the young nurse forgave the doctor"
-THIRD = "the old king blamed the doctor"
 LONG = (
     "the old nurse forgave the doctor and the young pilot thanked a cruel king who lost the red book in Paris but "
     + ("found the small key")
@@ -47,7 +47,7 @@ def stream_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
 
 def stream_out(output: Any) -> Tensor | None:
     """The first tensor that a module gives."""
-    found = output[0] if isinstance(output, tuple) and output else output
+    found = output[0] if isinstance(output, (tuple, list)) and output else output
     return found if isinstance(found, Tensor) else None
 
 
@@ -73,8 +73,10 @@ def leaving(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> It
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         given, out = stream_in(args, kwargs), stream_out(output)
-        if isinstance(output, tuple):
-            return (change(given, out), *output[1:])
+        if hasattr(output, "_replace"):
+            return type(output)(change(given, out), *output[1:])
+        if isinstance(output, (tuple, list)):
+            return type(output)([change(given, out), *output[1:]])
         return change(given, out)
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
@@ -121,15 +123,15 @@ _NOT_MLP = re.compile(_ATTENTION.pattern + r"|norm|indexer")
 _ROUTER = re.compile(r"router|(^|\.)gate\.")
 _CROSS = re.compile(r"cross|encoder_attn|encoder_decoder|inter_attn")
 _DOWN = re.compile(
-    r"(^|\.)(down_proj|fc2|c_proj|dense_4h_to_h|w2|wo|w_out|lin2|fc_out|proj_down|ffn_down|output_linear|"
+    r"(^|\.)(down_proj|Wo|fc2|c_proj|dense_4h_to_h|w2|wo|w_out|lin2|fc_out|proj_down|ffn_down|output_linear|"
     r"output\.dense|out_proj|layer_2|linear_2|2|w2_weight|down|o_proj)([._]weight|[._]bias)?$"
 )
 _UP = re.compile(
-    r"(^|\.)(up_proj|gate_proj|gate_up_proj|fc1|c_fc|dense_h_to_4h|w1|w3|v1|wi|wi_0|wi_1|w_in\..*|w_0|w_1|lin1|fc_in|"
+    r"(^|\.)(up_proj|Wi|gate_proj|gate_up_proj|fc1|c_fc|dense_h_to_4h|w1|w3|v1|wi|wi_0|wi_1|w_in\..*|w_0|w_1|lin1|fc_in|"
     r"gate|router|input_linear|intermediate\.dense|up|layer_1|linear_1|0|in_proj|ffn_up|fc_gate)([._]weight|[._]bias)?$"
 )
 _MLP = re.compile(r"mlp|ffn|feed_forward|feedforward|moe|expert|(^|\.)fc[12]|(^|\.)ff(\.|$)|^output\.|^intermediate\.")
-_OUT = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "wo", "attention_out", "o", "project_o")
+_OUT = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "wo", "attention_out", "o", "project_o", "Wo")
 _INTO_HEADS = re.compile(
     r"(^|\.)(q|k|v|o_gate)?_?(q_proj|k_proj|v_proj|qkv_proj|query_key_value|c_attn|Wqkv|query|key|value|q_lin|k_lin|v_lin|"
     r"qkv|in_proj|kv_b_proj|q_b_proj|project_v|W_pack|att_proj|Wq|Wk|Wv)(\.weight)?$"
@@ -182,10 +184,14 @@ class Case:
         self.model = self.lm.model if self.model is None else self.model
         self._values: dict[tuple[int, ...], float] = {}
         self._gains: dict[int, tuple[Tensor | None, Tensor | None]] = {}
-        self.short, self.other, self.third, self.long = (self.lm.prompt(text) for text in (TEXT, OTHER, THIRD, LONG))
+        self.short, self.other = self.lm.prompt(TEXT), self.lm.prompt(OTHER)
         vocabulary = self.lm.tokenizer.get_vocab()
         self.pair = [vocabulary[word.strip()] for word in CONTRAST]
         self.target = [vocabulary[word] for word in TARGET.split()]
+
+    @cached_property
+    def long(self) -> Prompt:
+        return self.lm.prompt(LONG)
 
     # plain passes
 
@@ -233,7 +239,7 @@ class Case:
     def layers(self) -> list[nn.Module]:
         """The modules that the stream runs through one after the other."""
         best: tuple[int, list[nn.Module]] = (0, [])
-        total = sum(p.numel() for n, p in self.model.named_parameters() if not re.search("emb|lm_head|wte|shared", n))
+        total = self._size_of_what_runs()
         for modules in self.model.modules():
             if not isinstance(modules, nn.ModuleList) or len(modules) < 2:
                 continue
@@ -243,6 +249,18 @@ class Case:
         if not best[1]:
             raise NoOracle("no list of layers that the stream runs through once, in order")
         return best[1]
+
+    def _size_of_what_runs(self) -> int:
+        """The parameters of the modules that a pass runs, but for tables of tokens."""
+        sizes: dict[nn.Module, int] = {}
+        with ExitStack() as stack:
+            for name, module in self.model.named_modules():
+                if not re.search("emb|lm_head|wte|predictions", name):
+                    own = sum(p.numel() for p in module.parameters(recurse=False))
+                    hook = module.register_forward_pre_hook(lambda m, args, own=own: sizes.update({m: own}))
+                    stack.callback(hook.remove)
+            self.logits(self.ids)
+        return sum(sizes.values())
 
     def _in_order(self, modules: list[nn.Module]) -> bool:
         calls: list[tuple[int, Any, Any]] = []
@@ -318,7 +336,7 @@ class Case:
         found = [
             (name, module)
             for name, module in layer.named_modules()
-            if name.rsplit(".", 1)[-1] in _OUT
+            if name.removesuffix(".linear").rsplit(".", 1)[-1] in _OUT
             and _ATTENTION.search(name)
             and not _CROSS.search(name)
             and getattr(module, "weight", None) is not None
@@ -492,9 +510,11 @@ class Case:
         return zero, one
 
     def _after_norm(self, normed: Tensor) -> float:
+        last = self.final_stream
+
         def put(given: Tensor, out: Tensor) -> Tensor:
             rows, new = given.reshape(-1, given.shape[-1]), out.clone()
-            if torch.allclose(rows[-1], self.final_stream, atol=1e-5):  # the same norm may be used elsewhere, too
+            if torch.allclose(rows[-1], last, atol=1e-5):  # the same norm may be used elsewhere, too
                 new.reshape(-1, new.shape[-1])[-1] = normed
             return new
 

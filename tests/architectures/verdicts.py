@@ -52,6 +52,8 @@ def judged(check: Check) -> Verdict:
     except NoOracle as reason:
         return Verdict(NO_ORACLE, str(reason))
     except Exception as error:
+        if not in_the_package(error):  # what is asked for comes from the oracle, too
+            return Verdict(NO_ORACLE, f"{check.label}: the oracle failed: {told(error)}")
         return Verdict(TRACEBACK, f"{check.label}: {told(error)}")
     if want is None:
         return Verdict(NO_ORACLE, f"{check.label}: {why}")
@@ -81,10 +83,15 @@ def compared(label: str, got: np.ndarray, want: np.ndarray) -> Verdict:
     )
 
 
+def in_the_package(error: BaseException) -> list[traceback.FrameSummary]:
+    """Where an error passed through the package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if f"{os.sep}course_utils{os.sep}" in frame.filename]
+
+
 def told(error: BaseException) -> str:
     """An error in one line, with the package's line that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if f"{os.sep}course_utils{os.sep}" in f.filename]
+    ours = in_the_package(error)
     place = f" ({Path(ours[-1].filename).name}:{ours[-1].lineno})" if ours else ""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {' '.join(lines[:2])[:200]}{place}"
@@ -108,7 +115,10 @@ def judge(make: Callable[[], Case], methods: Iterable[str] = METHODS) -> Iterato
         yield from ((name, Verdict(SENTENCE, str(error))) for name in methods)
         return
     for name in methods:
-        yield name, worst([judged(check) for check in METHODS[name](case)])
+        try:
+            yield name, worst([judged(check) for check in METHODS[name](case)])
+        except CourseError as error:  # the long prompt is too long
+            yield name, Verdict(SENTENCE, str(error))
 
 
 def by_architecture(name: str, methods: Iterable[str] = METHODS) -> Iterator[tuple[str, Verdict]]:
