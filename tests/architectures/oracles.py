@@ -206,7 +206,7 @@ def slopes(case: Case, ids: Sequence[int], embedded: Tensor) -> Tensor:
     """How the contrast changes with what the embedding layer gives out, [token, d_model]."""
     with torch.enable_grad():
         rows = embedded.clone().requires_grad_()
-        with leaving(case.model.get_input_embeddings(), lambda given, out: rows.view_as(out)):
+        with leaving(case.model.get_input_embeddings(), lambda given, out: rows.view_as(out).clone()):
             last = case.logits(ids)[-1]
         return torch.autograd.grad(last[case.pair[0]] - last[case.pair[1]], rows)[0].detach()
 
@@ -709,7 +709,8 @@ def finite(logits: Tensor) -> Tensor:
 
 
 def some_direction(case: Case) -> Values:
-    return np.random.default_rng(0).normal(size=case.lm.d_model)
+    width = case.traced([case.layers[0]], case.ids)[0][0].shape[-1]
+    return np.random.default_rng(0).normal(size=width)
 
 
 def without(direction: Values) -> Callable[[Tensor], Tensor]:
