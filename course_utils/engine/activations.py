@@ -14,12 +14,13 @@ from torch import Tensor
 from .._arrays import Floats, precise
 from .._progress import progress
 from ..errors import CourseError
-from ..hooks import Edit, Site, disturbed, edit
+from ..hooks import Edit, Site, edit
+from ..loading.others_hooks import disturbed
 from ..models import LocalModel
 from ..prompts import Prompt
 from .packing import pack
 from .prefix_sharing import BATCH_TOKENS
-from .premises import check_finite, check_model, close, holds, logits_at, random_ids
+from .premises import can_batch, check_finite, check_model, close, holds, logits_at, random_ids
 
 
 def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position: int = -1) -> Floats:
@@ -121,7 +122,7 @@ def passes(lm: LocalModel, sequences: list[tuple[int, ...]]) -> Iterator[Pass]:
             yield Pass(some, packed.inputs(lm.model.dtype), torch.zeros_like(tokens), tokens)
         return
     for length, same in groupby(sorted(sequences, key=len), key=len):
-        alike, most = list(same), max(1, BATCH_TOKENS // length)
+        alike, most = list(same), max(1, BATCH_TOKENS // length) if can_batch(lm) else 1
         for some in (alike[i : i + most] for i in range(0, len(alike), most)):
             inputs = {"input_ids": torch.tensor(some, device=lm.device), "use_cache": False}
             yield Pass(some, inputs, torch.arange(len(some)), torch.full((len(some),), length - 1))

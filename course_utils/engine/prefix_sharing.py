@@ -21,11 +21,11 @@ from transformers.cache_utils import DynamicLayer
 
 from .._arrays import precise
 from .._progress import progress
-from ..hooks import disturbed
 from ..loading.devices import free_memory
+from ..loading.others_hooks import disturbed
 from ..loading.stored_keys import cache_name
 from ..models import LocalModel
-from .premises import another, check_finite, check_model, close, holds, logits_at, random_ids
+from .premises import another, can_batch, check_finite, check_model, close, holds, logits_at, random_ids
 
 Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, both [1, head, token, d_head]
 Rows = list[list[int]]  # which variants share a row
@@ -126,7 +126,12 @@ def batches(rows: Rows, width: int, most: int) -> Iterator[Rows]:
 
 
 def rows_in_budget(lm: LocalModel, n_tokens: int, keep: int) -> int:
-    """How many rows of a length fit into one batch: into a quarter of the free memory, at most 1 GiB."""
+    """How many rows of a length fit into one batch: into a quarter of the free memory, at most 1 GiB.
+
+    It is one for a model in which the rows of a batch change each other.
+    """
+    if not can_batch(lm):
+        return 1
     weight = lm.model.get_input_embeddings().weight
     cached = 2 * 2 * lm.n_layers * lm.d_model  # keys and values, of the prefix and of the row
     per_token = cached + (3 * WIDE + 8) * lm.d_model + 2 * n_tokens  # and the mask

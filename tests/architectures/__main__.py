@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import torch
 import transformers
 
 from . import zoo
@@ -24,6 +25,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to keep the verdicts; those of types not run now stay")
     parser.add_argument("--summary", type=Path, help="where to write a summary in plain text")
     chosen = parser.parse_args()
+    torch.set_num_threads(1)  # a fork has one thread, and would wait for the others for ever
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     list(by_architecture("llama"))  # what is imported on first use is imported once, before the forks

@@ -675,7 +675,11 @@ def attention(case: Case) -> Iterator[Check]:
             lambda prompt=prompt: analyze_attention(case.lm, prompt).weights,
             lambda prompt=prompt: stacked(case.attentions(ids_of(prompt))),
         )
-    yield Check("reach", lambda: analyze_attention(case.lm, case.short).reach, lambda: stacked(case.reach()))
+    yield Check(
+        "value-weighted",
+        lambda: analyze_attention(case.lm, case.short).value_weighted(),
+        lambda: stacked(case.attentions(case.ids)) * stacked(case.reach())[:, :, None],
+    )
 
 
 @method("head detail")
