@@ -3,10 +3,8 @@
 import copy
 import json
 import os
-import re
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from shutil import copyfile
@@ -21,6 +19,7 @@ from course_utils.loading.devices import best_device
 from course_utils.loading.smollm2 import GGUF_NAME, GGUF_SHA256, cache_folder, smollm2_folder
 from course_utils.loading.sources import find
 from course_utils.models import LocalModel
+from tests.shared import told
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
@@ -37,19 +36,6 @@ NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 )
-
-
-@contextmanager
-def told(*parts):
-    """Expect a CourseError that is one sentence on one line and says each of the parts."""
-    with pytest.raises(CourseError) as caught:
-        yield
-    message = str(caught.value)
-    ours = re.sub(r"\(.*\)", "", message)  # other libraries' words are quoted in brackets
-    assert re.fullmatch(r"[^\n]{20,}[^.\n]\.", message), message
-    assert not re.search(r"[.!?] [A-Z]", ours), message
-    for part in parts:
-        assert part.lower() in message.lower()
 
 
 def link(source, target):

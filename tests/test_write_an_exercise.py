@@ -17,8 +17,7 @@ from course_utils._output_digest import sealed
 from course_utils.cli import main
 from course_utils.grading.handout.assignment import exercise_from
 from course_utils.grading.notebook import read, write
-from tests.shared import cell_of, marked
-from tests.test_class import needs_sandbox
+from tests.shared import cell_of, marked, needs_sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "write_an_exercise.md"
