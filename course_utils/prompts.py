@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
@@ -142,7 +142,8 @@ def token_strings(tokenizer: Any, ids: list[int]) -> list[str]:
 
     A token that holds part of a character only is shown as its bytes.
     """
-    alone = [(i, _decoded(tokenizer, [i])) for i in ids]
+    decoded = _decoder(tokenizer)
+    alone = [(i, decoded([i])) for i in ids]
     return [visible(text) if text and _BROKEN not in text else _as_bytes(tokenizer, i) for i, text in alone]
 
 
@@ -152,14 +153,14 @@ def sequence_strings(tokenizer: Any, ids: list[int]) -> list[str]:
     >>> sequence_strings(tokenizer, tokenizer("an 🦉")["input_ids"])  # doctest: +SKIP
     ['an', '·🦉[1/3]', '🦉[2/3]', '🦉[3/3]']
     """
-    shown = token_strings(tokenizer, ids)
+    shown, decoded = token_strings(tokenizer, ids), _decoder(tokenizer)
     start = 0
     while start < len(ids):
         stop = start + 1
-        if _BROKEN in _decoded(tokenizer, ids[start:stop]):
+        if _BROKEN in decoded(ids[start:stop]):
             ends = range(start + 2, min(start + _LONGEST, len(ids)) + 1)
-            stop = next((end for end in ends if _BROKEN not in _decoded(tokenizer, ids[start:end])), stop)
-            text, n = visible(_decoded(tokenizer, ids[start:stop])), stop - start
+            stop = next((end for end in ends if _BROKEN not in decoded(ids[start:end])), stop)
+            text, n = visible(decoded(ids[start:stop])), stop - start
             if n > 1:
                 shown[start:stop] = [f"{text if k == 1 else text.lstrip('·')}[{k}/{n}]" for k in range(1, n + 1)]
         start = stop
@@ -176,11 +177,15 @@ def joined(tokens: Sequence[str]) -> str:
     return "".join(firsts)
 
 
-def _decoded(tokenizer: Any, ids: list[int]) -> str:
-    """What some tokens add to a text."""
+def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
+    """A function that tells what some tokens add to a text."""
     anchor, _ = encode(tokenizer, "a", special=False)  # some decoders strip the first token's space
-    before = tokenizer.decode(anchor)
-    return str(tokenizer.decode([*anchor, *ids], clean_up_tokenization_spaces=False)[len(before) :])
+    skip = len(tokenizer.decode(anchor))
+
+    def decoded(ids: list[int]) -> str:
+        return str(tokenizer.decode([*anchor, *ids], clean_up_tokenization_spaces=False)[skip:])
+
+    return decoded
 
 
 def _as_bytes(tokenizer: Any, token_id: int) -> str:

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_utils import CourseError, load_model
+from course_utils import CourseError, load_model, token_attribution
 from course_utils.loading.devices import best_device
 from course_utils.loading.smollm2 import GGUF_NAME, GGUF_SHA256, cache_folder, smollm2_folder
 from course_utils.loading.sources import find
@@ -250,7 +250,7 @@ def watch(event, arguments):
         asked.append(event)
         raise OSError("the test allows no network")
 sys.addaudithook(watch)
-from course_utils import CourseError, load_model
+from course_utils import CourseError, load_model, token_attribution
 for name, options in eval(sys.argv[1]):
     asked.clear()
     try:
@@ -790,3 +790,11 @@ def test_a_continuation_that_merges_with_the_prompt_is_told(lm, before, after):
 def test_a_continuation_of_half_a_character_is_told(lm):
     with told("text"):
         lm.continuation(lm.chat("Hi"), "\udcff")
+
+
+@pytest.mark.slow
+def test_what_bfloat16_does_to_scores_is_as_the_docstring_says(lm):
+    prompt, half = lm.chat("Explain photosynthesis in one sentence."), load_model(dtype="bfloat16")
+    exact, rough = (token_attribution(model, prompt, contrast=("I", "Sure")) for model in (lm, half))
+    assert abs(exact.scores - rough.scores).max() < 0.5
+    assert exact.top(1)[0].position == rough.top(1)[0].position

@@ -114,7 +114,8 @@ def passes(lm: LocalModel, sequences: list[tuple[int, ...]]) -> Iterator[Pass]:
     [[[5, 6, 7, 8]]]
     """
     check_model(lm)
-    if can_pack(lm, max(map(len, sequences))):
+    longest, total = max(map(len, sequences)), sum(map(len, sequences))
+    if can_pack(lm, max(2 * longest, min(total, BATCH_TOKENS))):
         for some in _of_batch_size(sequences):
             packed = pack([list(sequence) for sequence in some], lm.device)
             tokens = torch.tensor([places[-1] for places in packed.places])
@@ -128,7 +129,7 @@ def passes(lm: LocalModel, sequences: list[tuple[int, ...]]) -> Iterator[Pass]:
 
 
 def can_pack(lm: LocalModel, length: int) -> bool:
-    """Whether sequences up to a length, packed into one row, give what they give each in a pass of its own.
+    """Whether sequences of up to half a length, packed into a row of that length, give what each gives in its own pass.
 
     >>> can_pack(lm, 100)
     True
@@ -137,10 +138,10 @@ def can_pack(lm: LocalModel, length: int) -> bool:
 
 
 def _packs(lm: LocalModel, length: int) -> bool:
-    """Whether three sequences do: one, another with half of it in common, and a short one of its own."""
-    ids = random_ids(lm, 2 * length).tolist()
-    half = length // 2
-    sequences = [ids[:length], ids[:half] + ids[length : length + half], ids[-half:]]
+    """Whether some do: one of half the row, another that begins alike, and two short ones."""
+    ids, half = random_ids(lm, length).tolist(), length // 2
+    short = length // 8 or 1
+    sequences = [ids[:half], ids[: half // 2] + ids[half : half + half // 2], ids[-2 * short : -short], ids[-short:]]
     packed = pack(sequences, lm.device)
     tokens = torch.tensor([places[-1] for places in packed.places])
     together = logits_at(lm, torch.zeros_like(tokens), tokens, **packed.inputs(lm.model.dtype))

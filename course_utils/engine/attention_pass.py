@@ -78,7 +78,7 @@ def head_parts(
     """Queries and keys `[token, d_head]`, scores and weights `[query, key]` of one head, and what scales the scores."""
     check_model(lm)
     with written_out(lm), _recorded(lm, find_parts(lm).attention[layer]) as seen:
-        lm.model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
+        lm.model(input_ids=input_ids, use_cache=False)
     if not seen:
         raise _no_detail(lm)
     query, key, weights = (precise(seen[name][0].cpu()) for name in ("query", "key", "weights"))  # [head, token, ...]

@@ -82,13 +82,35 @@ def run_layer(lm: LocalModel, base: Run, layer: int, stream: Tensor, edits: dict
 def added(lm: LocalModel, base: Run, layer: int, attention: Tensor) -> Tensor:
     """What a layer's attention adds to the stream if it gives out something at the last tokens of the input.
 
-    Both are `[row, token, d_model]`. Once attention has given it out, tokens are by themselves, so no others are run.
+    Both are `[row, token, d_model]`. Once attention has given it out, tokens are by themselves (see `check_attention`),
+    so no others are run.
     """
+    attention = torch.cat([attention, torch.zeros_like(attention[:1])])
+    streams = _without_mlp(lm, base, layer, attention)
+    return streams[:-1] - streams[-1:]
+
+
+def _without_mlp(lm: LocalModel, base: Run, layer: int, attention: Tensor) -> Tensor:
     n_rows, n_tokens, _ = attention.shape
     stream = base.residual[layer][-n_tokens:].expand(n_rows, -1, -1)
     silent: Edit = torch.zeros_like
-    edits: dict[Site, Edit] = {("attention", layer): instead(attention), ("mlp", layer): silent}
-    return run_layer(lm, base, layer, stream, edits) - stream
+    return run_layer(lm, base, layer, stream, {("attention", layer): instead(attention), ("mlp", layer): silent})
+
+
+def check_attention(lm: LocalModel, base: Run, layer: int) -> None:
+    """Raise unless attention gives out what its heads write, and that is added token by token, and nothing else.
+
+    Raises:
+        CourseError: something (a convolution, a gate, a second mixer) follows the heads or stands beside them.
+    """
+    given = base.seen["attention", layer]
+    written = find_parts(lm).out_projection[layer](base.seen["heads", layer])
+    gained = _without_mlp(lm, base, layer, given[None])[0, -1] - base.residual[layer][-1]
+    if not close(written, given) or not close(added(lm, base, layer, given[None, -1:])[0, 0], gained):
+        raise CourseError(
+            f"Expected heads whose sum alone is added to the stream, and in layer {layer} of {type(lm.model).__name__} "
+            "something else follows them or stands beside them, so what single parts write cannot be told."
+        )
 
 
 def check_restart(lm: LocalModel) -> None:

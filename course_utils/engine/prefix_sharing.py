@@ -175,14 +175,16 @@ def can_share(lm: LocalModel, length: int) -> bool:
 
 
 def _shares(lm: LocalModel, length: int) -> bool:
+    """Whether three variants do: one that differs from the beginning, two in one row, and as many keys as can be."""
     base, keep = random_ids(lm, length), min(2, length)
-    starts = [length // 2, (length + 1) // 2]
-    variants = base.repeat(2, 1)
-    variants[[0, 1], starts] = another(lm, base[starts])
+    starts = [1 % length, length // 2, length - keep]
+    variants = base.repeat(3, 1)
+    variants[range(3), starts] = another(lm, base[starts])
     whole = plain_logits(lm, torch.stack([base, *variants]))[:, -keep:]
     logits, prefix = _run_sharing(lm, base, keep)
-    batch = lay_out(variants, starts, [[0, 1]], keep)
-    return close(logits, whole[0]) and close(run_batch(lm, prefix, batch, input_ids=batch.ids), whole[1:])
+    batch = lay_out(variants, starts, fill_rows(starts, length), keep)
+    packed = run_batch(lm, prefix, batch, input_ids=batch.ids)
+    return close(logits, whole[0]) and close(packed, whole[1:][batch.variants])
 
 
 @dataclass(frozen=True, eq=False)
