@@ -18,7 +18,6 @@ import course_utils
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED_BY_OTHERS = {
     "accelerate",  # by transformers, for GGUF files and for device_map="auto"
-    "gguf",  # by transformers, for GGUF files
 }
 OURS = frozenset({"course_utils"})
 TOOLS = {"mypy", "pytest-xdist", "ruff", "setuptools"}  # run, never imported
