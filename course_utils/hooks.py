@@ -14,7 +14,6 @@ Where a module adds the residual stream to its output itself, its output project
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import CourseError
+from .loading.others_hooks import unedited
 from .models import LocalModel
 
 Site = tuple[str, int]
@@ -43,7 +43,6 @@ _FINAL_NORM = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
 _ADDS_ITSELF = ("residual", "input_tensor", "hidden_input")  # arguments by which a module gets the stream
 
 
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _lists: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
@@ -133,7 +132,7 @@ def _list_of_layers(model: Any, n_layers: int) -> str:
     lists = {name: layers for name, layers in lists.items() if len(layers) == n_layers}
     given: dict[nn.Module, Tensor] = {}
     taken: dict[nn.Module, Tensor] = {}
-    with alone(model), ExitStack() as attached:
+    with unedited(model), ExitStack() as attached:
         for layer in (one for layers in lists.values() for one in layers):
             for keep, attach in (
                 (_before(partial(_put, taken, layer)), layer.register_forward_pre_hook),
@@ -155,33 +154,6 @@ def _list_of_layers(model: Any, n_layers: int) -> str:
 
 def _put(where: dict[nn.Module, Tensor], layer: nn.Module, stream: Tensor) -> None:
     where[layer] = stream.clone()
-
-
-@contextmanager
-def alone(model: nn.Module) -> Iterator[None]:
-    """Let the hooks that hang on a model rest for a while."""
-    resting = [(module, kind, getattr(module, kind)) for module in model.modules() for kind in _HOOKS]
-    for module, kind, hooks in resting:
-        if hooks:
-            setattr(module, kind, OrderedDict())
-    try:
-        yield
-    finally:
-        for module, kind, hooks in resting:
-            setattr(module, kind, hooks)
-
-
-def disturbed(model: nn.Module) -> bool:
-    """Whether somebody's hooks hang on a model that may change what it computes, by the position of a token.
-
-    A hook that treats all tokens alike says so by an attribute `tokenwise`.
-    """
-    hooks = (hook for module in model.modules() for kind in _HOOKS for hook in getattr(module, kind).values())
-    return not all(map(_harmless, hooks))
-
-
-def _harmless(hook: Any) -> bool:
-    return getattr(hook, "tokenwise", False) or str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 @contextmanager

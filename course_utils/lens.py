@@ -182,7 +182,7 @@ def direct_logit_attribution(
         mlps.append(direct(after - before - written))
         heads.append(direct(through(written_by_heads(lm, parts.out_projection[layer], mixed))))
     logits = base.logits[-1]
-    return DirectAttribution(
+    split = DirectAttribution(
         value=float(logits[ids[0]] - (logits[ids[1]] if len(ids) > 1 else 0)),
         embedding=float(direct(base.residual[0][-1])),
         attention=floats(torch.stack(attention)),
@@ -191,6 +191,13 @@ def direct_logit_attribution(
         constant=float(factor * (bias @ wanted) + constant),
         label=" − ".join(token_strings(lm.tokenizer, ids)),
     )
+    largest = max(abs(split.embedding), float(np.abs([split.attention, split.mlps]).max()), abs(split.value))
+    if abs(split.total - split.value) > (3e-2 if lm.model.dtype in (torch.bfloat16, torch.float16) else 1e-3) * largest:
+        raise CourseError(
+            f"The parts add up to {split.total:.3g} and the logit is {split.value:.3g}: {type(lm.model).__name__} does "
+            "something else with its stream, so its logits cannot be split this way."
+        )
+    return split
 
 
 def _added_last(lm: LocalModel, base: Run, layer: int, rows: Tensor) -> Tensor:

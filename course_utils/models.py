@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from .errors import CourseError
 from .loading.devices import best_device, check_device
 from .loading.load import Wanted, load
+from .loading.others_hooks import disturbed
 from .loading.sources import DEFAULT, ask_hub, find, with_adapter
 from .prompts import Prompt, covering, encode, render_chat, sequence_strings
 
@@ -190,14 +191,18 @@ class LocalModel:
             raise CourseError(f"Expected at least one token of reply, got n_tokens={n_tokens}.")
         self.check_length(len(prompt), n_tokens - 1)  # the last one is not read again
         ids = prompt.input_ids
-        try:
-            with _greedy(self.model, n_tokens) as settings:
-                output = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        except Exception:  # some architectures keep no state from which they could go on
-            return self._by_whole_passes(ids, n_tokens)
-        return (
-            output[0, ids.shape[1] :] if self._is_greedy(output, ids.shape[1]) else self._by_whole_passes(ids, n_tokens)
-        )
+        found = None
+        with suppress(Exception), _greedy(self.model, n_tokens) as settings:  # some keep no state to go on from
+            found = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        if found is None or not self._is_greedy(found, ids.shape[1]):
+            found = self._by_whole_passes(ids, n_tokens)
+            if not (disturbed(self.model) or self._is_greedy(found, ids.shape[1])):  # edits may go by position
+                raise CourseError(
+                    f"Expected a decoder that gives the same logits each time, and {type(self.model).__name__} does "
+                    "not (an encoder? dropout? weights that are not finite?), so it has no one greedy reply."
+                )
+        reply: Tensor = found[0, ids.shape[1] :]
+        return reply
 
     def _is_greedy(self, ids: Tensor, start: int) -> bool:
         """Whether each token from a place on is the one with the largest logit, by one pass over all (but for ties)."""
@@ -207,14 +212,13 @@ class LocalModel:
         return bool((largest - reached <= (1e-5 if self.model.dtype is torch.float32 else 2e-2) * largest.abs()).all())
 
     def _by_whole_passes(self, ids: Tensor, n_tokens: int) -> Tensor:
-        """The same without stored keys and values: one pass over all for each token."""
-        ends = self.model.generation_config.eos_token_id
-        start = ids.shape[1]
-        for _ in range(n_tokens):
+        """Prompt and greedy reply without stored keys and values, by one pass over all for each token."""
+        ends, start = self.model.generation_config.eos_token_id, ids.shape[1]
+        while ids.shape[1] < start + n_tokens:
             ids = torch.cat([ids, self.model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(dim=-1)], dim=1)
             if int(ids[0, -1]) in (ends if isinstance(ends, list) else [ends]):
                 break
-        return ids[0, start:]
+        return ids
 
     def reply(self, prompt: Prompt, n_tokens: int = 40) -> str:
         """The model's greedy reply as text, without its end token.

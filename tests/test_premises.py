@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from conftest import tiny_model, words
-from course_utils import CourseError, token_attribution
+from course_utils import CourseError, ablation_sweep, token_attribution
 from course_utils.ablation import ablate
 from course_utils.directions import project_out, steer
 from course_utils.engine import blocks, premises
@@ -60,10 +60,10 @@ def test_what_was_tried_is_not_tried_again():
         assert len(first) > tried + 2
 
 
-@pytest.mark.parametrize("premise", [can_share, can_pack])
-def test_a_window_is_found_at_the_length_that_is_asked_for(premise):
+def test_a_window_is_found_at_the_length_that_is_asked_for():
     lm = tiny_model("mistral", sliding_window=20)
-    assert [premise(lm, length) for length in (8, 16, 20, 21, 40, 18)] == [True, True, True, False, False, True]
+    assert [can_share(lm, length) for length in (8, 16, 20, 21, 40, 18)] == [True, True, True, False, False, True]
+    assert [can_pack(lm, 2 * length) for length in (8, 16, 20, 21, 32, 18)] == [True, True, True, False, False, True]
 
 
 def test_a_model_that_is_run_in_another_way_is_tried_again():
@@ -122,17 +122,35 @@ def test_inside_an_edit_the_edited_model_is_scored(around):
     assert np.array_equal(scores(lm, prompt), without)
 
 
-def test_a_trial_is_unseen_by_hooks_of_others_and_leaves_them_where_they_were():
+def test_a_trial_is_unseen_by_edits_and_leaves_them_where_they_were():
     lm = tiny_model("llama")
     seen = []
-    hook = lm.model.model.register_forward_hook(lambda module, given, out: seen.append(1))
-    try:
+    with edit(lm, {("residual", 1): seen.append}):
         assert can_restart(lm)
         assert not seen
         lm.model(torch.arange(3)[None])
-        assert seen == [1]
+        assert len(seen) == 1
+
+
+def test_a_hook_of_which_nothing_is_known_is_a_part_of_the_model():
+    lm = tiny_model("llama")
+    assert can_restart(lm)
+    entered = []
+    first, last = lm.model.model.layers[0], lm.model.model.layers[2]
+    hooks = [
+        first.register_forward_hook(lambda module, given, out: entered.append(out)),
+        last.register_forward_hook(lambda module, given, out: out + entered[-1]),  # a second stream
+    ]
+    try:
+        assert not can_restart(lm)
+        sweep = ablation_sweep(lm, lm.prompt(TEXT), over="heads", kind="zero", contrast=CONTRAST)
+        with ablate(lm, [("heads", 1, 2)]):
+            logits = lm.model(lm.prompt(TEXT).input_ids).logits[0, -1]
+        assert sweep.value[0] - sweep.effects[1, 2] == pytest.approx(float(logits[1] - logits[2]), abs=1e-5)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+    assert can_restart(lm)
 
 
 def test_a_model_in_training_mode_is_told_to_leave_it():

@@ -64,6 +64,7 @@ def asked(lm: LocalModel) -> Iterator[Asked]:
             seen.passes.append(given.detach().clone())
             seen.before.append(int(cache.get_seq_length()) if cache is not None else 0)
 
+    keep.tokenwise = True  # type: ignore[attr-defined]  # it changes nothing
     hook = lm.model.base_model.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         yield seen

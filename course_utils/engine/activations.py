@@ -14,12 +14,13 @@ from torch import Tensor
 from .._arrays import Floats, precise
 from .._progress import progress
 from ..errors import CourseError
-from ..hooks import Edit, Site, disturbed, edit
+from ..hooks import Edit, Site, edit
+from ..loading.others_hooks import disturbed
 from ..models import LocalModel
 from ..prompts import Prompt
 from .packing import pack
 from .prefix_sharing import BATCH_TOKENS
-from .premises import check_finite, check_model, close, holds, logits_at, plain_logits, random_ids
+from .premises import can_batch, check_finite, check_model, close, holds, logits_at, random_ids
 
 
 def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position: int = -1) -> Floats:
@@ -114,15 +115,14 @@ def passes(lm: LocalModel, sequences: list[tuple[int, ...]]) -> Iterator[Pass]:
     [[[5, 6, 7, 8]]]
     """
     check_model(lm)
-    longest, total = max(map(len, sequences)), sum(map(len, sequences))
-    if can_pack(lm, max(2 * longest, min(total, BATCH_TOKENS))):
-        for some in _of_batch_size(sequences):
-            packed = pack([list(sequence) for sequence in some], lm.device)
+    rows = [(some, pack(some, lm.device)) for some in _of_batch_size(sequences)]
+    if can_pack(lm, max(2 * max(map(len, sequences)), *(packed.ids.shape[1] for _, packed in rows))):
+        for some, packed in rows:
             tokens = torch.tensor([places[-1] for places in packed.places])
             yield Pass(some, packed.inputs(lm.model.dtype), torch.zeros_like(tokens), tokens)
         return
     for length, same in groupby(sorted(sequences, key=len), key=len):
-        alike, most = list(same), max(1, BATCH_TOKENS // length)
+        alike, most = list(same), max(1, BATCH_TOKENS // length) if can_batch(lm) else 1
         for some in (alike[i : i + most] for i in range(0, len(alike), most)):
             inputs = {"input_ids": torch.tensor(some, device=lm.device), "use_cache": False}
             yield Pass(some, inputs, torch.arange(len(some)), torch.full((len(some),), length - 1))
@@ -145,8 +145,10 @@ def _packs(lm: LocalModel, length: int) -> bool:
     packed = pack(sequences, lm.device)
     tokens = torch.tensor([places[-1] for places in packed.places])
     together = logits_at(lm, torch.zeros_like(tokens), tokens, **packed.inputs(lm.model.dtype))
-    each = [plain_logits(lm, torch.tensor([one], device=lm.device))[0, -1] for one in sequences]
-    return close(together, torch.stack(each))
+    first, last = torch.tensor([0]), torch.tensor([-1])
+    inputs = [torch.tensor([one], device=lm.device) for one in sequences]
+    each = [logits_at(lm, first, last, input_ids=one, use_cache=False) for one in inputs]
+    return close(together, torch.cat(each))
 
 
 def _of_batch_size(sequences: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:

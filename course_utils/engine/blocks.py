@@ -16,7 +16,7 @@ from ..errors import CourseError
 from ..hooks import Edit, Site, edit, find_parts, instead, record, skip_layers
 from ..models import LocalModel
 from .interventions import Run, can_restart
-from .premises import check_model, close, holds, plain_logits, random_ids
+from .premises import can_batch, check_model, close, holds, plain_logits, random_ids
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -115,10 +115,10 @@ def check_attention(lm: LocalModel, base: Run, layer: int) -> None:
 
 def check_restart(lm: LocalModel) -> None:
     """Raise unless a single layer can be run by itself."""
-    if not can_restart(lm):
+    if not (can_restart(lm) and can_batch(lm)):
         raise CourseError(
             f"Expected layers that can be run by themselves, and those of {type(lm.model).__name__} share more than "
-            "the residual stream; this method is not right for it."
+            "the residual stream, with each other or across the rows of a batch; this method is not right for it."
         )
 
 

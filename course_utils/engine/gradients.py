@@ -20,7 +20,7 @@ from ..loading.devices import free_memory
 from ..models import LocalModel
 from .metrics import Metric
 from .prefix_sharing import BATCH_TOKENS, BUDGET, WIDE
-from .premises import another, check_finite, check_model, close, holds, logits_at, plain_logits, random_ids
+from .premises import another, can_batch, check_finite, check_model, close, holds, logits_at, plain_logits, random_ids
 
 
 class Gradients(NamedTuple):
@@ -78,7 +78,7 @@ def integrated_gradients(
     shares = torch.tensor(weights / 2, dtype=embedded.dtype, device=lm.device)
     begun = time.perf_counter()
     with torch.no_grad():
-        value, baseline = _outputs(lm, metric, torch.stack([embedded, start]))
+        value, baseline = (_outputs(lm, metric, one[None])[0] for one in (embedded, start))
     seconds = (time.perf_counter() - begun) / 2 * steps * (1 + 2 * len(value))
     total = torch.zeros(len(value), *embedded.shape, dtype=embedded.dtype, device=lm.device)
     n_batches = -(-steps // _rows_with_gradients(lm, len(metric.ids)))
@@ -154,6 +154,8 @@ def _slopes(lm: LocalModel, metric: Metric, rows: Tensor, shares: Tensor) -> tup
 
 def _rows_with_gradients(lm: LocalModel, n_tokens: int) -> int:
     """How many rows fit into one batch: backward, every layer's activations are kept."""
+    if not can_batch(lm):
+        return 1
     weight = lm.model.get_input_embeddings().weight
     heads = getattr(lm.config, "num_attention_heads", 1)  # a model without attention has none
     per_token = lm.n_layers * ((10 + 4 * WIDE) * lm.d_model + heads * n_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -27,7 +28,7 @@ class Packed:
         return {**row, "attention_mask": mask[None, None], "use_cache": False}
 
 
-def pack(sequences: list[list[int]], device: torch.device | str = "cpu") -> Packed:
+def pack(sequences: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Packed:
     """Lay sequences of token ids out in one row.
 
     >>> packed = pack([[1, 2, 3], [1, 2, 4, 5]])
@@ -37,7 +38,7 @@ def pack(sequences: list[list[int]], device: torch.device | str = "cpu") -> Pack
     ids: list[int] = []
     positions: list[int] = []
     places: list[list[int]] = []
-    for before, sequence in zip([[], *sequences], sequences, strict=False):
+    for before, sequence in zip([(), *sequences], sequences, strict=False):
         shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(before, sequence, strict=False))))
         inherited = places[-1][:shared] if shared else []
         places.append([*inherited, *range(len(ids), len(ids) + len(sequence) - shared)])

@@ -21,11 +21,11 @@ from transformers.cache_utils import DynamicLayer
 
 from .._arrays import precise
 from .._progress import progress
-from ..hooks import disturbed
 from ..loading.devices import free_memory
+from ..loading.others_hooks import disturbed
 from ..loading.stored_keys import cache_name
 from ..models import LocalModel
-from .premises import another, check_finite, check_model, close, holds, logits_at, plain_logits, random_ids
+from .premises import another, can_batch, check_finite, check_model, close, holds, logits_at, random_ids
 
 Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, both [1, head, token, d_head]
 Rows = list[list[int]]  # which variants share a row
@@ -126,7 +126,12 @@ def batches(rows: Rows, width: int, most: int) -> Iterator[Rows]:
 
 
 def rows_in_budget(lm: LocalModel, n_tokens: int, keep: int) -> int:
-    """How many rows of a length fit into one batch: into a quarter of the free memory, at most 1 GiB."""
+    """How many rows of a length fit into one batch: into a quarter of the free memory, at most 1 GiB.
+
+    It is one for a model in which the rows of a batch change each other.
+    """
+    if not can_batch(lm):
+        return 1
     weight = lm.model.get_input_embeddings().weight
     cached = 2 * 2 * lm.n_layers * lm.d_model  # keys and values, of the prefix and of the row
     per_token = cached + (3 * WIDE + 8) * lm.d_model + 2 * n_tokens  # and the mask
@@ -175,16 +180,16 @@ def can_share(lm: LocalModel, length: int) -> bool:
 
 
 def _shares(lm: LocalModel, length: int) -> bool:
-    """Whether three variants do: one that differs from the beginning, two in one row, and as many keys as can be."""
+    """Whether two variants do, one that differs early and one not at all, beside as many keys as there may be."""
     base, keep = random_ids(lm, length), min(2, length)
-    starts = [1 % length, length // 2, length - keep]
-    variants = base.repeat(3, 1)
-    variants[range(3), starts] = another(lm, base[starts])
-    whole = plain_logits(lm, torch.stack([base, *variants]))[:, -keep:]
+    starts = [min(length // 4, length - keep), length - keep]
+    variants = base.repeat(2, 1)
+    variants[0, starts[0]] = another(lm, base[starts[:1]])
     logits, prefix = _run_sharing(lm, base, keep)
-    batch = lay_out(variants, starts, fill_rows(starts, length), keep)
+    batch = lay_out(variants, starts, [[0], [1]], keep)
     packed = run_batch(lm, prefix, batch, input_ids=batch.ids)
-    return close(logits, whole[0]) and close(packed, whole[1:][batch.variants])
+    whole = torch.stack([_run_whole(lm, row, keep) for row in variants])
+    return close(packed, whole) and close(logits, whole[1])
 
 
 @dataclass(frozen=True, eq=False)
