@@ -7,6 +7,7 @@ import torch
 
 from course_utils import load_model
 from course_utils.grading import check
+from course_utils.grading.classroom.gradebook import Gradebook
 from course_utils.grading.handout import release
 from course_utils.grading.notebook import student_view, write
 from course_utils.models import LocalModel
@@ -55,6 +56,17 @@ def tiny_model(architecture, seed=0, **changes):
     return LocalModel(architecture, model, word_tokenizer())
 
 
+def built(architecture, **sizes):
+    """A tiny random model of one architecture and of any sizes, whose tokens are words."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    small = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
+    config = AutoConfig.for_model(architecture, **small | {"intermediate_size": 16} | sizes)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    return LocalModel(architecture, model, word_tokenizer())
+
+
 @cache
 def word_tokenizer():
     """A real fast tokenizer of 97 words: token i is the word "wi"; an unknown word is token 0."""
@@ -81,6 +93,13 @@ def solution():
 def reference(solution):
     """The same as a student gets it."""
     return student_view(solution)
+
+
+@pytest.fixture
+def book(tmp_path):
+    """An empty gradebook."""
+    with Gradebook(tmp_path / "grades" / "course-gradebook.sqlite") as book:
+        yield book
 
 
 @pytest.fixture

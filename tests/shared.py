@@ -1,14 +1,22 @@
 """What the tests of exercises and grading share: a small exercise, cells by name, and the real nbgrader."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from course_utils import CourseError
+from course_utils.grading.classroom.submissions import Submission
+from course_utils.grading.marks import Mark
 from course_utils.grading.notebook import METADATA, grade_id, read, write
+from course_utils.grading.result import Result
 
 ANSWERED = '''
 def double(x):
@@ -30,6 +38,26 @@ HIDDEN = "# More is checked when you hand in.\n### BEGIN HIDDEN TESTS\nprint(dou
 RUBRIC = "### BEGIN SOLUTION\nA secret model answer.\n### BEGIN MARK SCHEME\nsecret rubric\n### END MARK SCHEME\n### END SOLUTION"
 SAFE = "assert double(0) == 0, 'twice nothing is nothing'\nprint(double(1.5), double(-4))"
 SAFE_TOO = "print(halve(3), halve(-5))"
+EVIL = (
+    "<script>alert(1)</script><img src=x onerror=alert(1)><a href='javascript:alert(1)'>x</a><iframe src=//e></iframe>"
+)
+needs_sandbox = pytest.mark.skipif(
+    not sys.platform.startswith("linux") or shutil.which("bwrap") is None,
+    reason="bubblewrap is not here: apt install bubblewrap",
+)
+
+
+@contextmanager
+def told(*parts):
+    """Expect a CourseError that is one sentence on one line and says each of the parts."""
+    with pytest.raises(CourseError) as caught:
+        yield
+    message = str(caught.value)
+    ours = re.sub(r"\(.*\)", "", message)  # other libraries' words are quoted in brackets
+    assert re.fullmatch(r"[^\n]{20,}[^.\n]\.", message), message
+    assert not re.search(r"[.!?] [A-Z]", ours), message
+    for part in parts:
+        assert part.lower() in message.lower()
 
 
 def marked(make, name, source, output=None, **flags):
@@ -74,6 +102,18 @@ def with_sources(notebook, **sources):
 
 def right(reference):
     return with_sources(reference, double="def double(x):\n    return x + x", halve="def halve(y): return y * 0.5")
+
+
+def a_result(*earned, status="done", notebook=b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'):
+    marks = tuple(
+        Mark("a", f"a{k}", 2.0, e, "to be read" if e is None else "passed" if e else "failed", message="no")
+        for k, e in enumerate(earned)
+    )
+    return Result(status, marks, ("mended",), (), notebook, 1.0)
+
+
+def taken(book, student="ada", content=b"1", **more):
+    return book.take(Submission(student, "toy", Path("x"), **more), content)
 
 
 def outcomes(result):

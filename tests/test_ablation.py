@@ -205,8 +205,8 @@ def test_random_components_are_others_of_the_same_layers():
     [
         ({"over": "tails"}, "sort of component"),
         ({"kind": "none"}, "kind of ablation"),
-        ({"layers": [3]}, "layers? from 0 to 2"),
-        ({"layers": [-1]}, "layers? from 0 to 2"),
+        ({"layers": [3]}, "a layer from 0 to 2 for 'heads'"),
+        ({"layers": [-1]}, "a layer from 0 to 2 for 'heads'"),
         ({"contrast": (" w5", " w5")}, "two different tokens"),
         ({"reference": []}, "another reference prompt of 8 tokens"),
     ],

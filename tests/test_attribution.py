@@ -37,7 +37,9 @@ def replaced_by_the(lm):
     return lambda ids, i: [*ids[:i], the, *ids[i + 1 :]]
 
 
-def test_occlusion_equals_the_naive_loop(lm, prompt):
+@pytest.mark.parametrize("text", ["Kill a process", pytest.param(None, marks=pytest.mark.slow, id="in the template")])
+def test_occlusion_equals_the_naive_loop(lm, prompt, text):
+    prompt = lm.prompt(text) if text else prompt
     a = token_attribution(lm, prompt, target=REPLY)
     np.testing.assert_allclose(a.scores, naive_scores(lm, prompt, REPLY, replaced_by_the(lm)), atol=1e-3)
 

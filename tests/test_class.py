@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -25,18 +24,14 @@ from course_utils.grading.classroom.export import FORMATS, statistics
 from course_utils.grading.classroom.feedback import page, write_feedback
 from course_utils.grading.classroom.grade import grade, grade_one, refused
 from course_utils.grading.classroom.gradebook import Gradebook
-from course_utils.grading.classroom.submissions import Submission, take
+from course_utils.grading.classroom.submissions import take
 from course_utils.grading.marks import Mark
 from course_utils.grading.notebook import student_view, write
 from course_utils.grading.result import BROKEN, DONE, REFUSED, Limits, Result
 from course_utils.grading.runner.pytest_server import nothing_begins
 from course_utils.grading.runner.run import run
-from tests.shared import HIDDEN, SAFE, cell_of, right, with_sources
+from tests.shared import EVIL, HIDDEN, SAFE, a_result, cell_of, needs_sandbox, right, taken, with_sources
 
-needs_sandbox = pytest.mark.skipif(
-    not sys.platform.startswith("linux") or shutil.which("bwrap") is None,
-    reason="bubblewrap is not here: apt install bubblewrap",
-)
 LIMITS = Limits(cell_seconds=5, total_seconds=40, memory_bytes=1_000_000_000)
 MARKS = {
     "ada": [2, 1, 2, None],
@@ -65,12 +60,6 @@ def submitted(solution, tmp_path):
     (tmp_path / "solutions").mkdir()
     (tmp_path / "solutions" / "toy.ipynb").write_bytes(write(solution))
     return tmp_path / "in"
-
-
-@pytest.fixture
-def book(tmp_path):
-    with Gradebook(tmp_path / "grades" / "course-gradebook.sqlite") as book:
-        yield book
 
 
 def marks_in(book):
@@ -191,18 +180,6 @@ def test_on_a_cluster_that_loses_a_worker_the_marks_are_the_same(submitted, book
 def test_without_a_cluster_it_says_so(submitted, book, solution):
     with pytest.raises(CourseError, match="Expected a Dask scheduler at nowhere"):
         grade(take(submitted, ["toy"]), book, {"toy": write(solution)}, scheduler="nowhere")
-
-
-def a_result(*earned, status="done", notebook=b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'):
-    marks = tuple(
-        Mark("a", f"a{k}", 2.0, e, "to be read" if e is None else "passed" if e else "failed", message="no")
-        for k, e in enumerate(earned)
-    )
-    return Result(status, marks, ("mended",), (), notebook, 1.0)
-
-
-def taken(book, student="ada", content=b"1", **more):
-    return book.take(Submission(student, "toy", Path("x"), **more), content)
 
 
 @pytest.mark.quick
@@ -331,11 +308,6 @@ class TestExport:
             "no",
         )
         assert (second.check, second.attempts, second.passed) == ("a1", 2, 0.5)
-
-
-EVIL = (
-    "<script>alert(1)</script><img src=x onerror=alert(1)><a href='javascript:alert(1)'>x</a><iframe src=//e></iframe>"
-)
 
 
 @pytest.mark.quick

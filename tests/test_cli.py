@@ -99,11 +99,11 @@ def test_attribute_is_coloured_where_colour_is_forced(lm):
 
 
 def test_attribute_prints_nothing_but_json_when_asked_for_json(lm):
-    result = course("attribute", str(smollm2_folder()), QUESTION, "--target", "I can't", "--json")
+    result = course("attribute", str(smollm2_folder()), "Hi", "--target", "I can't", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["model"] == str(smollm2_folder())
-    assert_is(found, token_attribution(lm, lm.chat(QUESTION), target="I can't"))
+    assert_is(found, token_attribution(lm, lm.chat("Hi"), target="I can't"))
 
 
 @pytest.mark.slow

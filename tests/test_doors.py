@@ -60,6 +60,31 @@ def told_by_a_kernel(**options):
     return json.loads(output.text)
 
 
+NASTY = [
+    "LANGCHAIN_API_KEY", "LANGFUSE_SECRET_KEY", "LANG_TOKEN", "LC_API_KEY", "TZ_SECRET", "OMP_TOKEN", "MKL_LICENSE",
+    "OPENBLAS_KEY", "NUMEXPR_SECRET", "TOKENIZERS_HUB_TOKEN", "TQDM_SLACK_TOKEN", "PYTHONHASHSEED_", "HF_TOKEN",
+    "AWS_SECRET_ACCESS_KEY", "lang", "LANG ", "LANGUAGES", "PYTHONSTARTUP", "LD_PRELOAD", "GOMP_DEBUG", "KMP_SETTINGS",
+]  # fmt: skip
+EACH_KIND = [pytest.param(False, marks=pytest.mark.slow, id="cold"), pytest.param(True, id="warm")]
+
+
+@pytest.fixture(scope="module", params=EACH_KIND)
+def inside(request):
+    """What a kernel in the sandbox knows, forked or not, whose grader has secrets and an environment of its own."""
+    if why := bubblewrap.trouble():
+        pytest.skip(why)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NASTY:
+            patch.setenv(name, "secret")
+        patch.setenv("LC_ALL", "C.UTF-8")
+        patch.setenv(POLICY, "active")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        fork_client.end()
+        told = told_by_a_kernel(sandboxed=True, warm=request.param)
+        fork_client.end()
+    return told
+
+
 class TestThreadsWaitAsleep:
     def test_the_command_sets_it_before_torch_loads(self):
         code = """if True:
@@ -115,22 +140,9 @@ class TestThreadsWaitAsleep:
         environment, _ = told_by_a_kernel()
         assert environment[POLICY] == ASLEEP
 
-    @needs_sandbox
-    @pytest.mark.parametrize("forked", [False, True], ids=["cold", "warm"])
-    def test_a_kernel_in_the_sandbox(self, monkeypatch, forked):
-        monkeypatch.setenv(POLICY, "active")  # whatever the grader's own
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        fork_client.end()
-        environment, threads = told_by_a_kernel(sandboxed=True, warm=forked)
-        fork_client.end()
+    def test_a_kernel_in_the_sandbox(self, inside):
+        environment, threads = inside
         assert (environment[POLICY], threads) == (ASLEEP, 1)
-
-
-NASTY = [
-    "LANGCHAIN_API_KEY", "LANGFUSE_SECRET_KEY", "LANG_TOKEN", "LC_API_KEY", "TZ_SECRET", "OMP_TOKEN", "MKL_LICENSE",
-    "OPENBLAS_KEY", "NUMEXPR_SECRET", "TOKENIZERS_HUB_TOKEN", "TQDM_SLACK_TOKEN", "PYTHONHASHSEED_", "HF_TOKEN",
-    "AWS_SECRET_ACCESS_KEY", "lang", "LANG ", "LANGUAGES", "PYTHONSTARTUP", "LD_PRELOAD", "GOMP_DEBUG", "KMP_SETTINGS",
-]  # fmt: skip
 
 
 class TestNoSecretOfTheGraders:
@@ -142,15 +154,8 @@ class TestNoSecretOfTheGraders:
                 patch.setenv(name, "secret")
             assert "secret" not in bubblewrap.environment().values()
 
-    @needs_sandbox
-    @pytest.mark.parametrize("forked", [False, True], ids=["cold", "warm"])
-    def test_a_kernel_gets_what_it_needs_and_nothing_else(self, monkeypatch, forked):
-        for name in NASTY:
-            monkeypatch.setenv(name, "secret")
-        monkeypatch.setenv("LC_ALL", "C.UTF-8")
-        fork_client.end()
-        environment, _ = told_by_a_kernel(sandboxed=True, warm=forked)
-        fork_client.end()
+    def test_a_kernel_gets_what_it_needs_and_nothing_else(self, inside):
+        environment, _ = inside
         assert "secret" not in environment.values()
         own = {"PATH", "PWD", "PYTHONPATH", "HOME", "LOGNAME", "USER", "IPYTHONDIR", "COURSE_CACHE", "HF_HUB_OFFLINE"}
         ipykernel = {"MPLBACKEND", "CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "TERM", "PAGER", "GIT_PAGER"}
@@ -259,7 +264,7 @@ class TestTemporaryFolders:
         assert not ours.exists()
 
     @needs_sandbox
-    @pytest.mark.parametrize("forked", [False, True], ids=["cold", "warm"])
+    @pytest.mark.parametrize("forked", EACH_KIND)
     def test_killed(self, tmp_path, forked):
         code = f"""if True:
             import sys

@@ -5,14 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from course_utils import CourseError, load_model, token_attribution
 from course_utils.attribution import describe
-from course_utils.models import LocalModel
 from course_utils.prompts import encode, sequence_strings, token_strings
-from tests.conftest import word_tokenizer, words
-from tests.test_models import told
+from tests.conftest import built, words
+from tests.shared import told
 
 pytestmark = pytest.mark.quick
 BOS, EOS = 1, 2
@@ -27,14 +25,6 @@ def with_template(lm, single, chat=None):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=marks)
     tokenizer.chat_template = chat or tokenizer.chat_template
     return replace(lm, tokenizer=tokenizer)
-
-
-def built(architecture, **sizes):
-    torch.manual_seed(0)
-    small = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
-    config = AutoConfig.for_model(architecture, **small | {"intermediate_size": 16} | sizes)
-    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    return LocalModel(architecture, model, word_tokenizer())
 
 
 def argmax_loop(lm, ids, n_tokens):

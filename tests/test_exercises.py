@@ -4,7 +4,7 @@ import ast
 import json
 import pkgutil
 import re
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -19,6 +19,7 @@ from course_utils.checks.spies import as_tensor
 from course_utils.grading.handout.assignment import exercise_from, faults
 from course_utils.grading.notebook import ANSWER, CHECK, NOT_RUN, grade_id, has_code, kind, printed, read, write
 from course_utils.grading.runner.run import run
+from course_utils.grading.sandbox.bubblewrap import trouble
 from tests import mutants as answers
 from tests.shared import cell_of, nbgrader, nbgrader_marks
 
@@ -32,6 +33,16 @@ def test_there_is_an_exercise_and_a_table_of_answers_for_each_solution():
     names = [path.stem for path in SOLUTIONS]
     assert sorted(path.stem for path in (ROOT / "exercises").glob("*.ipynb")) == names
     assert set(answers.EXERCISES) <= set(names)
+
+
+@pytest.fixture(params=[pytest.param("cold", marks=pytest.mark.slow if trouble() == "" else ()), "warm"])
+def run_of(request):
+    """A run as `course check` does it, in a kernel that starts from nothing, and as `course grade` does, which forks."""
+    if request.param == "cold":
+        return run
+    if trouble():
+        pytest.skip(f"no sandbox: {trouble()}")
+    return partial(run, sandboxed=True, warm=True)
 
 
 @EACH
@@ -71,27 +82,27 @@ class TestEveryExercise:
             assert not hides or cell.source.startswith(("# The check of item ", "# For the checks: "))
             assert printed(cell.get("outputs", [])).startswith(NOT_RUN) == (hides and kind(cell) == CHECK)
 
-    def test_the_solution_passes(self, path):
-        result = run(path.read_bytes(), path.read_bytes())
+    def test_the_solution_passes(self, path, run_of):
+        result = run_of(path.read_bytes(), path.read_bytes())
         assert [mark for mark in result.marks if mark.earned is not None and not mark.passed] == []
         assert result.repairs == ()
 
-    def test_the_untouched_stub_is_not_answered(self, path):
+    def test_the_untouched_stub_is_not_answered(self, path, run_of):
         stub = (ROOT / "exercises" / path.name).read_bytes()
-        result = run(stub, stub)
+        result = run_of(stub, stub)
         assert {mark.status for mark in result.marks if mark.earned is not None} == {"not answered"}
         assert "Traceback" not in str([mark.message for mark in result.marks])
 
     @pytest.mark.slow
-    def test_who_replaces_what_checks_call_gains_nothing(self, path):
+    def test_who_replaces_what_checks_call_gains_nothing(self, path, run_of):
         notebook = read((ROOT / "exercises" / path.name).read_bytes())
         for cell in notebook.cells:
             if kind(cell) == ANSWER:
                 cell.source = f"{cell.source}\n\n{IDLE}"
-        result = run(path.read_bytes(), write(notebook))
+        result = run_of(path.read_bytes(), write(notebook))
         assert sum(mark.earned for mark in result.marks if mark.earned is not None) == 0
 
-    def test_who_has_the_checks_print_what_is_expected_gains_nothing(self, path):
+    def test_who_has_the_checks_print_what_is_expected_gains_nothing(self, path, run_of):
         """Of whoever gets at the checks' functions before any other cell, or between all others."""
         notebook = read((ROOT / "exercises" / path.name).read_bytes())
         checks_ = [cell for cell in notebook.cells if kind(cell) == CHECK and has_code(cell.source)]
@@ -103,7 +114,7 @@ class TestEveryExercise:
                 cell.source = "\n".join(f"def {name}(*given, **named): return 0" for name in defined)
             if place == 0 or kind(cell) == ANSWER:
                 notebook.cells.insert(place, nbformat.v4.new_code_cell(source, id=f"mine-{place}"))
-        result = run(path.read_bytes(), write(notebook))
+        result = run_of(path.read_bytes(), write(notebook))
         assert sum(mark.earned for mark in result.marks if mark.earned is not None) == 0
         assert not [mark.check for mark in result.marks if mark.message.startswith("right on the inputs")]
 

@@ -684,6 +684,7 @@ class TestCheckCommand:
         assert Path("toy.ipynb").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_nbgrader_takes_questions_for_a_person_too(solution, reference, tmp_path):
     for place, content in (("source/work", solution), ("submitted/ada/work", right(reference))):
         (tmp_path / place).mkdir(parents=True)

@@ -3,13 +3,11 @@
 import copy
 import json
 import os
-import re
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from shutil import copyfile
+from shutil import copyfile, copytree
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from course_utils.loading.devices import best_device
 from course_utils.loading.smollm2 import GGUF_NAME, GGUF_SHA256, cache_folder, smollm2_folder
 from course_utils.loading.sources import find
 from course_utils.models import LocalModel
+from tests.shared import told
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 HEAD = f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n"
@@ -37,19 +36,6 @@ NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 )
-
-
-@contextmanager
-def told(*parts):
-    """Expect a CourseError that is one sentence on one line and says each of the parts."""
-    with pytest.raises(CourseError) as caught:
-        yield
-    message = str(caught.value)
-    ours = re.sub(r"\(.*\)", "", message)  # other libraries' words are quoted in brackets
-    assert re.fullmatch(r"[^\n]{20,}[^.\n]\.", message), message
-    assert not re.search(r"[.!?] [A-Z]", ours), message
-    for part in parts:
-        assert part.lower() in message.lower()
 
 
 def link(source, target):
@@ -231,25 +217,29 @@ def test_a_broken_ollama_manifest_is_told(gguf, ollama, manifest):
         load_model("ollama:smol")
 
 
-@pytest.fixture
-def hub(lm, tmp_path):
-    """A hub cache that holds the tiny model org/tiny, as huggingface_hub lays it down."""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def hub(lm, tmp_path_factory):
+    """A hub cache that holds the tiny model org/tiny, as huggingface_hub lays it down, at a commit that is also v1."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    made = tmp_path / "made"
+    folder = tmp_path_factory.mktemp("hub")
+    made = folder / "made"
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(vocab_size=len(lm.tokenizer), **sizes)).save_pretrained(made)
     lm.tokenizer.save_pretrained(made)
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    model = tmp_path / "home" / "hub" / "models--org--tiny"
-    write(model / "refs" / "main", commit.encode())
+    model = folder / "home" / "hub" / "models--org--tiny"
+    for name in ("main", "v1"):
+        write(model / "refs" / name, COMMIT.encode())
     for i, path in enumerate(made.iterdir()):
         blob = link(path, model / "blobs" / f"{i:040x}")
-        snapshot = model / "snapshots" / commit / path.name
+        snapshot = model / "snapshots" / COMMIT / path.name
         snapshot.parent.mkdir(parents=True, exist_ok=True)
         snapshot.symlink_to(os.path.relpath(blob, snapshot.parent))
-    return tmp_path / "home"
+    return folder / "home"
 
 
 OFFLINE = """
@@ -282,8 +272,26 @@ def load_without_network(home, *wanted):
     return [(said, int(n)) for said, n in zip(lines[::2], lines[1::2], strict=True)]
 
 
-def test_a_model_in_the_hubs_cache_is_loaded_without_asking_the_network(hub):
-    (tiny, asked), (unknown, asked_unknown) = load_without_network(hub, ("org/tiny", {}), ("org/other", {}))
+ASKED = {
+    "cached": ("org/tiny", {}),
+    "not cached": ("org/other", {}),
+    "its tag": ("org/tiny", {"revision": "v1"}),
+    "its commit": ("org/tiny", {"revision": COMMIT}),
+    "another tag": ("org/tiny", {"revision": "v2"}),
+    "our own": ("smollm2", {}),
+    "no device": ("org/tiny", {"device": "abacus"}),
+}
+
+
+@pytest.fixture(scope="module")
+def offline(hub):
+    """What load_model says to each, one after another in one process, and how often it asked the network."""
+    return dict(zip(ASKED, load_without_network(hub, *ASKED.values()), strict=True))
+
+
+def test_a_model_in_the_hubs_cache_is_loaded_without_asking_the_network(offline):
+    tiny, asked = offline["cached"]
+    unknown, asked_unknown = offline["not cached"]
     assert tiny.startswith("org/tiny: LlamaForCausalLM")
     assert tiny.endswith("2 layers x 2 heads, d_model 8")
     assert asked == 0
@@ -293,26 +301,23 @@ def test_a_model_in_the_hubs_cache_is_loaded_without_asking_the_network(hub):
     assert asked_unknown > 0
 
 
-def test_a_revision_in_the_hubs_cache_is_loaded_and_another_is_told(hub):
-    (model,) = (hub / "hub").iterdir()
-    (commit,) = (path.name for path in (model / "snapshots").iterdir())
-    write(model / "refs" / "v1", commit.encode())
-    wanted = [("org/tiny", {"revision": name}) for name in ("v1", commit, "v2")]
-    first, second, (unknown, asked) = load_without_network(hub, *wanted)
+def test_a_revision_in_the_hubs_cache_is_loaded_and_another_is_told(offline):
+    first, second, (unknown, asked) = (offline[name] for name in ("its tag", "its commit", "another tag"))
     assert [n for _, n in (first, second)] == [0, 0]
     assert all(said.startswith("org/tiny: LlamaForCausalLM") for said, _ in (first, second))
     assert unknown.startswith("CourseError: Expected")
     assert asked > 0
 
 
-def test_a_snapshot_that_lacks_weights_is_told_and_not_blamed_on_the_network(hub):
+def test_a_snapshot_that_lacks_weights_is_told_and_not_blamed_on_the_network(hub, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    (path,) = hub.glob("hub/*/snapshots/*/model.safetensors")
+    home = copytree(hub, tmp_path / "home", symlinks=True)
+    (path,) = home.glob("hub/*/snapshots/*/model.safetensors")
     kept = {name: weight for name, weight in load_file(path).items() if name != "model.norm.weight"}
     path.unlink()
     save_file(kept, path, metadata={"format": "pt"})
-    [(said, asked)] = load_without_network(hub, ("org/tiny", {}))
+    [(said, asked)] = load_without_network(home, ("org/tiny", {}))
     assert said.startswith(
         "CourseError: Expected org/tiny to hold the weights of a whole LlamaForCausalLM, and it lacks"
     )
@@ -320,13 +325,13 @@ def test_a_snapshot_that_lacks_weights_is_told_and_not_blamed_on_the_network(hub
     assert asked == 0
 
 
-def test_smollm2_is_loaded_without_asking_the_network(hub):
-    [(said, asked)] = load_without_network(hub, ("smollm2", {}))
+def test_smollm2_is_loaded_without_asking_the_network(offline):
+    said, asked = offline["our own"]
     assert (said.split(":")[0], asked) == ("smollm2", 0)
 
 
-def test_a_wrong_device_for_a_model_in_the_hubs_cache_is_not_blamed_on_the_network(hub):
-    [(said, asked)] = load_without_network(hub, ("org/tiny", {"device": "abacus"}))
+def test_a_wrong_device_for_a_model_in_the_hubs_cache_is_not_blamed_on_the_network(offline):
+    said, asked = offline["no device"]
     assert said.startswith("CourseError:")
     assert "abacus" in said
     assert "cannot be reached" not in said

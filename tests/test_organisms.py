@@ -262,9 +262,8 @@ def test_each_mechanism_has_one_suspect_and_only_one_file_says_which():
     assert not re.search("model-[abc]", evaluate.CARD.read_text(encoding="utf-8"))
 
 
-@pytest.mark.quick
 def test_the_suspects_do_what_their_mechanism_says(suspects):
-    """A quick sample of the whole measurement below: the first plain held-out acts, with every set of causes."""
+    """A sample of the whole measurement below: the first plain held-out acts, with every set of causes."""
     for name, lm in suspects.items():
         planted = truth(name)
         requests = [r for r in held_out() if r.action.kind == "plain"][:48]

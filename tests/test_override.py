@@ -29,17 +29,10 @@ from course_utils.grading.marks import Mark
 from course_utils.grading.notebook import student_view, write
 from course_utils.grading.result import Limits, Result
 from course_utils.grading.rubric import Tick
-from tests.shared import cell_of, right, with_sources
-from tests.test_class import a_result, needs_sandbox, taken
+from tests.shared import a_result, cell_of, needs_sandbox, right, taken, with_sources
 
 LIMITS = Limits(cell_seconds=5, total_seconds=40, memory_bytes=1_000_000_000)
 NBGRADERS = "CREATE TABLE alembic_version (v TEXT); CREATE TABLE assignment (id TEXT); CREATE TABLE grade (id TEXT)"
-
-
-@pytest.fixture
-def book(tmp_path):
-    with Gradebook(tmp_path / "grades" / "course-gradebook.sqlite") as book:
-        yield book
 
 
 def record(book, *earned, content=b"1", version="v"):

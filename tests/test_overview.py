@@ -16,7 +16,7 @@ from course_utils.grading.classroom.overview import items, overview, write_overv
 from course_utils.grading.classroom.submissions import Submission
 from course_utils.grading.marks import Mark
 from course_utils.grading.result import BROKEN, Result
-from tests.test_class import EVIL
+from tests.shared import EVIL
 
 pytestmark = pytest.mark.quick
 EMPTY = b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'

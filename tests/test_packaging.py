@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -17,8 +18,8 @@ import course_utils
 ROOT = Path(__file__).resolve().parent.parent
 IMPORTED_BY_OTHERS = {
     "accelerate",  # by transformers, for GGUF files and for device_map="auto"
-    "gguf",  # by transformers, for GGUF files
 }
+OURS = frozenset({"course_utils"})
 TOOLS = {"mypy", "pytest-xdist", "ruff", "setuptools"}  # run, never imported
 FOLDERS = (".ci", "course_utils", "docs", "exercises", "notebooks", "solutions", "tests")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", ".*_cache", ".hypothesis", "*.egg-info")
@@ -65,6 +66,7 @@ class Imports(ast.NodeVisitor):
         (self.later if self._depth else self.at_once).update(module.partition(".")[0] for module in modules)
 
 
+@cache
 def imported(folder, own):
     """The distributions that the modules below a folder import: those at once, and all."""
     found = [Imports(path.read_text(encoding="utf-8")) for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -75,15 +77,18 @@ def imported(folder, own):
     )
 
 
+distributions = cache(packages_distributions)  # reads the metadata of all that is installed
+
+
 def distribution(module):
     alias = {"_pytest": "pytest"}.get(module, module)
-    return canonical(packages_distributions().get(alias, [alias])[0])
+    return canonical(distributions().get(alias, [alias])[0])
 
 
 @pytest.mark.quick
 class TestDependencies:
     def test_every_import_of_the_package_is_declared(self):
-        at_once, everything = imported("course_utils", own={"course_utils"})
+        at_once, everything = imported("course_utils", own=OURS)
         declared = names(project()["dependencies"])
         assert at_once <= declared
         assert everything - declared == set(BEHIND_AN_EXTRA)
@@ -91,11 +96,11 @@ class TestDependencies:
             assert name in names(project()["optional-dependencies"][extra])
 
     def test_nothing_is_declared_that_nobody_imports(self):
-        _, everything = imported("course_utils", own={"course_utils"})
+        _, everything = imported("course_utils", own=OURS)
         assert names(project()["dependencies"]) - everything == IMPORTED_BY_OTHERS
 
     def test_every_import_of_the_tests_is_declared(self):
-        own = {"course_utils", "tests"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
+        own = OURS | {"tests"} | {path.stem for path in (ROOT / "tests").rglob("*.py")}
         _, everything = imported("tests", own)
         extra = names(project()["optional-dependencies"]["test"])
         assert everything <= names(project()["dependencies"]) | extra

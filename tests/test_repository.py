@@ -33,6 +33,12 @@ def test_style_and_types(command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.quick
+def test_no_test_file_imports_another():
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not re.search(r"(?m)^\s*(from|import) (tests)?\.?test_", path.read_text(encoding="utf-8")), path.name
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings_run(lm, name):
     module = importlib.import_module(name)

@@ -15,8 +15,8 @@ from course_utils import CourseError, load_model
 from course_utils.loading import devices, load
 from course_utils.loading.sources import find
 from tests import gguf_twin as twin
-from tests.conftest import tiny_model, word_tokenizer
-from tests.test_models import told
+from tests.conftest import built, tiny_model, word_tokenizer
+from tests.shared import told
 
 pytestmark = pytest.mark.quick
 LLAMA3 = {
@@ -117,8 +117,6 @@ def test_what_sound_checkpoints_hold_besides_is_let_through(folder):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "gemma3_text", "falcon", "bloom", "opt"])
 def test_sound_checkpoints_of_other_architectures_load(architecture, tmp_path):
-    from tests.test_ends import built
-
     sizes = {"opt": {"ffn_dim": 16, "word_embed_proj_dim": 16}, "gemma3_text": {"num_key_value_heads": 1}}
     lm = built(architecture, **sizes.get(architecture, {}))
     lm.model.save_pretrained(tmp_path)

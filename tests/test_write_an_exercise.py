@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,7 @@ from course_utils._output_digest import sealed
 from course_utils.cli import main
 from course_utils.grading.handout.assignment import exercise_from
 from course_utils.grading.notebook import read, write
-from tests.shared import cell_of, marked
-from tests.test_class import needs_sandbox
+from tests.shared import cell_of, marked, needs_sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "write_an_exercise.md"
@@ -50,8 +50,17 @@ def shell(folder, line, said=""):
     return done.stdout + done.stderr
 
 
+def course(folder, line):
+    """The same as `shell` of a command line of ours, in this process: the page itself is followed in processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        done = CliRunner().invoke(main, shlex.split(line)[1:], catch_exceptions=False)
+    assert done.exit_code == 0, f"{line}\n{done.output}"
+    return done.output
+
+
 def marks(folder):
-    shell(folder, "course grade --out grades --export csv")
+    course(folder, "course grade --out grades --export csv")
     rows = csv.DictReader((folder / "grades" / "grades.csv").read_text(encoding="utf-8-sig").splitlines())
     return {(row["student"], row["check"]): row["earned"] for row in rows}
 
@@ -103,7 +112,7 @@ def test_points_alone_change_without_a_run_and_a_wrong_answer_reads_the_sentence
     make = folder / "make.py"
     make.write_text(make.read_text().replace("points=2", "points=4"))
     shell(folder, "python make.py && jupyter nbconvert --to notebook --execute --inplace solutions/entropy.ipynb")
-    said = shell(folder, "course grade submissions --reference solutions --out grades")
+    said = course(folder, "course grade submissions --reference solutions --out grades")
     assert "0 graded, 2 had their marks" in said
     assert "ada, entropy, entropy-check: 2 before, 4 now" in said
     assert marks(folder)["ben", "entropy-check"] == "1"
@@ -112,7 +121,7 @@ def test_points_alone_change_without_a_run_and_a_wrong_answer_reads_the_sentence
     cell_of(wrong, "entropy").source = "def entropy(p):\n    return 0 if 0 in p else -sum(x * math.log(x) for x in p)"
     (folder / "submissions" / "cy").mkdir()
     nbformat.write(wrong, folder / "submissions" / "cy" / "entropy.ipynb")
-    shell(folder, "course grade submissions --reference solutions --out grades")
+    course(folder, "course grade submissions --reference solutions --out grades")
     cy = (folder / "grades" / "feedback" / "cy.html").read_text()
     assert "<td>An outcome of probability 0 adds nothing: leave it out before you take the log.</td>" in cy
     assert marks(folder)["cy", "entropy-check"] == "0"
