@@ -20,7 +20,7 @@ from ..models import LocalModel
 from ..prompts import Prompt
 from .packing import pack
 from .prefix_sharing import BATCH_TOKENS
-from .premises import can_batch, check_finite, check_model, close, holds, logits_at, random_ids
+from .premises import LENGTH, can_batch, check_finite, check_model, close, holds, logits_at, random_ids
 
 
 def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position: int = -1) -> Floats:
@@ -143,11 +143,15 @@ def _packs(lm: LocalModel, length: int) -> bool:
     short = length // 8 or 1
     sequences = [ids[:half], ids[: half // 2] + ids[half : half + half // 2], ids[-2 * short : -short], ids[-short:]]
     packed = pack(sequences, lm.device)
-    tokens = torch.tensor([places[-1] for places in packed.places])
+    some = range(0, half, max(1, half // LENGTH))  # places in the longest, beside the end of each
+    tokens = torch.tensor([*(packed.places[0][place] for place in some), *(places[-1] for places in packed.places)])
     together = logits_at(lm, torch.zeros_like(tokens), tokens, **packed.inputs(lm.model.dtype))
-    first, last = torch.tensor([0]), torch.tensor([-1])
-    inputs = [torch.tensor([one], device=lm.device) for one in sequences]
-    each = [logits_at(lm, first, last, input_ids=one, use_cache=False) for one in inputs]
+    wanted = [torch.tensor([*some]), *[torch.tensor([-1])] * len(sequences)]
+    inputs = [torch.tensor([one], device=lm.device) for one in (sequences[0], *sequences)]
+    each = [
+        logits_at(lm, torch.zeros_like(places), places, input_ids=one, use_cache=False)
+        for places, one in zip(wanted, inputs, strict=True)
+    ]
     return close(together, torch.cat(each))
 
 

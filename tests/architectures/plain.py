@@ -120,6 +120,7 @@ def zeroed(*parts: tuple[Tensor, Any]) -> Iterator[None]:
 
 _ATTENTION = re.compile(r"attn|attention|(^|\.)att(\.|$)|mha|temporal_block")
 _NOT_MLP = re.compile(_ATTENTION.pattern + r"|norm|indexer")
+_ITS_BIAS = re.compile(r"^(mlp|moe|feed_forward|block_sparse_moe)\.bias$")  # what JetMoE's adds after its experts
 _ROUTER = re.compile(r"router|(^|\.)gate\.")
 _CROSS = re.compile(r"cross|encoder_attn|encoder_decoder|inter_attn")
 _DOWN = re.compile(
@@ -302,7 +303,7 @@ class Case:
 
     def _mlp(self, layer: nn.Module) -> dict[str, Tensor] | None:
         own = {n: p for n, p in layer.named_parameters() if not _NOT_MLP.search(n) and _MLP.search(n)}
-        down = {n: p for n, p in own.items() if _DOWN.search(n) and not _ROUTER.search(n)}
+        down = {n: p for n, p in own.items() if (_DOWN.search(n) or _ITS_BIAS.search(n)) and not _ROUTER.search(n)}
         up = [p for n, p in own.items() if n not in down and _UP.search(n)]
         return down if down and up and self._closed(layer, [*down.values()], up) else None
 
