@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .errors import CourseError
-from .loading.others_hooks import unedited
+from .loading.others_hooks import alone
 from .models import LocalModel
 
 Site = tuple[str, int]
@@ -132,7 +132,7 @@ def _list_of_layers(model: Any, n_layers: int) -> str:
     lists = {name: layers for name, layers in lists.items() if len(layers) == n_layers}
     given: dict[nn.Module, Tensor] = {}
     taken: dict[nn.Module, Tensor] = {}
-    with unedited(model), ExitStack() as attached:
+    with alone(model), ExitStack() as attached:
         for layer in (one for layers in lists.values() for one in layers):
             for keep, attach in (
                 (_before(partial(_put, taken, layer)), layer.register_forward_pre_hook),

@@ -122,17 +122,20 @@ def test_inside_an_edit_the_edited_model_is_scored(around):
     assert np.array_equal(scores(lm, prompt), without)
 
 
-def test_a_trial_is_unseen_by_edits_and_leaves_them_where_they_were():
+def test_trials_are_unseen_by_hooks_which_are_back_afterwards():
     lm = tiny_model("llama")
-    seen = []
-    with edit(lm, {("residual", 1): seen.append}):
-        assert can_restart(lm)
-        assert not seen
-        lm.model(torch.arange(3)[None])
-        assert len(seen) == 1
+    seen, edited = [], []
+    hook = lm.model.model.layers[1].register_forward_hook(lambda module, given, out: seen.append(out.shape[1]))
+    try:
+        with edit(lm, {("residual", 1): edited.append}):
+            assert len(scores(lm, lm.prompt(TEXT))) == 8
+            assert set(seen) == {8}  # whole passes of the prompt, and no trial
+            assert len(edited) == len(seen)
+    finally:
+        hook.remove()
 
 
-def test_a_hook_of_which_nothing_is_known_is_a_part_of_the_model():
+def test_beside_a_hook_of_which_nothing_is_known_whole_passes_are_run():
     lm = tiny_model("llama")
     assert can_restart(lm)
     entered = []

@@ -118,7 +118,7 @@ def check_restart(lm: LocalModel) -> None:
     if not (can_restart(lm) and can_batch(lm)):
         raise CourseError(
             f"Expected layers that can be run by themselves, and those of {type(lm.model).__name__} share more than "
-            "the residual stream, with each other or across the rows of a batch; this method is not right for it."
+            "the residual stream (or a hook of your own hangs on it); this method is not right for it."
         )
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from .._arrays import precise
 from ..errors import CourseError
 from ..hooks import Edit, Site, edit, find_parts, instead, record, skip_layers
+from ..loading.others_hooks import has_unknown_hooks
 from ..models import LocalModel
 from .prefix_sharing import Batch, Prefix, batches, fill_rows, lay_out, rows_in_budget, run_base, run_batch
 from .premises import another, check_finite, check_model, close, holds, plain_logits, random_ids
@@ -183,10 +184,12 @@ def _score_edits(
 def can_restart(lm: LocalModel) -> bool:
     """Whether a run that begins in the middle, with what enters a layer, gives what a whole one gives; tried once.
 
+    Never while a hook hangs on the model of which nothing is known: it may carry something from layer to layer.
+
     >>> can_restart(lm)
     True
     """
-    return holds(lm, "restart", lambda length: _restarts(lm, length))
+    return not has_unknown_hooks(lm.model) and holds(lm, "restart", lambda length: _restarts(lm, length))
 
 
 def _restarts(lm: LocalModel, length: int) -> bool:

@@ -3,7 +3,7 @@
 Rules by the name of an architecture rot. So a shortcut comes with a trial: it is taken on short random input and
 compared with what the model's own forward pass gives. Where they agree, the shortcut is taken from then on; where not,
 the method runs whole passes, or says in a sentence why it can't be right. What was learned of a model is kept with it,
-as long as none of its modules is run in another way. Trials are of the model itself: edits of it rest meanwhile.
+as long as none of its modules is run in another way. Trials are of the model alone: hooks on it rest meanwhile.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CourseError, first_line
-from ..loading.others_hooks import unedited, unknown_hooks
+from ..loading.others_hooks import alone
 from ..models import LocalModel
 
 STATES = 16  # of a model that are remembered
@@ -30,7 +30,7 @@ def facts(lm: LocalModel) -> dict[str, Any]:
     """What is known of a model so far, as its modules are run now."""
     ways = tuple((id(type(module).forward), id(module.__dict__.get("forward"))) for module in lm.model.modules())
     attention = getattr(lm.model.config, "_attn_implementation", None)
-    mark = (attention, lm.model.dtype, str(lm.device), lm.model.training, ways, unknown_hooks(lm.model))
+    mark = (attention, lm.model.dtype, str(lm.device), lm.model.training, ways)
     known = _known.setdefault(lm.model, {})
     if len(known) > STATES:
         known.clear()
@@ -63,7 +63,7 @@ def holds(lm: LocalModel, premise: str, trial: Callable[[int], bool], length: in
 
 def _tried(lm: LocalModel, trial: Callable[[int], bool], length: int) -> bool:
     try:
-        with torch.no_grad(), unedited(lm.model):
+        with torch.no_grad(), alone(lm.model):
             return trial(length)
     except Exception:  # models raise what they like where they cannot do a thing
         return False
@@ -149,7 +149,7 @@ def check_model(lm: LocalModel) -> None:
     """
     known = facts(lm)
     if "decoder" not in known:
-        with torch.no_grad(), unedited(lm.model):
+        with torch.no_grad(), alone(lm.model):
             known["decoder"] = _complaint(lm)
     if known["decoder"]:
         raise CourseError(known["decoder"])

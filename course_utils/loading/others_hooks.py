@@ -1,7 +1,7 @@
-"""Hooks on a model: which are this package's own edits, and which belong to the model for all that is known.
+"""Hooks on a model: whether they may change what it computes, and a while without them.
 
-An edit of ours has an attribute `tokenwise`: whether it does the same to every token, wherever it stands. A hook
-without it, that transformers did not hang there either, may do anything: it is taken for a part of the model.
+An edit of this package has an attribute `tokenwise`: whether it does the same to every token, wherever it stands. A
+hook without it, that transformers did not hang there either, is a learner's own and may do anything.
 """
 
 from __future__ import annotations
@@ -16,36 +16,34 @@ from torch import nn
 _KINDS = ("_forward_pre_hooks", "_forward_hooks")
 
 
-def _hooks(model: nn.Module) -> Iterator[tuple[int, Any]]:
-    """Each hook on a model or inside it, with the number that torch gave it, but for transformers' own."""
-    for module in model.modules():
-        for kind in _KINDS:
-            for number, hook in getattr(module, kind).items():
-                if not str(getattr(hook, "__module__", "")).startswith("transformers."):
-                    yield number, hook
-
-
-def unknown_hooks(model: nn.Module) -> tuple[int, ...]:
-    """The numbers of hooks that are no edits of this package's; torch never gives a number twice."""
-    return tuple(number for number, hook in _hooks(model) if not hasattr(hook, "tokenwise"))
-
-
 def disturbed(model: nn.Module) -> bool:
     """Whether hooks hang on a model that may treat tokens by where they stand."""
-    return not all(getattr(hook, "tokenwise", False) for _, hook in _hooks(model))
+    return not all(getattr(hook, "tokenwise", False) for hook in _hooks(model))
+
+
+def has_unknown_hooks(model: nn.Module) -> bool:
+    """Whether hooks hang on a model that are no edits of this package's."""
+    return not all(hasattr(hook, "tokenwise") for hook in _hooks(model))
+
+
+def _hooks(model: nn.Module) -> Iterator[Any]:
+    for module in model.modules():
+        for kind in _KINDS:
+            yield from (hook for hook in getattr(module, kind).values() if not _of_transformers(hook))
+
+
+def _of_transformers(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 @contextmanager
-def unedited(model: nn.Module) -> Iterator[None]:
-    """Let this package's edits of a model rest for a while."""
-    resting = []
-    for module in model.modules():
-        for kind in _KINDS:
-            hooks = getattr(module, kind)
-            if any(hasattr(hook, "tokenwise") for hook in hooks.values()):
-                resting.append((module, kind, hooks))
-                rest = [(number, hook) for number, hook in hooks.items() if not hasattr(hook, "tokenwise")]
-                setattr(module, kind, OrderedDict(rest))
+def alone(model: nn.Module) -> Iterator[None]:
+    """Let the hooks that somebody hung on a model rest for a while."""
+    resting = [
+        (module, kind, hooks) for module in model.modules() for kind in _KINDS if (hooks := getattr(module, kind))
+    ]
+    for module, kind, hooks in resting:
+        setattr(module, kind, OrderedDict((n, hook) for n, hook in hooks.items() if _of_transformers(hook)))
     try:
         yield
     finally:

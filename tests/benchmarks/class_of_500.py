@@ -84,7 +84,9 @@ def made(number, reference, draw):
     elif kind < 76:
         name = f"{ODD[kind % 10]} {number // 100}".strip()
     else:
-        mine = with_sources(mine, double=f"def double(v{number}):\n    return v{number} * {draw.choice([2, 2.0])}")
+        mine = with_sources(
+            mine, double=f"def double(v{number}):\n    return {draw.choice(['2 *', '0 + 2 *'])} v{number}"
+        )
     return name, write(mine), 5
 
 
@@ -160,6 +162,8 @@ def main():
         process = start(folder, "a")
         memory = watched(process, folder, "a")
         print(f"without a break: {time.perf_counter() - began:.0f} s; {process.communicate()[0].strip()}")
+        if process.returncode:
+            sys.exit("the class was not graded; run course grade by hand to see why (bubblewrap?)")
         told = ", ".join(f"{memory[key]:.0f} MB at {key}" for key in list(memory)[:: max(1, len(memory) // 8)])
         earned = sorted(sum(filter(None, each)) for each in marks(folder, "a").values())
         surplus = Counter(earned) - Counter(expected)
