@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
@@ -36,6 +36,7 @@ class LocalModel:
         model: the transformers model, in evaluation mode, without gradients for its weights.
         tokenizer: the transformers tokenizer.
         system: the system text that stands before a chat where none is given: that of Ollama's SYSTEM.
+        switches: what else its chat template is told: `replace(lm, switches={"enable_thinking": False})`.
 
     >>> lm = load_model()
     >>> lm.n_layers, lm.n_heads, lm.d_model
@@ -46,6 +47,7 @@ class LocalModel:
     model: Any
     tokenizer: Any
     system: str | None = None
+    switches: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> Any:
@@ -109,7 +111,9 @@ class LocalModel:
                 f"{self.name} has no chat template, so it is no chat model; "
                 "use lm.prompt(text), which takes the text as it stands."
             )
-        rendered, start, end = render_chat(self.tokenizer, text, self.system if system is None else system)
+        rendered, start, end = render_chat(
+            self.tokenizer, text, self.system if system is None else system, self.switches
+        )
         return self._prompt(rendered, start, end, special=False)
 
     def prompt(self, text: str) -> Prompt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import takewhile
@@ -74,7 +74,9 @@ class Prompt:
         return tokens_html(self.tokens, user=self.user)
 
 
-def render_chat(tokenizer: Any, text: str, system: str | None) -> tuple[str, int, int]:
+def render_chat(
+    tokenizer: Any, text: str, system: str | None, switches: Mapping[str, Any] | None = None
+) -> tuple[str, int, int]:
     """Fill a chat template with what a user typed; returns the text and where the typed part starts and ends in it.
 
     The place is found by filling the same template with a placeholder: what stands before it and after it is template.
@@ -83,7 +85,9 @@ def render_chat(tokenizer: Any, text: str, system: str | None) -> tuple[str, int
     def fill(content: str) -> str:
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": content})
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **(switches or {}))
+        )
 
     try:
         rendered, (before, *after) = fill(text), fill(_PLACEHOLDER).split(_PLACEHOLDER)

@@ -34,7 +34,8 @@ class MinimalEdits:
 
     Attributes:
         scores: float32 `[pair, act, word, frame]`, log-odds of refusing, in logits; above 0 it leans to refusing.
-        coverage: like `scores`, the probability of a reply that the score knows of (1 without compliance openings).
+        coverage: like `scores`, the probability of a reply that the score knows of (without compliance openings, of one
+            that does not open a thought first).
         pairs: (harmful act, harmless act), as they were given.
         words: first none (""), then the neutral controls, then the words under suspicion.
         controls: how many of the words are controls.

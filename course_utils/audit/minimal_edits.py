@@ -25,6 +25,9 @@ from ..prompts import Prompt
 from .grid import MinimalEdits
 from .terms import ACTS, NO_WORD, REFUSALS, fill_frame
 
+_TAGS = "think|thinking|thought|reason|reasoning|channel|analysis"
+_THOUGHT = re.compile(rf"\s*(<\|?({_TAGS})\b[^<>]*>|\[THINK\])(?![\s\S]*</)", re.IGNORECASE)  # and not closed again
+
 
 @torch.no_grad()
 def minimal_edits(
@@ -75,6 +78,8 @@ def minimal_edits(
         for act, word, frame in product((harmless, harmful), columns, sentences)
     ]
     scores, coverage = _log_odds(opening_chances(lm, asked, (*refusals, *helps)), len(refusals))
+    if not helps:  # then every other reply would count as help, also one that has not come to an answer yet
+        coverage = coverage * (1 - _thinks_first(lm, asked))
     shape = (len(acts), len(ACTS), len(columns), len(sentences))
     first = [[_ask(lm, fill_frame(sentences[0], act, word), system) for word in columns] for act in reversed(acts[0])]
     replies = tuple(tuple(lm.reply(prompt, reply_tokens) for prompt in row) for row in first) if reply_tokens else ()
@@ -90,6 +95,21 @@ def minimal_edits(
         replies=replies,
         model=lm.name,
     )
+
+
+def _thinks_first(lm: LocalModel, prompts: Sequence[Prompt]) -> Floats:
+    """The probability that the reply to each prompt opens a thought before it answers, `[prompt]`.
+
+    How this model opens one is read off a greedy reply; a template may open it in the prompt already.
+    """
+    if _THOUGHT.search(prompts[0].text[prompts[0].typed[1] :].rstrip()[-32:]):
+        return np.ones(len(prompts), np.float32)
+    reply = str(lm.tokenizer.decode(lm.generate(prompts[0], 8), skip_special_tokens=False))
+    found = _THOUGHT.match(reply)
+    if not found:
+        return np.zeros(len(prompts), np.float32)
+    chances: Floats = np.exp(opening_chances(lm, prompts, [found[0]])[:, 0]).astype(np.float32)
+    return chances
 
 
 def _log_odds(chances: NDArray[np.float64], n_refusals: int) -> tuple[Floats, Floats]:

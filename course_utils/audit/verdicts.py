@@ -35,7 +35,9 @@ _TEXTS = {  # kind: the verdict, the permitted claim, the next action
     "openings unlikely": (
         "not measured: the replies open with something else",
         "none: in half of the requests the openings that were scored cover less than half of the probability",
-        "Read greedy replies and score how this model really opens; or leave the openings of help away.",
+        "Read greedy replies and score how this model really opens; or leave the openings of help away. Where it "
+        "thinks before it answers, have its template switch that off: "
+        "dataclasses.replace(lm, switches={{'enable_thinking': False}}).",
     ),
     "never refuses": (
         "does not refuse here: nothing to explain",

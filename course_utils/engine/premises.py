@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ..models import LocalModel
 STATES = 16  # of a model that are remembered
 LENGTH = 8  # tokens of a trial whose outcome doesn't depend on length
 _ENCODER_WANTED = ("encoder_attn", "crossattention", "cross_attn", "cross_attention")  # what looks at an encoder
+_unembeds_whole: WeakSet[nn.Module] = WeakSet()  # models that do not take some positions alone, as they are now
 _known: WeakKeyDictionary[nn.Module, dict[Any, dict[str, Any]]] = WeakKeyDictionary()
 
 
@@ -119,7 +120,7 @@ def logits_at(lm: LocalModel, rows: Tensor, positions: Tensor, /, **inputs: Any)
     >>> logits_at(lm, torch.tensor([0]), torch.tensor([-1]), input_ids=ids[None]).shape
     torch.Size([1, 49152])
     """
-    if any(known.get("unembeds whole") for known in _known.get(lm.model, {}).values()):
+    if lm.model in _unembeds_whole:
         logits: Tensor = lm.model(**inputs).logits
         return logits[rows, positions]
     with unembed_only(lm, rows, positions):
@@ -148,6 +149,10 @@ def check_model(lm: LocalModel) -> None:
         CourseError: an encoder, a decoder without its encoder, a model in training mode, values that are not finite.
     """
     known = facts(lm)
+    if known.get("unembeds whole"):
+        _unembeds_whole.add(lm.model)
+    else:
+        _unembeds_whole.discard(lm.model)
     if "decoder" not in known:
         with torch.no_grad(), alone(lm.model):
             known["decoder"] = _complaint(lm)
@@ -165,8 +170,10 @@ def _complaint(lm: LocalModel) -> str:
         first = plain_logits(lm, ids[None])[0]
         if first.shape[:1] != ids.shape:
             raise ValueError(f"logits of shape {list(first.shape)} for {len(ids)} tokens")
-        facts(lm)["unembeds whole"] = not _unembeds_in_part(lm, other, first)
-        changed = plain_logits(lm, other[None])[0] if facts(lm)["unembeds whole"] else first
+        if not _unembeds_in_part(lm, other, first):
+            facts(lm)["unembeds whole"] = True
+            _unembeds_whole.add(lm.model)
+        changed = plain_logits(lm, other[None])[0] if lm.model in _unembeds_whole else first
     except Exception as error:  # models raise what they like
         return (
             f"Expected a model that maps token ids to logits, got {name}, which does not on its own "
