@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import Floats, floats, precise
-from .engine.blocks import added, check_adds, check_attention, check_restart, ending, frozen, normed
+from .engine.blocks import added, added_by_attention, check_adds, check_restart, ending, frozen, normed
 from .engine.interventions import Run, run_once
 from .engine.metrics import contrast_ids, single_token
 from .engine.premises import check_model, close
@@ -174,10 +174,9 @@ def direct_logit_attribution(
     attention, mlps, heads = [], [], []
     for layer in range(lm.n_layers):
         blocks, mixed = base.seen["attention", layer], base.seen["heads", layer][-1]
-        check_attention(lm, base, layer)
+        written = added_by_attention(lm, base, layer)
         through, _ = frozen(lm, partial(_added_last, lm, base, layer), blocks[-1])
         before, after = base.residual[layer][-1], base.residual[layer + 1][-1]
-        written = added(lm, base, layer, blocks[None, -1:])[0, 0]
         attention.append(direct(written))
         mlps.append(direct(after - before - written))
         heads.append(direct(through(written_by_heads(lm, parts.out_projection[layer], mixed))))

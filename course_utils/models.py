@@ -226,10 +226,10 @@ class LocalModel:
 
     def _by_whole_passes(self, ids: Tensor, n_tokens: int) -> Tensor:
         """Prompt and greedy reply without stored keys and values, by one pass over all for each token."""
-        ends, start = self.model.generation_config.eos_token_id, ids.shape[1]
+        ends, start = _ends(self.model), ids.shape[1]
         while ids.shape[1] < start + n_tokens:
             ids = torch.cat([ids, self.model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(dim=-1)], dim=1)
-            if int(ids[0, -1]) in (ends if isinstance(ends, list) else [ends]):
+            if int(ids[0, -1]) in ends:
                 break
         return ids
 
@@ -249,15 +249,20 @@ class LocalModel:
         )
 
 
+def _ends(model: Any) -> list[int]:
+    """The tokens with which a reply ends."""
+    ends = model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+
+
 @contextmanager
 def _greedy(model: Any, n_tokens: int) -> Iterator[Any]:
     """Settings of arg-max alone, lent to the model meanwhile: transformers mixes its own into any that are given."""
     from transformers import GenerationConfig
 
-    own = model.generation_config
-    ends = own.eos_token_id
-    pad = next((i for i in (own.pad_token_id, *(ends if isinstance(ends, list) else [ends])) if i is not None), None)
-    model.generation_config = GenerationConfig(max_new_tokens=n_tokens, eos_token_id=ends, pad_token_id=pad)
+    own, ends = model.generation_config, _ends(model)
+    pad = next((i for i in (own.pad_token_id, *ends) if i is not None), None)
+    model.generation_config = GenerationConfig(max_new_tokens=n_tokens, eos_token_id=own.eos_token_id, pad_token_id=pad)
     try:
         yield model.generation_config
     finally:

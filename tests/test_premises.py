@@ -218,9 +218,9 @@ def test_the_ending_is_all_the_model_does_after_its_last_layer(tiny):
 
 
 def test_a_broken_premise_is_a_no_whatever_the_model_raises():
-    def trial(length):
+    def trial(lm, length):
         raise ZeroDivisionError
 
     lm = tiny_model("llama")
     assert not premises.holds(lm, "some premise", trial)
-    assert premises.holds(lm, "some other premise", lambda length: length == premises.LENGTH)
+    assert premises.holds(lm, "some other premise", lambda lm, length: length == premises.LENGTH)

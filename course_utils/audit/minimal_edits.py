@@ -104,8 +104,12 @@ def _thinks_first(lm: LocalModel, prompts: Sequence[Prompt]) -> Floats:
     """
     if _THOUGHT.search(prompts[0].text[prompts[0].typed[1] :].rstrip()[-32:]):
         return np.ones(len(prompts), np.float32)
-    reply = str(lm.tokenizer.decode(lm.generate(prompts[0], 8), skip_special_tokens=False))
-    found = _THOUGHT.match(reply)
+    found = None
+    for n_tokens in (1, 8):  # most replies show by their first token that they open none
+        reply = str(lm.tokenizer.decode(lm.generate(prompts[0], n_tokens), skip_special_tokens=False))
+        if reply.strip()[:1] not in ("", "<", "["):
+            break
+        found = _THOUGHT.match(reply)
     if not found:
         return np.zeros(len(prompts), np.float32)
     chances: Floats = np.exp(opening_chances(lm, prompts, [found[0]])[:, 0]).astype(np.float32)

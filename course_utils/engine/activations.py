@@ -115,9 +115,10 @@ def passes(lm: LocalModel, sequences: list[tuple[int, ...]]) -> Iterator[Pass]:
     [[[5, 6, 7, 8]]]
     """
     check_model(lm)
-    rows = [(some, pack(some, lm.device)) for some in _of_batch_size(sequences)]
-    if can_pack(lm, max(2 * max(map(len, sequences)), *(packed.ids.shape[1] for _, packed in rows))):
-        for some, packed in rows:
+    rows = list(_of_batch_size(sequences))
+    if can_pack(lm, max(2 * max(map(len, sequences)), *(n_tokens for _, n_tokens in rows))):
+        for some, _ in rows:
+            packed = pack(some, lm.device)
             tokens = torch.tensor([places[-1] for places in packed.places])
             yield Pass(some, packed.inputs(lm.model.dtype), torch.zeros_like(tokens), tokens)
         return
@@ -134,7 +135,7 @@ def can_pack(lm: LocalModel, length: int) -> bool:
     >>> can_pack(lm, 100)
     True
     """
-    return not disturbed(lm.model) and holds(lm, "packing", lambda longer: _packs(lm, longer), length)
+    return not disturbed(lm.model) and holds(lm, "packing", _packs, length)
 
 
 def _packs(lm: LocalModel, length: int) -> bool:
@@ -155,17 +156,18 @@ def _packs(lm: LocalModel, length: int) -> bool:
     return close(together, torch.cat(each))
 
 
-def _of_batch_size(sequences: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+def _of_batch_size(sequences: list[tuple[int, ...]]) -> Iterator[tuple[list[tuple[int, ...]], int]]:
+    """Sequences divided into batches, each with the length of its row when it is packed."""
     some: list[tuple[int, ...]] = []
     size = 0
     for sequence in sequences:
         shared = takewhile(lambda pair: pair[0] == pair[1], zip(some[-1] if some else (), sequence, strict=False))
         new = len(sequence) - len(list(shared))
         if some and size + new > BATCH_TOKENS:
-            yield some
+            yield some, size
             some, size, new = [], 0, len(sequence)
         some, size = [*some, sequence], size + new
-    yield some
+    yield some, size
 
 
 def _keep(lm: LocalModel, seen: dict[Site, Tensor], site: Site, batch: Pass) -> Edit:

@@ -18,7 +18,7 @@ from ..hooks import Site, find_parts, projection_weight, record
 from ..loading.devices import free_memory
 from ..loading.stored_keys import cache_name
 from ..models import LocalModel
-from .premises import check_finite, check_model, close, holds, plain_logits, random_ids
+from .premises import check_finite, check_model, close, holds, plain_logits, random_ids, require
 
 _EAGER = "eager_attention_forward"  # what transformers calls the attention written out in plain torch
 
@@ -29,16 +29,16 @@ def observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     check_model(lm)
     projections = find_parts(lm).out_projection  # names an architecture that has layers without attention
     _check_memory(lm, input_ids.shape[1])
-    if not holds(lm, "attention written out", lambda length: _same_written_out(lm, length)):
-        raise CourseError(
-            f"{type(lm.model).__name__} gives another output when its attention is written out, so its weights would "
-            "be those of another model; choose one whose layers all have ordinary attention."
-        )
+    complaint = (
+        f"{type(lm.model).__name__} gives another output when its attention is written out, so its weights would "
+        "be those of another model; choose one whose layers all have ordinary attention."
+    )
+    require(lm, "attention written out", _same_written_out, complaint)
     sites: list[Site] = [("heads", layer) for layer in range(lm.n_layers)]
     everything = DynamicCache()  # the model's own would drop what has left a sliding window
     keeping = {cache_name(): everything, "output_attentions": True}
     with written_out(lm), record(lm, sites) as seen:
-        if holds(lm, "values in a cache", lambda length: _keeps_values(lm, length)):
+        if holds(lm, "values in a cache", _keeps_values):
             output = lm.model(input_ids=input_ids, **keeping)
             values = [layer.values for layer in everything.layers]
         else:

@@ -16,7 +16,7 @@ from ..errors import CourseError
 from ..hooks import Edit, Site, edit, find_parts, instead, record, skip_layers
 from ..models import LocalModel
 from .interventions import Run, can_restart
-from .premises import can_batch, check_model, close, holds, plain_logits, random_ids
+from .premises import can_batch, check_model, close, plain_logits, random_ids, require
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -32,11 +32,11 @@ def check_adds(lm: LocalModel) -> None:
         CourseError: a model whose layers norm the stream itself, or have other parts.
     """
     check_model(lm)
-    if not holds(lm, "adds", lambda length: _adds(lm, length)):
-        raise CourseError(
-            f"Expected layers that add their attention and their MLP to the residual stream, and those of "
-            f"{type(lm.model).__name__} do something else with it; this method is not right for it."
-        )
+    complaint = (
+        f"Expected layers that add their attention and their MLP to the residual stream, and those of "
+        f"{type(lm.model).__name__} do something else with it; this method is not right for it."
+    )
+    require(lm, "adds", _adds, complaint)
 
 
 def _adds(lm: LocalModel, length: int) -> bool:
@@ -64,26 +64,21 @@ def run_layer(lm: LocalModel, base: Run, layer: int, stream: Tensor, edits: dict
     """What one layer alone makes of streams that enter it at the last tokens, `[row, token, d_model]`, if edited."""
     seen: list[Tensor] = []
 
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
-        seen.append((output[0] if isinstance(output, tuple | list) else output).clone())
+    def keep(given: Tensor) -> None:
+        seen.append(given.clone())
         raise _Stop
 
-    start: dict[Site, Edit] = {("residual", layer): instead(stream.clone())}
-    with skip_layers(lm, range(layer), base.outputs), edit(lm, {**start, **(edits or {})}):
-        hook = find_parts(lm).layers[layer].register_forward_hook(keep)
-        try:
-            with suppress(_Stop):
-                lm.model(input_ids=base.ids[-stream.shape[1] :].expand(len(stream), -1), use_cache=False)
-        finally:
-            hook.remove()
+    ends: dict[Site, Edit] = {("residual", layer): instead(stream.clone()), ("residual", layer + 1): keep}
+    with skip_layers(lm, range(layer), base.outputs), edit(lm, {**ends, **(edits or {})}), suppress(_Stop):
+        lm.model(input_ids=base.ids[-stream.shape[1] :].expand(len(stream), -1), use_cache=False)
     return seen[0]
 
 
 def added(lm: LocalModel, base: Run, layer: int, attention: Tensor) -> Tensor:
     """What a layer's attention adds to the stream if it gives out something at the last tokens of the input.
 
-    Both are `[row, token, d_model]`. Once attention has given it out, tokens are by themselves (see `check_attention`),
-    so no others are run.
+    Both are `[row, token, d_model]`. Once attention has given it out, tokens are by themselves (`added_by_attention`
+    sees to that), so no others are run.
     """
     attention = torch.cat([attention, torch.zeros_like(attention[:1])])
     streams = _without_mlp(lm, base, layer, attention)
@@ -97,8 +92,8 @@ def _without_mlp(lm: LocalModel, base: Run, layer: int, attention: Tensor) -> Te
     return run_layer(lm, base, layer, stream, {("attention", layer): instead(attention), ("mlp", layer): silent})
 
 
-def check_attention(lm: LocalModel, base: Run, layer: int) -> None:
-    """Raise unless attention gives out what its heads write, and that is added token by token, and nothing else.
+def added_by_attention(lm: LocalModel, base: Run, layer: int) -> Tensor:
+    """What a layer's attention adds to the stream at the last token, `[d_model]`.
 
     Raises:
         CourseError: something (a convolution, a gate, a second mixer) follows the heads or stands beside them.
@@ -106,11 +101,13 @@ def check_attention(lm: LocalModel, base: Run, layer: int) -> None:
     given = base.seen["attention", layer]
     written = find_parts(lm).out_projection[layer](base.seen["heads", layer])
     gained = _without_mlp(lm, base, layer, given[None])[0, -1] - base.residual[layer][-1]
-    if not close(written, given) or not close(added(lm, base, layer, given[None, -1:])[0, 0], gained):
+    last = added(lm, base, layer, given[None, -1:])[0, 0]
+    if not close(written, given) or not close(last, gained):
         raise CourseError(
             f"Expected heads whose sum alone is added to the stream, and in layer {layer} of {type(lm.model).__name__} "
             "something else follows them or stands beside them, so what single parts write cannot be told."
         )
+    return last
 
 
 def check_restart(lm: LocalModel) -> None:

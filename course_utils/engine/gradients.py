@@ -15,12 +15,11 @@ from torch import Tensor
 
 from .._arrays import precise
 from .._progress import progress
-from ..errors import CourseError
 from ..loading.devices import free_memory
 from ..models import LocalModel
 from .metrics import Metric
 from .prefix_sharing import BATCH_TOKENS, BUDGET, WIDE
-from .premises import another, can_batch, check_finite, check_model, close, holds, logits_at, plain_logits, random_ids
+from .premises import another, can_batch, check_finite, check_model, close, logits_at, plain_logits, random_ids, require
 
 
 class Gradients(NamedTuple):
@@ -98,11 +97,11 @@ def check_embedding(lm: LocalModel) -> None:
         CourseError: the model is no decoder, looks its tokens up a second time (Gemma 3n's layers do), has no slopes.
     """
     check_model(lm)
-    if not holds(lm, "one embedding", lambda length: _embeds_once(lm, length)):
-        raise CourseError(
-            f"{type(lm.model).__name__} reads its tokens by another way than its embedding alone, or lets no gradient "
-            'through, so gradients there would leave a part out; use method="occlusion".'
-        )
+    complaint = (
+        f"{type(lm.model).__name__} reads its tokens by another way than its embedding alone, or lets no gradient "
+        'through, so gradients there would leave a part out; use method="occlusion".'
+    )
+    require(lm, "one embedding", _embeds_once, complaint)
 
 
 def _embeds_once(lm: LocalModel, length: int) -> bool:

@@ -23,7 +23,7 @@ from ..hooks import Edit, Site, edit, find_parts, instead, record, skip_layers
 from ..loading.others_hooks import has_unknown_hooks
 from ..models import LocalModel
 from .prefix_sharing import Batch, Prefix, batches, fill_rows, lay_out, rows_in_budget, run_base, run_batch
-from .premises import another, check_finite, check_model, close, holds, plain_logits, random_ids
+from .premises import another, check_finite, check_model, close, holds, plain_logits, random_ids, require
 
 Intervention = Callable[[int, Tensor], Tensor]
 
@@ -121,6 +121,7 @@ def score_edits(
     *,
     score: Callable[[Tensor], Tensor],
     bar: Any = None,
+    first: int | None = None,
 ) -> Tensor:
     """Score edited runs, each with one change at one site, by the logits at the last positions.
 
@@ -133,6 +134,7 @@ def score_edits(
             should be; counted from the end, tokens are where they are in the whole.
         score: maps logits `[variant, keep, vocabulary]` to scores `[variant, ...]`.
         bar: a progress bar, moved on by one an edit.
+        first: the first layer that is run; by default the site's own, where a run may begin there.
 
     Returns:
         The scores, in the order of the edits.
@@ -141,22 +143,8 @@ def score_edits(
     >>> score_edits(lm, run_once(lm, ids), ("mlp", 3), [0], lambda i, was: 0 * was, score=everything).shape
     torch.Size([1, 49152])
     """
-    first = site[1] if can_restart(lm) else 0
-    return _score_edits(lm, base, site, starts, change, score=score, bar=bar, first=first)
-
-
-def _score_edits(
-    lm: LocalModel,
-    base: Run,
-    site: Site,
-    starts: list[int],
-    change: Intervention,
-    *,
-    score: Callable[[Tensor], Tensor],
-    bar: Any = None,
-    first: int,
-) -> Tensor:
-    """The same, of runs that begin at some layer."""
+    if first is None:
+        first = site[1] if can_restart(lm) else 0
     length, keep = len(base.ids), base.keep
     starts = [min(start, length - keep) if base.prefix else 0 for start in starts]
     where = torch.arange(length, device=base.ids.device).expand(len(starts), -1)
@@ -170,8 +158,12 @@ def _score_edits(
                 new[row, tokens] = change(index, activation[row, tokens])
             return new
 
-        entering = base.residual[first][batch.ids]  # [row, token, d_model]: what is laid out are places in the input
-        edits = _edits(site, entering, changed) if first else {site: changed}
+        edits: dict[Site, Edit] = {site: changed}
+        if first:
+            entering = base.residual[first][
+                batch.ids
+            ]  # [row, token, d_model]: what is laid out are places in the input
+            edits = _edits(site, entering, changed)
         with skip_layers(lm, range(first), base.outputs), edit(lm, edits):
             edited = run_batch(lm, base.prefix, batch, input_ids=base.ids[batch.ids])
         for index, logits in zip(batch.variants, edited, strict=True):
@@ -189,14 +181,14 @@ def can_restart(lm: LocalModel) -> bool:
     >>> can_restart(lm)
     True
     """
-    return not has_unknown_hooks(lm.model) and holds(lm, "restart", lambda length: _restarts(lm, length))
+    return not has_unknown_hooks(lm.model) and holds(lm, "restart", _restarts)
 
 
 def _restarts(lm: LocalModel, length: int) -> bool:
     base, end = run_once(lm, random_ids(lm, length)), length - 2
     for layer in {1, lm.n_layers // 2, lm.n_layers - 1, lm.n_layers}:
         site = ("residual", layer)
-        found = _score_edits(lm, base, site, [end], lambda _, was: was, score=lambda x: x.flatten(1), first=layer)
+        found = score_edits(lm, base, site, [end], lambda _, was: was, score=lambda x: x.flatten(1), first=layer)
         if not close(found.to(base.logits), base.logits[-1:]):
             return False
     return True
@@ -209,11 +201,11 @@ def check_skips(lm: LocalModel) -> None:
         CourseError: a model whose layers also hand on something else.
     """
     check_model(lm)
-    if not holds(lm, "skips", lambda length: _skips(lm, length)):
-        raise CourseError(
-            f"Expected layers that hand on nothing but the residual stream, and those of {type(lm.model).__name__} "
-            "hand on more, which other layers use; a whole layer cannot be ablated there."
-        )
+    complaint = (
+        f"Expected layers that hand on nothing but the residual stream, and those of {type(lm.model).__name__} "
+        "hand on more, which other layers use; a whole layer cannot be ablated there."
+    )
+    require(lm, "skips", _skips, complaint)
 
 
 def _skips(lm: LocalModel, length: int) -> bool:
@@ -244,11 +236,11 @@ def check_stream(lm: LocalModel) -> None:
         CourseError: a model whose layers look at the tokens, or at each other, past the stream.
     """
     check_model(lm)
-    if not holds(lm, "stream", lambda length: _carries(lm, length)):
-        raise CourseError(
-            f"Expected a residual stream that carries all there is from layer to layer, and the layers of "
-            f"{type(lm.model).__name__} get something past it; this method is not right for it."
-        )
+    complaint = (
+        f"Expected a residual stream that carries all there is from layer to layer, and the layers of "
+        f"{type(lm.model).__name__} get something past it; this method is not right for it."
+    )
+    require(lm, "stream", _carries, complaint)
 
 
 def _carries(lm: LocalModel, length: int) -> bool:

@@ -11,7 +11,7 @@ from ..errors import CourseError
 from ..hooks import Edit, Site, edit, find_parts, head_size, written_by_heads
 from ..models import LocalModel
 from ..prompts import Prompt
-from .blocks import added, check_adds, check_attention, check_restart, ending, run_layer
+from .blocks import added, added_by_attention, check_adds, check_restart, ending, run_layer
 from .interventions import Intervention, Run, check_stream, run_once, score_edits
 from .metrics import Metric, make_metric
 from .prefix_sharing import BATCH_TOKENS
@@ -129,7 +129,7 @@ def gradients_at(lm: LocalModel, base: Run, metric: Metric, sites: list[Site]) -
 
 def head_deltas(lm: LocalModel, pair: Pair, layer: int, n_tokens: int) -> Tensor:
     """How what each head of a layer adds to the stream at the last tokens would change, `[head, token, d_model]`."""
-    check_attention(lm, pair.base, layer)
+    added_by_attention(lm, pair.base, layer)  # which says where it cannot be told
     mixed = (pair.source.seen["heads", layer] - pair.base.seen["heads", layer])[-n_tokens:]
     changes = written_by_heads(lm, find_parts(lm).out_projection[layer], mixed).transpose(
         0, 1

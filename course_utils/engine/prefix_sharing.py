@@ -66,6 +66,7 @@ def score_variants(
         return score(precise(logits[None]))[0]
 
     length = variants.shape[1]
+    check_model(lm)
     begun = time.perf_counter()
     logits, prefix = run_base(lm, base, keep, length)
     seconds = time.perf_counter() - begun
@@ -149,9 +150,8 @@ def run_base(lm: LocalModel, ids: Tensor, keep: int, length: int) -> tuple[Tenso
         length: of the variants, which may be longer.
 
     Raises:
-        CourseError: the model is no decoder, or gives logits that are not finite.
+        CourseError: the model gives logits that are not finite.
     """
-    check_model(lm)
     sharing = can_share(lm, max(len(ids), length))
     logits, prefix = _run_sharing(lm, ids, keep) if sharing else (_run_whole(lm, ids, keep), [])
     return check_finite(lm, logits), prefix
@@ -176,7 +176,7 @@ def can_share(lm: LocalModel, length: int) -> bool:
     >>> can_share(lm, 100)
     True
     """
-    return not disturbed(lm.model) and holds(lm, "prefix sharing", lambda longer: _shares(lm, longer), length)
+    return not disturbed(lm.model) and holds(lm, "prefix sharing", _shares, length)
 
 
 def _shares(lm: LocalModel, length: int) -> bool:

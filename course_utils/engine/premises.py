@@ -8,10 +8,9 @@ as long as none of its modules is run in another way. Trials are of the model al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +22,10 @@ from ..models import LocalModel
 STATES = 16  # of a model that are remembered
 LENGTH = 8  # tokens of a trial whose outcome doesn't depend on length
 _ENCODER_WANTED = ("encoder_attn", "crossattention", "cross_attn", "cross_attention")  # what looks at an encoder
-_unembeds_whole: WeakSet[nn.Module] = WeakSet()  # models that do not take some positions alone, as they are now
 _known: WeakKeyDictionary[nn.Module, dict[Any, dict[str, Any]]] = WeakKeyDictionary()
+_latest: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()  # what was known when it was last asked for
+
+Trial = Callable[[LocalModel, int], bool]
 
 
 def facts(lm: LocalModel) -> dict[str, Any]:
@@ -35,10 +36,11 @@ def facts(lm: LocalModel) -> dict[str, Any]:
     known = _known.setdefault(lm.model, {})
     if len(known) > STATES:
         known.clear()
-    return known.setdefault(mark, {})
+    _latest[lm.model] = known.setdefault(mark, {})
+    return _latest[lm.model]
 
 
-def holds(lm: LocalModel, premise: str, trial: Callable[[int], bool], length: int = LENGTH) -> bool:
+def holds(lm: LocalModel, premise: str, trial: Trial, length: int = LENGTH) -> bool:
     """Whether a premise holds for inputs up to a length: tried on one at least as long (a power of two), and kept.
 
     Args:
@@ -47,7 +49,7 @@ def holds(lm: LocalModel, premise: str, trial: Callable[[int], bool], length: in
         trial: tries it on inputs of a length; what it raises is a no.
         length: in tokens.
 
-    >>> holds(lm, "nothing", lambda length: True)
+    >>> holds(lm, "nothing", lambda lm, length: True)
     True
     """
     known = facts(lm)
@@ -62,10 +64,16 @@ def holds(lm: LocalModel, premise: str, trial: Callable[[int], bool], length: in
     return bool(good >= length)
 
 
-def _tried(lm: LocalModel, trial: Callable[[int], bool], length: int) -> bool:
+def require(lm: LocalModel, premise: str, trial: Trial, complaint: str) -> None:
+    """Raise a CourseError with a complaint unless a premise holds, whatever the length."""
+    if not holds(lm, premise, trial):
+        raise CourseError(complaint)
+
+
+def _tried(lm: LocalModel, trial: Trial, length: int) -> bool:
     try:
         with torch.no_grad(), alone(lm.model):
-            return trial(length)
+            return trial(lm, length)
     except Exception:  # models raise what they like where they cannot do a thing
         return False
 
@@ -103,28 +111,21 @@ def close(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() <= share * expected.abs().max())
 
 
-@contextmanager
-def unembed_only(lm: LocalModel, rows: Tensor, positions: Tensor) -> Iterator[None]:
-    """Let only some positions through to the unembedding: logits come out as `[1, scored, vocabulary]`."""
-    head = lm.model.get_output_embeddings()
-    hook = head.register_forward_pre_hook(lambda module, args: (args[0][rows, positions][None],))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def logits_at(lm: LocalModel, rows: Tensor, positions: Tensor, /, **inputs: Any) -> Tensor:
     """The logits at some positions of a pass, `[scored, vocabulary]`; if the model allows it, no others are computed.
 
     >>> logits_at(lm, torch.tensor([0]), torch.tensor([-1]), input_ids=ids[None]).shape
     torch.Size([1, 49152])
     """
-    if lm.model in _unembeds_whole:
+    if _latest.get(lm.model, {}).get("unembeds whole"):
         logits: Tensor = lm.model(**inputs).logits
         return logits[rows, positions]
-    with unembed_only(lm, rows, positions):
+    head = lm.model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda module, args: (args[0][rows, positions][None],))
+    try:
         chosen: Tensor = lm.model(**inputs).logits[0]
+    finally:
+        hook.remove()
     return chosen
 
 
@@ -134,7 +135,7 @@ def can_batch(lm: LocalModel) -> bool:
     >>> can_batch(lm)
     True
     """
-    return holds(lm, "batches", lambda length: _batches(lm, length))
+    return holds(lm, "batches", _batches)
 
 
 def _batches(lm: LocalModel, length: int) -> bool:
@@ -149,10 +150,6 @@ def check_model(lm: LocalModel) -> None:
         CourseError: an encoder, a decoder without its encoder, a model in training mode, values that are not finite.
     """
     known = facts(lm)
-    if known.get("unembeds whole"):
-        _unembeds_whole.add(lm.model)
-    else:
-        _unembeds_whole.discard(lm.model)
     if "decoder" not in known:
         with torch.no_grad(), alone(lm.model):
             known["decoder"] = _complaint(lm)
@@ -170,10 +167,9 @@ def _complaint(lm: LocalModel) -> str:
         first = plain_logits(lm, ids[None])[0]
         if first.shape[:1] != ids.shape:
             raise ValueError(f"logits of shape {list(first.shape)} for {len(ids)} tokens")
-        if not _unembeds_in_part(lm, other, first):
-            facts(lm)["unembeds whole"] = True
-            _unembeds_whole.add(lm.model)
-        changed = plain_logits(lm, other[None])[0] if lm.model in _unembeds_whole else first
+        whole = not _unembeds_in_part(lm, other, first)
+        facts(lm)["unembeds whole"] = whole
+        changed = plain_logits(lm, other[None])[0] if whole else first
     except Exception as error:  # models raise what they like
         return (
             f"Expected a model that maps token ids to logits, got {name}, which does not on its own "

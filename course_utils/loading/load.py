@@ -81,18 +81,17 @@ def _folder(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
 def _gguf(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
-    path = Path(source.place, str(source.gguf_file))
-    parts = parts_of(read_gguf(path))
+    parts = parts_of(read_gguf(Path(source.place, str(source.gguf_file))))
+    gguf = parts[0]
     with tempfile.TemporaryDirectory(prefix="course-gguf-", ignore_cleanup_errors=True) as folder:
         if len(parts) > 1 or source.gguf_adapters:
-            config = AutoConfig.from_pretrained(path.parent, gguf_file=parts[0].path.name, local_files_only=True)
+            config = AutoConfig.from_pretrained(gguf.path.parent, gguf_file=gguf.path.name, local_files_only=True)
             fitting_dtype(config, wanted.device, wanted.dtype, source.place)  # before a large file is written
-            path = join(parts, map(read_gguf, source.gguf_adapters), Path(folder))
-        gguf = read_gguf(path)
-        where = {"gguf_file": path.name, "local_files_only": True}
-        config = _as_stated(AutoConfig.from_pretrained(path.parent, **where), gguf)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
-        model = _model(name, str(path.parent), config, wanted, **where)
+            gguf = read_gguf(join(parts, map(read_gguf, source.gguf_adapters), Path(folder)))
+        place, where = str(gguf.path.parent), {"gguf_file": gguf.path.name, "local_files_only": True}
+        config = _as_stated(AutoConfig.from_pretrained(place, **where), gguf)
+        tokenizer = AutoTokenizer.from_pretrained(place, **where)
+        model = _model(name, place, config, wanted, **where)
         check_gguf(name, model, gguf)
         rescale_rotary(model, gguf)
     return model, tokenizer
