@@ -54,14 +54,18 @@ def holds(lm: LocalModel, premise: str, trial: Trial, length: int = LENGTH) -> b
     """
     known = facts(lm)
     good, bad = known.setdefault(premise, (0, float("inf")))
+    if length <= good:
+        return True
     longer = LENGTH if length <= LENGTH else max(2 * LENGTH, 1 << (length - 1).bit_length())
     longer = max(length, min(longer, lm.context or longer))
     for size in (longer, length):  # a window may lie between the two
-        if good < length and size < bad:
+        if size < bad:
             held = _tried(lm, trial, size)
             good, bad = (size, bad) if held else (good, size)
             known[premise] = good, bad
-    return bool(good >= length)
+            if held:
+                return True
+    return False
 
 
 def require(lm: LocalModel, premise: str, trial: Trial, complaint: str) -> None:
