@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from .loading.devices import best_device, check_device
 from .loading.load import Wanted, load
 from .loading.others_hooks import disturbed
 from .loading.sources import DEFAULT, ask_hub, find, with_adapter
-from .prompts import Prompt, covering, encode, render_chat, sequence_strings
+from .prompts import Message, Prompt, covering, encode, render_chat, sequence_strings
 
 CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions", "n_ctx")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -93,27 +93,34 @@ class LocalModel:
         """Whether the model comes with a chat template."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    def chat(self, text: str, *, system: str | None = None) -> Prompt:
+    def chat(self, text: str | Sequence[Message], *, system: str | None = None) -> Prompt:
         r"""What the user typed, in the model's chat template, ready for the reply.
 
         Without `system` the model's own is used, or else the template decides: SmolLM2's puts in a system prompt
         that nobody typed.
 
+        Args:
+            text: what the user typed; or a chat so far, messages with a "role" and a "content", the last the user's.
+            system: the system prompt.
+
         Raises:
-            CourseError: nothing typed, no chat template, or longer than the model's context.
+            CourseError: nothing typed, no messages, no chat template, or longer than the model's context.
 
         >>> lm.chat("Hi").text  # doctest: +ELLIPSIS
         '<|im_start|>system\n...<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n'
         """
-        _check_text(text)
+        messages = _check_messages([{"role": "user", "content": text}] if isinstance(text, str) else text)
         if not self.is_chat:
             raise CourseError(
                 f"{self.name} has no chat template, so it is no chat model; "
                 "use lm.prompt(text), which takes the text as it stands."
             )
-        rendered, start, end = render_chat(
-            self.tokenizer, text, self.system if system is None else system, self.switches
-        )
+        if messages[0]["role"] != "system":
+            own = self.system if system is None else system
+            messages = [*([{"role": "system", "content": own}] if own is not None else []), *messages]
+        elif system is not None:
+            raise CourseError(f"Expected one system prompt, got one in the chat and system={system!r:.40}; drop one.")
+        rendered, start, end = render_chat(self.tokenizer, messages, self.switches)
         return self._prompt(rendered, start, end, special=False)
 
     def prompt(self, text: str) -> Prompt:
@@ -336,6 +343,23 @@ def _warn_of_ollama(name: str, unused: tuple[str, ...]) -> None:
         f"GGUF file: compare lm.chat('Hi').text with `ollama show {shown} --template`.",
         stacklevel=3,
     )
+
+
+def _check_messages(messages: Sequence[Message]) -> list[Message]:
+    """The messages of a chat; a sentence where they are none, or the last is not the user's."""
+    if not isinstance(messages, (list, tuple)):
+        _check_text(messages)  # type: ignore[arg-type]
+    listed: list[Message] = list(messages)
+    if not listed or not all(isinstance(m, Mapping) and m.keys() >= {"role", "content"} for m in listed):
+        raise CourseError(
+            'Expected text, or messages such as [{"role": "user", "content": "Hi"}], got '
+            f"{messages!r:.80}; give one of the two."
+        )
+    for message in listed:
+        _check_text(message["content"])
+    if listed[-1]["role"] != "user":
+        raise CourseError(f"Expected the last message to be the user's, got one of {listed[-1]['role']!r}; add a turn.")
+    return listed
 
 
 def _check_text(text: str) -> None:

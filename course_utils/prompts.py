@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"})
 _BROKEN, _LONGEST = "\ufffd", 8  # what decoders write for half a character; tokens that one group of them may span
 _PIECE = re.compile(r"\[(\d)/\d\]$")
+Message = Mapping[str, str]  # its "role" ("system", "user" or "assistant") and its "content"
 _PLACEHOLDER = "\ue000typed\ue001"  # private-use characters: no chat template contains or trims them
 
 
@@ -29,7 +30,7 @@ class Prompt:
         text: what the model reads, chat template included.
         input_ids: int64 `[1, token]`.
         tokens: one printable string a token (space as ·, newline as ↵).
-        user: the slice of the tokens that hold at least one character the user typed.
+        user: the slice of the tokens that hold at least one character the user typed (of a chat: in the last turn).
         offsets: where each token stands in `text`, as (start, end) in characters.
         typed: where the typed part stands in `text`; its first token may also hold a newline of the template's.
 
@@ -75,19 +76,17 @@ class Prompt:
 
 
 def render_chat(
-    tokenizer: Any, text: str, system: str | None, switches: Mapping[str, Any] | None = None
+    tokenizer: Any, messages: Sequence[Message], switches: Mapping[str, Any] | None = None
 ) -> tuple[str, int, int]:
-    """Fill a chat template with what a user typed; returns the text and where the typed part starts and ends in it.
+    """Fill a chat template with messages; returns the text and where the last of them, the user's, starts and ends.
 
     The place is found by filling the same template with a placeholder: what stands before it and after it is template.
     """
+    text = messages[-1]["content"]
 
     def fill(content: str) -> str:
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        messages.append({"role": "user", "content": content})
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **(switches or {}))
-        )
+        said = [*messages[:-1], {**messages[-1], "content": content}]
+        return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, **(switches or {})))
 
     try:
         rendered, (before, *after) = fill(text), fill(_PLACEHOLDER).split(_PLACEHOLDER)

@@ -548,6 +548,36 @@ def test_a_system_message_is_not_counted_as_typed(lm, text):
     assert prompt.tokens[prompt.user] == ["You"]
 
 
+def test_a_chat_so_far_is_read_whole_and_its_last_turn_counts_as_typed(lm):
+    said = [("user", "Hi."), ("assistant", "Hello!"), ("user", "How do I wash a car?")]
+    chat = [{"role": role, "content": text} for role, text in said]
+    prompt = lm.chat(chat)
+    assert prompt.text == lm.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert prompt.text[slice(*prompt.typed)] == "How do I wash a car?"
+    assert lm.chat(chat[2:]).text == lm.chat("How do I wash a car?").text
+    own = [{"role": "system", "content": "Be brief."}, *chat]
+    assert lm.chat(own).text == lm.chat(chat, system="Be brief.").text
+    assert lm.chat(own).text == replace(lm, system="Be long.").chat(own).text  # what the chat itself says counts
+    with pytest.raises(CourseError, match="Expected one system prompt"):
+        lm.chat(own, system="Be long.")
+
+
+@pytest.mark.parametrize(
+    ("messages", "sentence"),
+    [
+        ([], "Expected text, or messages"),
+        (["Hi"], "Expected text, or messages"),
+        ([{"role": "user"}], "Expected text, or messages"),
+        ([{"role": "user", "content": ""}], "Expected some text"),
+        ([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}], "to be the user's"),
+        ([{"role": "narrator", "content": "Hi"}, {"role": "narrator", "content": "Hi"}], "to be the user's"),
+    ],
+)
+def test_what_is_no_chat_is_told(lm, messages, sentence):
+    with pytest.raises(CourseError, match=sentence):
+        lm.chat(messages)
+
+
 @pytest.mark.quick
 def test_an_empty_system_message_takes_the_place_of_the_templates_own(lm):
     assert SYSTEM in lm.chat("Hi").text
