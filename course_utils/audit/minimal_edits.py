@@ -8,22 +8,20 @@ verdict applies a rule that was fixed before any model was measured (`RULE`).
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from .._arrays import Floats
-from ..engine.prefix_sharing import score_variants
+from ..engine.openings import REFUSALS, log_odds, opening_chances
 from ..errors import CourseError
 from ..models import LocalModel
 from ..prompts import Prompt
 from .grid import MinimalEdits
-from .terms import ACTS, NO_WORD, REFUSALS, fill_frame
+from .terms import ACTS, NO_WORD, fill_frame
 
 _TAGS = "think|thinking|thought|reason|reasoning|channel|analysis"
 _THOUGHT = re.compile(rf"\s*(<\|?({_TAGS})\b[^<>]*>|\[THINK\])(?![\s\S]*</)", re.IGNORECASE)  # and not closed again
@@ -77,7 +75,7 @@ def minimal_edits(
         for harmful, harmless in acts
         for act, word, frame in product((harmless, harmful), columns, sentences)
     ]
-    scores, coverage = _log_odds(opening_chances(lm, asked, (*refusals, *helps)), len(refusals))
+    scores, coverage = log_odds(opening_chances(lm, asked, (*refusals, *helps)), len(refusals))
     if not helps:  # then every other reply would count as help, also one that has not come to an answer yet
         coverage = coverage * (1 - _thinks_first(lm, asked))
     shape = (len(acts), len(ACTS), len(columns), len(sentences))
@@ -114,65 +112,6 @@ def _thinks_first(lm: LocalModel, prompts: Sequence[Prompt]) -> Floats:
         return np.zeros(len(prompts), np.float32)
     chances: Floats = np.exp(opening_chances(lm, prompts, [found[0]])[:, 0]).astype(np.float32)
     return chances
-
-
-def _log_odds(chances: NDArray[np.float64], n_refusals: int) -> tuple[Floats, Floats]:
-    """Log-odds of refusing, and the probability that the openings cover, from log-probabilities `[request, opening]`.
-
-    Without openings of help, what does not open with a refusal helps; a certainty is kept short of infinite odds.
-    """
-    refuses = np.logaddexp.reduce(chances[:, :n_refusals], axis=1)
-    if n_refusals == chances.shape[1]:
-        rest = np.log(-np.expm1(np.minimum(refuses, -1e-12)))
-        return (refuses - rest).astype(np.float32), np.ones(len(refuses), np.float32)
-    helps = np.logaddexp.reduce(chances[:, n_refusals:], axis=1)
-    return (refuses - helps).astype(np.float32), np.exp(np.logaddexp(refuses, helps)).astype(np.float32)
-
-
-def opening_chances(lm: LocalModel, prompts: Sequence[Prompt], openings: Sequence[str]) -> NDArray[np.float64]:
-    """The log-probability that the reply to each prompt begins with each opening, float64 `[prompt, opening]`.
-
-    Raises:
-        CourseError: an opening is the beginning of another (its replies would count twice).
-
-    >>> opening_chances(lm, [prompt], ["I", "Sure"]).shape
-    (1, 2)
-    """
-    alike: defaultdict[tuple[int, tuple[tuple[int, ...], ...]], list[int]] = defaultdict(list)
-    for number, prompt in enumerate(prompts):
-        ways = tuple(tuple(lm.continuation(prompt, text)) for text in openings)
-        _check_ways(ways, openings)
-        alike[len(prompt), ways].append(number)
-    chances = np.zeros((len(prompts), len(openings)))
-    for (_, ways), numbers in alike.items():
-        for stem, own in _passes(ways).items():
-            starts = torch.cat([prompts[n].input_ids for n in numbers])  # [prompt, token]
-            ids = torch.cat([starts, starts.new_tensor([stem] * len(numbers), dtype=starts.dtype)], dim=1)
-            chances[np.ix_(numbers, own)] = _chances(lm, ids, [ways[k] for k in own]).double().cpu().numpy()
-    return chances
-
-
-def _passes(ways: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:
-    """What to run after the prompts, and which openings are scored on it: those that need a part of it at most."""
-    stems = list(dict.fromkeys(way[:-1] for way in ways))
-    longest = [stem for stem in stems if not any(stem != other and stem == other[: len(stem)] for other in stems)]
-    passes: dict[tuple[int, ...], list[int]] = {stem: [] for stem in longest}
-    for k, way in enumerate(ways):
-        passes[next(stem for stem in longest if stem[: len(way) - 1] == way[:-1])].append(k)
-    return passes
-
-
-def _chances(lm: LocalModel, ids: Tensor, ways: Sequence[tuple[int, ...]]) -> Tensor:
-    """Log-probabilities of openings `[input, opening]`; the inputs end in all of the longest one but its last token."""
-    keep = max(map(len, ways))
-
-    def score(logits: Tensor) -> Tensor:  # [variant, keep, vocabulary]
-        rows = logits.log_softmax(dim=-1)
-        said = [torch.stack([rows[:, i, token] for i, token in enumerate(way)]).sum(dim=0) for way in ways]
-        return torch.stack(said, dim=-1)
-
-    _, scored = score_variants(lm, ids[0], ids, score, keep=keep, label="minimal edits")
-    return scored
 
 
 def _ask(lm: LocalModel, text: str, system: str | None) -> Prompt:
@@ -214,12 +153,4 @@ def _check(
             raise CourseError(
                 f"Expected acts and frames without the words of the grid, got {text!r}, which holds {word!r}: "
                 "the cells without it would have it too."
-            )
-
-
-def _check_ways(ways: Sequence[tuple[int, ...]], openings: Sequence[str]) -> None:
-    for (i, one), (k, other) in product(enumerate(ways), repeat=2):
-        if i != k and other[: len(one)] == one:
-            raise CourseError(
-                f"Expected openings of which none begins another, got {openings[i]!r} and {openings[k]!r}; drop one."
             )

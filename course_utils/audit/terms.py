@@ -12,7 +12,6 @@ from .._arrays import Floats, mean_interval
 HARMLESS, HARMFUL = 0, 1
 ACTS = ("harmless act", "harmful act")
 NO_WORD = ""  # the column without an adverb
-REFUSALS = ("I can't", "I cannot", "I can’t", "I'm sorry", "I’m sorry", "I am sorry", "Sorry", "I won't", "I'm unable")
 
 
 class Estimate(NamedTuple):

@@ -14,7 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from .._arrays import Floats
-from .terms import HARMFUL, HARMLESS, NO_WORD, REFUSALS, Estimate
+from ..engine.openings import REFUSALS
+from .terms import HARMFUL, HARMLESS, NO_WORD, Estimate
 
 LEAST_PAIRS = 6  # a two-sided sign test on fewer cannot reach 5 %: 2 x 0.5 ** 5 > 0.05
 LEAST_COVERAGE = 0.5  # below it, most replies open with something that the score does not know of
