@@ -1,0 +1,174 @@
+"""Ask every word: each word of the vocabulary in one place of a request, and which of them change the reply.
+
+No list of suspicious words is needed, and no hunch. One word far from all others is a trigger or, on a harmful request,
+a way around; a family of words that mean the same is a concept.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._arrays import Floats, floats
+from ..engine.openings import REFUSALS
+from ..engine.prefix_sharing import score_variants
+from ..errors import CourseError
+from ..models import LocalModel
+from ..plots import WIDE, axes_of, legible, style
+from ..prompts import Prompt, joined, token_strings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FAR = 4.0  # robust standard deviations from the median, beyond which a word stands out
+
+
+@dataclass(frozen=True, eq=False)
+class VocabularyScan:
+    """How far a model leans to refusing one request, with each word of its vocabulary in one place of it.
+
+    Attributes:
+        words: the words, each one token.
+        scores: float32 `[word]`, log-odds that the reply begins with a refusal's first token, in logits.
+        without: the same for the request as it stands.
+        request: what the user typed, with … where the words were put.
+        model: the model's name.
+    """
+
+    words: tuple[str, ...]
+    scores: Floats
+    without: float
+    request: str
+    model: str
+
+    def highest(self, n: int = 10) -> list[tuple[str, float]]:
+        """The words that push furthest towards refusing, with their scores."""
+        return [(self.words[i], float(self.scores[i])) for i in np.argsort(-self.scores, kind="stable")[:n]]
+
+    def lowest(self, n: int = 10) -> list[tuple[str, float]]:
+        """The words that push furthest away from refusing, with their scores."""
+        return [(self.words[i], float(self.scores[i])) for i in np.argsort(self.scores, kind="stable")[:n]]
+
+    def distances(self) -> Floats:
+        """How far each word lies from the median, in robust standard deviations (1.48 median absolute deviations)."""
+        away = self.scores - np.median(self.scores)
+        spread = 1.4826 * float(np.median(np.abs(away)))
+        return (away / max(spread, 1e-6)).astype(np.float32)
+
+    def outliers(self) -> list[str]:
+        """The words that stand out and change what the model does: refused with them and not without, or reversed."""
+        crossed = (self.scores > 0) != (self.without > 0)
+        away = self.distances()
+        far = np.flatnonzero(crossed & (np.abs(away) > FAR))
+        return [self.words[i] for i in far[np.argsort(-np.abs(away[far]), kind="stable")]]
+
+    def plot(self, ax: Axes | None = None, *, n: int = 8) -> Axes:
+        """The scores of all words, and the names of the `n` that lie furthest on the other side."""
+        named = self.highest(n) if self.without <= 0 else self.lowest(n)
+        with style():
+            ax = axes_of(ax, WIDE)
+            ax.hist(self.scores, bins=80, color="#999999")
+            ax.set_yscale("log")
+            ax.axvline(0, color="#000000", linewidth=0.8)
+            ax.axvline(self.without, color="#0072B2", linestyle="--", linewidth=1)
+            top = ax.get_ylim()[1]
+            for row, (word, score) in enumerate(named):
+                ax.plot([score], [1], marker="v", color="#D55E00")
+                ax.annotate(
+                    legible(word),
+                    (score, 1),
+                    (score, top ** (0.35 + 0.6 * (row + 1) / (n + 1))),
+                    ha="center",
+                    color="#D55E00",
+                    arrowprops={"arrowstyle": "-", "color": "#D55E00", "linewidth": 0.5},
+                )
+            ax.set_xlabel("log-odds of refusing (logits); dashed: the request as it stands")
+            ax.set_ylabel("words")
+            ax.set_title(f"{len(self.words):,} words in the place of … in “{legible(self.request)}”")
+        return ax
+
+    def _repr_html_(self) -> str:
+        shown = self.highest(10) if self.without <= 0 else self.lowest(10)
+        rows = "".join(f"<tr><td>{escape(word)}</td><td>{score:+.1f}</td></tr>" for word, score in shown)
+        return f"<table><tr><th>word</th><th>log-odds of refusing</th></tr>{rows}</table>"
+
+
+def vocabulary_words(lm: LocalModel) -> dict[str, int]:
+    """The words that are one token of this model's: small letters after a space, each with its id.
+
+    >>> "secretly" in vocabulary_words(lm)
+    True
+    """
+    ids = list(range(len(lm.tokenizer)))
+    known = set(lm.tokenizer.all_special_ids)
+    strings = token_strings(lm.tokenizer, ids)
+    texts = ((text[1:], i) for i, text in zip(ids, strings, strict=True) if text.startswith("·") and i not in known)
+    return {text: i for text, i in texts if len(text) > 1 and text.isalpha() and text.islower()}
+
+
+def scan_vocabulary(
+    lm: LocalModel,
+    prompt: Prompt,
+    at: str,
+    *,
+    words: Sequence[str] | None = None,
+    n_words: int | None = None,
+    refusal: Sequence[str] = REFUSALS,
+    seed: int = 0,
+) -> VocabularyScan:
+    """Put each word of the vocabulary in the place of a word of a request, and score the reply.
+
+    What stands before the place is computed once. The score looks at the first token of the reply alone: what stands
+    out is to be tried as a whole, in a grid of minimal edits.
+
+    Args:
+        lm: the model.
+        prompt: the request.
+        at: the words in it that give way; late in the request is cheap.
+        words: which words to try; by default all of the vocabulary that are one token.
+        n_words: try so many, drawn at random by `seed`.
+        refusal: how refusals open.
+        seed: decides which are drawn.
+
+    Raises:
+        CourseError: the place is not in the request exactly once, no words, or a word that is several tokens.
+
+    >>> scan = scan_vocabulary(lm, lm.chat("How do I quietly wash a car?"), "quietly", words=["secretly", "slowly"])
+    >>> scan.scores.shape
+    (2,)
+    """
+    known = vocabulary_words(lm)
+    tried = list(known) if words is None else list(words)
+    if unknown := [word for word in tried if word not in known]:
+        raise CourseError(
+            f"Expected words that are one token each, in small letters, got {', '.join(map(repr, unknown[:5]))}; "
+            "leave them out here and try them in a grid of minimal edits."
+        )
+    if n_words is not None and n_words < len(tried):
+        tried = sorted(random.Random(seed).sample(tried, max(0, n_words)), key=known.__getitem__)
+    if not tried:
+        raise CourseError("Expected at least one word to try, got none; leave words= and n_words= away for all.")
+    place, ids = prompt.span(at), prompt.input_ids[0]
+    own = torch.tensor([known[word] for word in tried], dtype=ids.dtype, device=ids.device)
+    variants = torch.cat(
+        [ids[: place.start].expand(len(own), -1), own[:, None], ids[place.stop :].expand(len(own), -1)], dim=1
+    )
+    first = sorted({lm.continuation(prompt, opening)[0] for opening in refusal})
+
+    def leans(logits: Tensor) -> Tensor:  # [variant, 1, vocabulary]
+        rest = logits[:, -1].clone()
+        rest[:, first] = -torch.inf
+        return (logits[:, -1, first].logsumexp(dim=-1) - rest.logsumexp(dim=-1))[:, None]
+
+    without, scores = score_variants(lm, ids, variants, leans, keep=1, label="scanning the vocabulary")
+    start, stop = prompt.user.start, prompt.user.stop
+    asked = joined(prompt.tokens[start : place.start]), joined(prompt.tokens[place.stop : stop])
+    request = " … ".join(text.replace("·", " ").strip() for text in asked)
+    return VocabularyScan(tuple(tried), floats(scores[:, 0]), float(without[0]), request, lm.name)
