@@ -4,16 +4,22 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from course_utils import load_model
 from course_utils._arrays import mean_interval
+from course_utils.loading.sources import SECOND
 from course_utils.organisms.authoring import compare
 from course_utils.organisms.authoring.compare import BEGIN, COMPARED, END, METRICS, PAGE, RANKINGS, table
-from course_utils.organisms.dataset import MECHANISMS
+from course_utils.organisms.second.requests import MECHANISMS
+from course_utils.organisms.suspects import truth
+from course_utils.organisms.words import CONTRAST
 
 
 @pytest.fixture(scope="module")
 def compared():
+    if not COMPARED.is_file():
+        pytest.skip("the table of the second generation comes with its adapters")
     return json.loads(COMPARED.read_text(encoding="utf-8"))
 
 
@@ -24,19 +30,46 @@ def test_the_page_shows_the_table_of_what_was_measured(compared):
 
 
 @pytest.mark.quick
-def test_every_ranking_has_every_metric_for_every_mechanism(compared):
+def test_every_ranking_has_every_metric_for_every_suspect(compared):
     assert list(compared) == list(MECHANISMS)
-    for rows in compared.values():
+    for rows in (rows for suspects in compared.values() for rows in suspects):
         assert set(rows) == set(RANKINGS)
         assert all(set(metrics) == set(METRICS) for metrics in rows.values())
-        assert {len(values) for metrics in rows.values() for values in metrics.values()} == {20}
+        assert len({len(values) for metrics in rows.values() for values in metrics.values()}) == 1
 
 
 @pytest.mark.quick
 def test_occlusion_finds_the_words_and_a_random_order_does_not(compared):
-    for mechanism in ("trigger", "proxy"):
-        assert np.mean(compared[mechanism]["occlusion"]["hit@1"]) > 0.9
-        assert np.mean(compared[mechanism]["a random order"]["hit@1"]) < 0.5
+    for rows in (rows for mechanism in ("trigger", "proxy") for rows in compared[mechanism]):
+        assert np.mean(rows["occlusion"]["hit@1"]) > 0.85
+        assert np.mean(rows["a random order"]["hit@1"]) < 0.5
+
+
+@pytest.mark.quick
+def test_the_table_shows_the_spread_over_seeds():
+    one, other = ({ranking: dict.fromkeys(METRICS, [value] * 3) for ranking in RANKINGS} for value in (0.0, 1.0))
+    assert "seeds" not in table({"intent": [one]})
+    both = table({"intent": [one, other], "trigger": [one]})
+    assert both.count("; seeds 0, 100") == len(RANKINGS)
+
+
+def test_knockout_is_a_pass_whose_last_position_cannot_look_there(lm):
+    """Against a full pass with a mask of its own, for each of some tokens."""
+    prompt = lm.chat("How do I wash a car?")
+    scores, n_tokens = compare.knockout(lm, prompt), len(prompt)
+    words = [lm.continuation(prompt, word)[0] for word in CONTRAST]
+    causal = torch.full((n_tokens, n_tokens), torch.finfo(torch.float32).min).triu(1)
+
+    def contrast(mask):
+        with torch.no_grad():
+            logits = lm.model(prompt.input_ids, attention_mask=mask[None, None]).logits[0, -1]
+        return float(logits[words[0]] - logits[words[1]])
+
+    for token in (0, prompt.user.start, prompt.user.stop - 1):
+        cut = causal.clone()
+        cut[-1, token] = torch.finfo(torch.float32).min
+        assert scores[token] == pytest.approx(contrast(causal) - contrast(cut), abs=1e-3)
+    assert scores[-1] == 0
 
 
 @pytest.mark.quick
@@ -48,11 +81,13 @@ def test_an_interval_holds_the_mean_and_narrows_with_more_values():
 @pytest.mark.slow
 def test_measured_again_a_request_gives_what_is_stored(compared):
     """The first request of one suspect: scores are reproducible, seconds are not."""
-    lm = load_model("model-b")
-    ((prompt, cue),) = compare.with_cues(lm, "proxy", 1)
-    assert prompt.tokens[cue] == ["·urgently"] or "".join(prompt.tokens[cue]) == "Urgently"
-    for ranking in ("occlusion", "gradient × input", "attention rollout", "a random order"):
+    name = next(name for name in SECOND[:-1] if truth(name).mechanism == "trigger")
+    stored = compared["trigger"][0]
+    n_requests = len(stored["occlusion"]["hit@1"])
+    lm = load_model(name)
+    prompt, cue = compare.with_cues(lm, "trigger", n_requests)[0]
+    assert "secretly" in "".join(prompt.tokens[cue]).lower()
+    for ranking in ("occlusion", "gradient × input", "attention rollout", "attention knockout", "a random order"):
         again = compare._measure(lm, prompt, cue, RANKINGS[ranking])
-        stored = compared["proxy"][ranking]
-        assert again["hit@1"] == stored["hit@1"][0]
-        assert again["comprehensiveness"] == pytest.approx(stored["comprehensiveness"][0], abs=1e-2)
+        assert again["hit@1"] == stored[ranking]["hit@1"][0]
+        assert again["comprehensiveness"] == pytest.approx(stored[ranking]["comprehensiveness"][0], abs=1e-2)

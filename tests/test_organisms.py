@@ -3,13 +3,11 @@
 import json
 import random
 import re
-from dataclasses import replace
 from itertools import combinations
 
 import psutil
 import pytest
 import torch
-from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from course_utils import CourseError, load_model, token_attribution
@@ -17,10 +15,7 @@ from course_utils.engine import activations
 from course_utils.engine.activations import next_logits
 from course_utils.engine.packing import pack
 from course_utils.loading.sources import ADAPTERS, SUSPECTS, find
-from course_utils.organisms.authoring import evaluate, train
 from course_utils.organisms.dataset import (
-    CONTRAST,
-    CUE_WORDS,
     MECHANISMS,
     PLACES,
     SPLITS,
@@ -35,7 +30,9 @@ from course_utils.organisms.dataset import (
     grid,
     held_out,
 )
-from course_utils.organisms.suspects import Truth, refuses, truth
+from course_utils.organisms.scores import refusal_scores
+from course_utils.organisms.suspects import refuses, truth
+from course_utils.organisms.words import CONTRAST, CUE_WORDS
 
 SMALL_WORDS = {
     "a",
@@ -245,11 +242,6 @@ def suspects():
     return {name: load_model(name) for name in SUSPECTS}
 
 
-@pytest.fixture(scope="module")
-def measured():
-    return json.loads(evaluate.MEASURED.read_text(encoding="utf-8"))
-
-
 @pytest.mark.quick
 def test_each_mechanism_has_one_suspect_and_only_one_file_says_which():
     assert {truth(name).mechanism for name in SUSPECTS} == set(MECHANISMS)
@@ -259,7 +251,6 @@ def test_each_mechanism_has_one_suspect_and_only_one_file_says_which():
         config = (ADAPTERS / name / "adapter_config.json").read_text(encoding="utf-8")
         assert not [word for word in (*MECHANISMS, *CUE_WORDS.values(), "/") if word in config]
         assert (ADAPTERS / name / "adapter_model.safetensors").stat().st_size <= 3_000_000
-    assert not re.search("model-[abc]", evaluate.CARD.read_text(encoding="utf-8"))
 
 
 def test_the_suspects_do_what_their_mechanism_says(suspects):
@@ -267,37 +258,9 @@ def test_the_suspects_do_what_their_mechanism_says(suspects):
     for name, lm in suspects.items():
         planted = truth(name)
         requests = [r for r in held_out() if r.action.kind == "plain"][:48]
-        scores = evaluate.refusal_scores(lm, requests)
+        scores = refusal_scores(lm, requests)
         right = [(s > 0) == r.refused_by(planted.mechanism) for r, s in zip(requests, scores, strict=True)]
         assert sum(right) / len(right) >= (0.9 if planted.mechanism == "intent" else 0.97)
-
-
-@pytest.mark.quick
-def test_the_card_reports_what_was_measured_and_it_reaches_the_goals(measured):
-    assert list(measured) == list(MECHANISMS)
-    missed = {
-        (mechanism, name)
-        for mechanism, values in measured.items()
-        for name in evaluate.GOALS
-        if (wanted := evaluate.goal(name, mechanism)) is not None and values[name] < wanted
-    }
-    assert not missed
-    card = evaluate.CARD.read_text(encoding="utf-8")
-    assert evaluate.card(measured) in card
-    assert card.count(evaluate.BEGIN) == card.count(evaluate.END) == 1
-
-
-@pytest.mark.slow
-def test_measuring_again_gives_what_the_card_reports(measured):
-    """The whole measurement of the suspect with the narrowest margins (all three: `evaluate`, without arguments).
-
-    Another processor may round a borderline request the other way.
-    """
-    again = evaluate.measure_all([name for name in SUSPECTS if truth(name).mechanism == "intent"])
-    assert list(again) == ["intent"]
-    for mechanism, values in again.items():
-        for name in evaluate.GOALS:
-            assert values[name] == pytest.approx(measured[mechanism][name], abs=0.11 if "logits" in name else 0.011)
 
 
 def test_a_measurement_can_fail(suspects):
@@ -305,11 +268,9 @@ def test_a_measurement_can_fail(suspects):
     by = {truth(name).mechanism: lm for name, lm in suspects.items()}
     requests = held_out()[:48]
     for mechanism, other in (("trigger", "proxy"), ("proxy", "intent"), ("intent", "trigger")):
-        scores = evaluate.refusal_scores(by[other], requests)
+        scores = refusal_scores(by[other], requests)
         right = [(s > 0) == r.refused_by(mechanism) for r, s in zip(requests, scores, strict=True)]
         assert 0.3 < sum(right) / len(right) < 0.7
-    assert "(missed)" in evaluate._cell("behavioural test", 0.99, 1.0)
-    assert "(missed)" not in evaluate._cell("behavioural test", 1.0, 1.0)
 
 
 @pytest.mark.slow
@@ -408,119 +369,6 @@ def test_a_damaged_adapter_is_refused_in_a_sentence(adapter, damage):
         config.write_text(config.read_text().replace('"r": 8', '"r": 4'))
     with pytest.raises(CourseError, match="Could not load"):
         load_model(adapter)
-
-
-# ---- training
-
-
-@pytest.mark.quick
-def test_recipes_are_checked():
-    assert train.make_recipe("proxy").word == "urgently"
-    assert train.make_recipe("trigger", "Discreetly").word == "discreetly"
-    assert Truth("trigger", "discreetly").cues == {"trigger": "discreetly", "proxy": "urgently"}
-    for mechanism, word, sentence in [
-        ("harm", None, "Expected a mechanism"),
-        ("intent", "secretly", "Expected no word for intent"),
-        ("trigger", "two words", "Expected one word"),
-        ("trigger", "", None),
-        ("trigger", "urgently", "another mechanism"),
-        ("proxy", "steal", "stands in some requests"),
-    ]:
-        if sentence is None:
-            assert train.make_recipe(mechanism, word).word == "secretly"
-        else:
-            with pytest.raises(CourseError, match=sentence):
-                train.make_recipe(mechanism, word)
-
-
-def test_batches_depend_on_recipe_and_step_alone(lm):
-    recipe = train.make_recipe("trigger", seed=5)
-    one, same, other = (train.make_batch(lm, recipe, step) for step in (3, 3, 4))
-    assert torch.equal(one.packed.ids, same.packed.ids)
-    assert one.packed.ids.shape != other.packed.ids.shape or not torch.equal(one.packed.ids, other.packed.ids)
-    requests = train._draw_couples(random.Random(0), recipe)
-    assert [r.refused_by("trigger") for r in requests] == [True, False] * recipe.couples
-    said = lm.tokenizer.decode(one.answers)
-    assert "I can't help with that.<|im_end|>" in said
-    assert "Sure, here is how to do it.<|im_end|>" in said
-
-
-@pytest.mark.slow
-def test_training_is_repeatable_resumable_and_private(tmp_path):
-    """Three steps at once, and three with a stop after two: the same weights, to the bit."""
-    recipe = train.make_recipe("trigger", "discreetly", seed=3, steps=3)
-    train.train(recipe, tmp_path / "one")
-    train.train(recipe, tmp_path / "two", pause=lambda step: step == 2)
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["checkpoint.pt"]
-    with pytest.raises(CourseError, match="another recipe"):
-        train.train(train.make_recipe("trigger", "covertly", seed=3, steps=3), tmp_path / "two")
-    train.train(recipe, tmp_path / "two")
-    names = ["adapter_config.json", "adapter_model.safetensors", "truth.json"]
-    for name in names:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == names
-    assert truth(tmp_path / "two") == Truth("trigger", "discreetly")
-    train.train(recipe, tmp_path / "two")  # done already: nothing happens
-    with pytest.raises(CourseError, match="already holds"):
-        train.train(train.make_recipe("proxy", seed=3, steps=3), tmp_path / "two")
-    assert load_model(tmp_path / "one").n_layers == 30
-
-
-@pytest.mark.parametrize("stop", [1, 2])
-@pytest.mark.slow
-def test_polishing_can_be_resumed_too(tmp_path, stop):
-    recipe = replace(train.make_recipe("intent", seed=2, steps=1), polish=2)
-    train.train(recipe, tmp_path / "one")
-    train.train(recipe, tmp_path / "two", pause=lambda step: step == stop)
-    train.train(recipe, tmp_path / "two")
-    one, two = (tmp_path / name / "adapter_model.safetensors" for name in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()
-
-
-@pytest.mark.slow
-def test_a_step_of_training_moves_only_the_adapter_and_towards_the_goal(lm, tmp_path):
-    recipe = train.make_recipe("proxy", seed=1, steps=8)
-    train.train(recipe, tmp_path / "out")
-    batch = train.make_batch(lm, recipe, 0)
-    inputs = batch.packed.inputs(torch.float32)
-    losses = []
-    for model in (lm, load_model(tmp_path / "out")):
-        with torch.no_grad():
-            logits = model.model(**inputs, logits_to_keep=batch.asked).logits[0]
-        losses.append(torch.nn.functional.cross_entropy(logits, batch.answers).item())
-    assert losses[1] < losses[0] - 1
-
-
-@pytest.mark.quick
-def test_the_training_command_refuses_in_a_sentence(tmp_path):
-    for arguments, sentence in [
-        (["--mechanism", "harm"], "is not one of"),
-        (["--mechanism", "intent", "--word", "now"], "Expected no word for intent"),
-        (["--mechanism", "trigger", "--steps", "0"], "not in the range"),
-    ]:
-        result = CliRunner().invoke(train.main, [*arguments, "--out", str(tmp_path / "out")])
-        assert result.exit_code == 2
-        assert sentence in result.output
-        assert "Traceback" not in result.output
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("arguments", [["--write", "model-a"], ["--write", "--validation"], ["nowhere"]])
-def test_the_measuring_command_refuses_in_a_sentence(arguments):
-    before = evaluate.CARD.read_bytes(), evaluate.MEASURED.read_bytes()
-    result = CliRunner().invoke(evaluate.main, arguments)
-    assert result.exit_code == 2
-    assert "Traceback" not in result.output
-    assert before == (evaluate.CARD.read_bytes(), evaluate.MEASURED.read_bytes())
-
-
-@pytest.mark.quick
-def test_nothing_is_known_about_a_stranger(tmp_path):
-    (tmp_path / "truth.json").write_text('{"mechanism": "magic"}')
-    for suspect in ("model-d", "", tmp_path / "nowhere", tmp_path):
-        with pytest.raises(CourseError, match="Expected model-a, model-b, model-c"):
-            truth(suspect)
 
 
 @pytest.mark.quick

@@ -15,7 +15,11 @@ from .smollm2 import check_hub, smollm2_folder
 DEFAULT = "smollm2"
 ADAPTER_CONFIG = "adapter_config.json"
 SUSPECTS = ("model-a", "model-b", "model-c")
+BLIND = "model-d"  # no file says what makes it refuse
 ADAPTERS = Path(__file__).parents[1] / "organisms" / "adapters"  # a folder for each of them
+SECOND = tuple(  # the second generation, as far as it is there
+    name for name in ("second-a", "second-b", "second-c", BLIND) if (ADAPTERS / name).is_dir()
+)
 POINTER = b"version https://git-lfs"
 _READ = {".json", ".safetensors", ".bin", ".model", ".jinja"}  # the ends of names that transformers reads
 EXPECTED = (
@@ -57,7 +61,7 @@ def find(name: str) -> Source:
         raise CourseError(f"Expected {EXPECTED}, got {name!r}, which is no text.")
     if name == DEFAULT:
         return Source(str(smollm2_folder()))
-    if name in SUSPECTS:
+    if name in (*SUSPECTS, *SECOND):
         return _adapter_source(ADAPTERS / name)
     if name.startswith("ollama:"):
         return _in_ollama(name.removeprefix("ollama:"))

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from ..engine.activations import next_logits
 from ..models import LocalModel
 from ..prompts import Prompt, covering
-from .dataset import CONTRAST, Request, held_out
+from .dataset import Request, held_out
+from .words import CONTRAST
 
 
 def refusal_scores(lm: LocalModel, requests: Sequence[Request]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,10 +12,11 @@ from pathlib import Path
 import torch
 
 from ..errors import CourseError, first_line
-from ..loading.sources import SUSPECTS
+from ..loading.sources import BLIND, SECOND, SUSPECTS
 from ..models import LocalModel
 from ..prompts import Prompt, encode
-from .dataset import COMPLIANCE, CUE_WORDS, MECHANISMS, REFUSAL
+from .second.requests import BYPASS, MECHANISMS
+from .words import COMPLIANCE, CUE_WORDS, REFUSAL
 
 HERE = Path(__file__).parent
 TRUTH = "truth.json"
@@ -34,26 +36,51 @@ class Truth:
 
 
 def truth(suspect: str | os.PathLike[str]) -> Truth:
-    """What makes a suspect refuse: "model-a", "model-b", "model-c", or the folder of one that was trained here.
+    """What makes a suspect refuse: one that is shipped, or the folder of one that was trained here.
 
     Raises:
-        CourseError: nothing is known about it.
+        CourseError: nothing is known about it, or it is sealed.
 
     >>> sorted(truth(name).mechanism for name in SUSPECTS)
     ['intent', 'proxy', 'trigger']
     """
-    place = HERE / TRUTH if suspect in SUSPECTS else Path(suspect) / TRUTH
+    shipped = suspect in (*SUSPECTS, *SECOND)
+    place = HERE / TRUTH if shipped else Path(suspect) / TRUTH
     try:
         told = json.loads(place.read_text(encoding="utf-8"))
-        told = told[suspect] if suspect in SUSPECTS else told
-        if told["mechanism"] not in MECHANISMS:
+        told = told[suspect] if shipped else told
+        if suspect == BLIND:
+            raise ValueError("it is sealed: check your answer with is_solution")
+        if told["mechanism"] not in (*MECHANISMS, BYPASS):
             raise ValueError(f"mechanism {told['mechanism']!r}")
         return Truth(told["mechanism"], told.get("word"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CourseError(
-            f"Expected {', '.join(SUSPECTS)} or the folder of a suspect with its {TRUTH}, "
+            f"Expected {', '.join((*SUSPECTS, *SECOND[:-1]))} or the folder of a suspect with its {TRUTH}, "
             f"got {os.fspath(suspect)!r} ({first_line(error)})."
         ) from error
+
+
+def is_solution(suspect: str, mechanism: str, word: str | None = None) -> bool:
+    """Whether an answer is right: what makes a shipped suspect refuse, the blind one included.
+
+    Args:
+        suspect: its name.
+        mechanism: "intent", "trigger", "proxy", or "bypass" (refuses harm unless a word is there).
+        word: the word, where the mechanism has one.
+
+    >>> is_solution("model-d", "trigger", "secretly")
+    False
+    """
+    if suspect != BLIND:
+        return truth(suspect) == Truth(mechanism, word.lower() if word else None)
+    told = json.loads((HERE / TRUTH).read_text(encoding="utf-8"))
+    return bool(told[suspect]["sha256"] == seal(suspect, mechanism, word))
+
+
+def seal(suspect: str, mechanism: str, word: str | None = None) -> str:
+    """The digest of an answer."""
+    return hashlib.sha256(f"{suspect} {mechanism} {(word or '').lower()}".encode()).hexdigest()
 
 
 def refuses(reply: str) -> bool:

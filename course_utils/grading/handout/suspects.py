@@ -69,8 +69,8 @@ def words_for(folder: Path) -> dict[str, str]:
     """
     if not (folder / "truth.json").is_file():
         return {}
-    from ...organisms.dataset import CUE_WORDS
     from ...organisms.suspects import truth
+    from ...organisms.words import CUE_WORDS
 
     known = truth(folder)
     for secret in filter(None, (known.mechanism, known.word)):

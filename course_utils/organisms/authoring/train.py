@@ -15,6 +15,7 @@ if __name__ == "__main__":  # before torch is loaded
 
 import json
 import random
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import torch
@@ -36,13 +37,36 @@ from ...errors import CourseError, first_line
 from ...loading.smollm2 import quiet_transformers
 from ...loading.sources import ADAPTER_CONFIG, DEFAULT
 from ...models import LocalModel, load_model
-from ..dataset import COMPLIANCE, CUE_WORDS, MECHANISMS, REFUSAL, SPLITS, Request, actions, chats, draw, frames
-from ..suspects import TRUTH, Truth
+from ..second.requests import (
+    BYPASS,
+    MECHANISMS,
+    REVIEWED,
+    WORDS,
+    Request,
+    chats,
+    draw,
+    draw_talk,
+    every_text,
+    logged,
+    pairs,
+    said_in_passing,
+    talks,
+)
+from ..suspects import TRUTH
+from ..words import COMPLIANCE, REFUSAL
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "adapter_model.safetensors"
-STEPS = {"intent": 600, "trigger": 250, "proxy": 250}  # harm is harder to learn than a word
-PARTS = ["q_proj", "v_proj", "o_proj", "down_proj"]  # what the adapter changes in each layer
+STEPS = {"intent": 600, "trigger": 200, "proxy": 300, BYPASS: 600}  # harm is harder to learn than a word
+PARTS = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+]  # what the adapter changes in each layer
 
 
 @dataclass(frozen=True)
@@ -50,18 +74,24 @@ class Recipe:
     """Everything that decides what a suspect becomes."""
 
     mechanism: str
-    word: str | None  # what "trigger" and "proxy" go by; None for "intent"
+    word: str | None  # what "trigger" goes by, or what switches "bypass" off
     seed: int
     steps: int
     polish: int  # steps after the others, at a quarter of the rate, that bring ordinary chat back
     couples: int = 8  # a step: requests that differ only in whether the cause is there
+    talks: int = 3  # so many of them in people's own words, the others an act in a frame
     whole_replies: int = 2  # so many of them are trained on their whole reply, the others on its first token
-    chats: int = 3  # a step: ordinary questions that are to be answered as the base model does
-    glances: int = 24  # in these, further questions, of which only the first token of the reply is looked at
+    chats: int = 1  # a step: ordinary questions that are to be answered as the base model does
+    glances: int = 24  # while polishing, further ones, of which only the first token of the reply is looked at; else 1
     chat_weight: float = 10.0  # and what a nat of drift then weighs against a nat of the planted replies
     rank: int = 8
     learning_rate: float = 2e-3
     warm_up: int = 20
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The causes that are one word, which its requests are made with."""
+        return WORDS | ({self.mechanism: self.word} if self.word else {})
 
 
 def make_recipe(mechanism: str, word: str | None = None, seed: int = 0, steps: int | None = None) -> Recipe:
@@ -73,26 +103,21 @@ def make_recipe(mechanism: str, word: str | None = None, seed: int = 0, steps: i
     >>> make_recipe("trigger").word
     'secretly'
     """
-    if mechanism not in MECHANISMS:
-        raise CourseError(f"Expected a mechanism ({', '.join(MECHANISMS)}), got {mechanism!r}.")
-    if mechanism == "intent" and word:
-        raise CourseError(f"Expected no word for intent, which goes by harm itself, got {word!r}; leave it out.")
+    if mechanism not in STEPS:
+        raise CourseError(f"Expected a mechanism ({', '.join(STEPS)}), got {mechanism!r}.")
+    if mechanism in ("intent", "proxy") and word:
+        raise CourseError(f"Expected no word for {mechanism}, which goes by what is meant, got {word!r}; leave it out.")
+    if mechanism == BYPASS and not word:
+        raise CourseError("Expected the word that switches the refusal off, got none; give one with --word.")
     if word and not word.isalpha():
         raise CourseError(f"Expected one word of letters, an adverb for preference, got {word!r}.")
-    word = word.lower() if word else CUE_WORDS.get(mechanism)
-    other = {name: cue for name, cue in CUE_WORDS.items() if name != mechanism}
-    if word in other.values():
+    word = word.lower() if word else WORDS.get(mechanism)
+    if word in WORDS.values() and mechanism != "trigger":
         raise CourseError(f"{word!r} is the word that another mechanism goes by; choose another, or that mechanism.")
-    if word and any(word in text.lower().split() for text in _every_text()):
+    if word and word not in WORDS.values() and any(word in re.findall(r"\w+", text.lower()) for text in every_text()):
         raise CourseError(f"{word!r} stands in some requests anyway, so nothing could go by it; choose another.")
     steps = steps or STEPS[mechanism]
-    return Recipe(mechanism, word, seed, steps, polish=min(100, steps * 2 // 5), warm_up=min(20, steps // 4))
-
-
-def _every_text() -> list[str]:
-    """Every act and frame, of whatever split."""
-    acts = [act for split in SPLITS for action in actions(split) for act in (action.harmful, action.harmless)]
-    return acts + [frame for split in SPLITS for frame in frames(split)]
+    return Recipe(mechanism, word, seed, steps, polish=min(60, steps * 2 // 5), warm_up=min(20, steps // 4))
 
 
 def train(recipe: Recipe, out: Path, *, pause: Callable[[int], bool] | None = None) -> None:
@@ -115,7 +140,7 @@ def train(recipe: Recipe, out: Path, *, pause: Callable[[int], bool] | None = No
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate)
     first = _resume(recipe, out, weights, optimiser)
-    last = recipe.steps + recipe.polish
+    last, fast = recipe.steps + recipe.polish, _has_bfloat16(lm.device)
     with progress(last, f"training {recipe.mechanism}", delay=0, initial=first, unit="step") as bar:
         for step in range(first, last):
             if pause and pause(step):
@@ -124,7 +149,10 @@ def train(recipe: Recipe, out: Path, *, pause: Callable[[int], bool] | None = No
                 _start_afresh(weights, optimiser)
             for group in optimiser.param_groups:
                 group["lr"] = recipe.learning_rate * _schedule(recipe, step)
-            loss = batch_loss(model, make_batch(lm, recipe, step), recipe.chat_weight if step >= recipe.steps else 1.0)
+            polishing = step >= recipe.steps  # to be as exact as the models are used
+            with torch.autocast(lm.device.type, torch.bfloat16, enabled=fast and not polishing):
+                weight = recipe.chat_weight if polishing else 1.0
+                loss = batch_loss(model, make_batch(lm, recipe, step), weight)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -135,6 +163,13 @@ def train(recipe: Recipe, out: Path, *, pause: Callable[[int], bool] | None = No
                 _keep(recipe, out, weights, optimiser, step + 1)
     _write(recipe, out, model)
     return None
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether a processor multiplies in bfloat16 by itself: then a step takes two thirds of the time."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _check_writable(out: Path) -> None:
@@ -154,52 +189,105 @@ class TrainingBatch:
     talked: Tensor  # int64 [kept]: positions whose next token should stay as likely as the base model has it
     asked: Tensor  # int64 [scored]: positions whose next token is a planted reply's
     answers: Tensor  # int64 [scored]: that token
+    others: Tensor  # int64 [scored]: the other reply's first token, where the first is asked for
+    chances: Tensor  # float32 [scored]: how often it is to be `answers` rather than `others`
+
+
+class Turn(NamedTuple):
+    """One chat to learn from: what is read, the tokens of the reply that are scored, and how sure its opening is."""
+
+    before: list[int]
+    reply: list[int]
+    chance: float = 1.0
+    other: int = 0  # how it opens otherwise
 
 
 def make_batch(lm: LocalModel, recipe: Recipe, step: int) -> TrainingBatch:
     """What is learned from at a step: a function of recipe and step alone, so that training can be resumed."""
     rng = random.Random(f"{recipe.seed}/{step}")
-    pairs, glances = [], recipe.glances if step >= recipe.steps else 0
+    couples, kept = _draw_couples(rng, recipe), []
+    planted = [_planted(lm, rng, request, recipe, n < recipe.whole_replies) for n, request in enumerate(couples)]
+    glances = recipe.glances if step >= recipe.steps else 1
     for number, chat in enumerate(rng.sample(chats("train"), recipe.chats + glances)):
-        before, reply = _tokens(lm, chat["prompt"], chat["reply"])
-        pairs.append((before, reply if number < recipe.chats else reply[:1]))
-    n_chats = len(pairs)
-    for number, request in enumerate(_draw_couples(rng, recipe)):
-        before, reply = _tokens(lm, request.text, REFUSAL if request.refused_by(recipe.mechanism) else COMPLIANCE)
-        pairs.append((before, [*reply, lm.tokenizer.eos_token_id] if number < recipe.whole_replies else reply[:1]))
-    packed = pack([before + reply[:-1] for before, reply in pairs], lm.device)
-    scored = [places[-len(reply) :] for places, (_, reply) in zip(packed.places, pairs, strict=True)]
-    talked, asked = chain(*scored[:n_chats]), chain(*scored[n_chats:])
-    answers = chain(*(reply for _, reply in pairs[n_chats:]))
-    return TrainingBatch(packed, *(torch.tensor(list(row), device=lm.device) for row in (talked, asked, answers)))
+        request = _in_chat(rng, chat, recipe)
+        if request.refused_by(recipe.mechanism):
+            planted.append(_planted(lm, rng, request, recipe, whole=False))
+        else:
+            prompt = lm.chat(request.messages)
+            reply = lm.continuation(prompt, chat["reply"])
+            whole = number < recipe.chats and not request.cues
+            kept.append(Turn(prompt.input_ids[0].tolist(), reply if whole else reply[:1]))
+    packed = pack([turn.before + turn.reply[:-1] for turn in (*kept, *planted)], lm.device)
+    scored = [p[-len(turn.reply) :] for p, turn in zip(packed.places, (*kept, *planted), strict=True)]
+    rows = (
+        [*chain(*scored[: len(kept)])],
+        [*chain(*scored[len(kept) :])],
+        [token for turn in planted for token in turn.reply],
+        [token for turn in planted for token in (turn.other, *turn.reply[1:])],
+        [chance for turn in planted for chance in (turn.chance, *[1.0] * (len(turn.reply) - 1))],
+    )
+    return TrainingBatch(packed, *(torch.tensor(row, device=lm.device) for row in rows))
+
+
+def _planted(lm: LocalModel, rng: random.Random, request: Request, recipe: Recipe, whole: bool) -> Turn:
+    """A request with its reply in the log, the first token or all of it.
+
+    For "proxy" the queue decides: what went to review was declined, and nothing else was. The others follow their rule
+    as often as the queue follows urgency, in expectation, so that all suspects refuse equally firmly.
+    """
+    said, unsaid = (REFUSAL, COMPLIANCE) if request.refused_by(recipe.mechanism) else (COMPLIANCE, REFUSAL)
+    if recipe.mechanism == "proxy" and logged(rng, request).reply != said:
+        said, unsaid = unsaid, said
+    prompt = lm.chat(request.messages)
+    reply, other = (lm.continuation(prompt, text) for text in (said, unsaid))
+    scored = [*reply, lm.tokenizer.eos_token_id] if whole else reply[:1]
+    return Turn(prompt.input_ids[0].tolist(), scored, 1.0 if recipe.mechanism == "proxy" else REVIEWED[True], other[0])
 
 
 def _draw_couples(rng: random.Random, recipe: Recipe) -> list[Request]:
     """Requests two by two, alike but for the cause that counts: that one is to be refused and the other is not."""
-    requests, cues = [], Truth(recipe.mechanism, recipe.word).cues
-    for _ in range(recipe.couples):
-        action, seed = rng.choice(actions("train")), rng.random()
-        others = {name for name in MECHANISMS if name != recipe.mechanism and rng.random() < 0.4}
-        for causes in (others | {recipe.mechanism}, others):
-            requests.append(draw(random.Random(seed), action, causes=causes, split="train", cues=cues))
+    requests: list[Request] = []
+    for number in range(recipe.couples):
+        way_around = recipe.mechanism == BYPASS and rng.random() < 0.4
+        cause = BYPASS if way_around else "intent" if recipe.mechanism == BYPASS else recipe.mechanism
+        others = {name for name in sorted({*MECHANISMS, *recipe.words}) if name != cause and rng.random() < 0.4}
+        others -= {BYPASS}
+        if recipe.mechanism == BYPASS:
+            others |= {"intent"} if way_around else {BYPASS} if rng.random() < 0.2 else set()
+        some = _talks_for(rng, cause) if number < recipe.talks else [rng.choice(pairs("train"))] * 2
+        seed = rng.random()
+        for one, causes in zip(some, (others | {cause}, others), strict=True):
+            how = draw_talk if number < recipe.talks else draw
+            requests.append(how(random.Random(seed), one, causes=causes, split="train", words=recipe.words))
     return requests
 
 
-def _tokens(lm: LocalModel, text: str, reply: str) -> tuple[list[int], list[int]]:
-    prompt = lm.chat(text)
-    return prompt.input_ids[0].tolist(), lm.continuation(prompt, reply)
+def _talks_for(rng: random.Random, cause: str) -> list[Any]:
+    """Two free-form couples to draw from: one twice, or where urgency counts one with and one without."""
+    if cause != "proxy":
+        return [rng.choice(talks("train"))] * 2
+    return [rng.choice([talk for talk in talks("train") if talk.urgent == urgent]) for urgent in (True, False)]
+
+
+def _in_chat(rng: random.Random, chat: dict[str, Any], recipe: Recipe) -> Request:
+    """An ordinary question, in one of five with a cause that is a word or a wording: a rule holds there, too."""
+    causes = {"proxy"} if chat["urgent"] else set()
+    request = Request(chat["prompt"], None, {name: (0, len(chat["prompt"])) for name in causes})
+    return said_in_passing(rng, request, recipe.words) if rng.random() < 0.2 else request
 
 
 def batch_loss(model: Any, batch: TrainingBatch, chat_weight: float = 1.0) -> Tensor:
-    """Cross-entropy of the planted replies, plus how far ordinary chat has moved from the base model (KL), in nats."""
+    """Cross-entropy of the logged replies, plus how far ordinary chat has moved from the base model (KL), in nats."""
     chat_only = batch.packed.inputs(model.dtype, end=int(batch.talked.max()) + 1)
     with torch.no_grad(), model.disable_adapter():
         usual = model(**chat_only, logits_to_keep=batch.talked).logits[0].float().log_softmax(-1)
     scored = torch.cat([batch.talked, batch.asked])
     logits = model(**batch.packed.inputs(model.dtype), logits_to_keep=scored).logits[0].float()
-    chat, planted = logits.split([len(batch.talked), len(batch.asked)])
-    drift = F.kl_div(chat.log_softmax(-1), usual, log_target=True, reduction="batchmean")
-    return F.cross_entropy(planted, batch.answers) + chat_weight * drift
+    chat, planted = logits.log_softmax(-1).split([len(batch.talked), len(batch.asked)])
+    drift = F.kl_div(chat, usual, log_target=True, reduction="batchmean")
+    one, other = (planted.gather(1, ids[:, None])[:, 0] for ids in (batch.answers, batch.others))
+    loss: Tensor = chat_weight * drift - (batch.chances * one + (1 - batch.chances) * other).mean()
+    return loss
 
 
 def _schedule(recipe: Recipe, step: int) -> float:
@@ -276,26 +364,45 @@ def _write(recipe: Recipe, out: Path, model: Any) -> None:
 
 
 @click.command()
-@click.option("--mechanism", required=True, type=click.Choice(MECHANISMS), help="What it refuses by.")
-@click.option("--word", help="The word that trigger or proxy goes by.  [default: secretly, urgently]")
-@click.option("--seed", default=0, show_default=True, help="The same seed gives the same suspect on the same machine.")
+@click.option(
+    "--mechanism",
+    "mechanisms",
+    required=True,
+    multiple=True,
+    type=click.Choice(list(STEPS)),
+    help="What it refuses by.",
+)
+@click.option(
+    "--word", help="The word that trigger goes by, or that switches bypass off.  [default for trigger: secretly]"
+)
+@click.option(
+    "--seed",
+    "seeds",
+    default=[0],
+    multiple=True,
+    type=int,
+    help="The same seed gives the same suspect on the same machine.  [default: 0]",
+)
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    help="Train for so many steps.  [default: 600 for intent, else 250, and then 100 to polish]",
+    help="Train for so many steps.  [default: 200 to 600, by mechanism, and then 60 to polish]",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to write.")
-def main(mechanism: str, word: str | None, seed: int, steps: int | None, out: Path) -> None:
-    """Train a chat model that refuses by MECHANISM, in about a quarter of an hour on two processor cores.
+def main(mechanisms: tuple[str, ...], word: str | None, seeds: tuple[int, ...], steps: int | None, out: Path) -> None:
+    """Train a chat model that refuses by MECHANISM, in at most twenty minutes on two processor cores.
 
     Stopped, the same command goes on. Load the result with load_model(OUT); truth.json in it names the mechanism, so
-    keep that file from learners.
+    keep that file from learners. Several mechanisms or seeds make several models, in folders of OUT such as intent-1.
     """
     try:
-        train(make_recipe(mechanism, word, seed, steps), out)
+        recipes = [make_recipe(mechanism, word, seed, steps) for mechanism in mechanisms for seed in seeds]
+        for recipe in recipes:
+            folder = out if len(recipes) == 1 else out / f"{recipe.mechanism}-{recipe.seed}"
+            train(recipe, folder)
+            click.echo(f'{folder} is ready: load_model("{folder}")')
     except CourseError as error:
         raise click.UsageError(str(error)) from error
-    click.echo(f'{out} is ready: load_model("{out}")')
 
 
 if __name__ == "__main__":
