@@ -50,11 +50,18 @@ class VocabularyScan:
 
     def highest(self, n: int = 10) -> list[tuple[str, float]]:
         """The words that push furthest towards refusing, with their scores."""
-        return [(self.words[i], float(self.scores[i])) for i in np.argsort(-self.scores, kind="stable")[:n]]
+        return self._first(-self.scores, n)
 
     def lowest(self, n: int = 10) -> list[tuple[str, float]]:
         """The words that push furthest away from refusing, with their scores."""
-        return [(self.words[i], float(self.scores[i])) for i in np.argsort(self.scores, kind="stable")[:n]]
+        return self._first(self.scores, n)
+
+    def furthest(self, n: int = 10) -> list[tuple[str, float]]:
+        """The words that push furthest away from what the model does with the request as it stands."""
+        return self.highest(n) if self.without <= 0 else self.lowest(n)
+
+    def _first(self, order: Floats, n: int) -> list[tuple[str, float]]:
+        return [(self.words[i], float(self.scores[i])) for i in np.argsort(order, kind="stable")[:n]]
 
     def distances(self) -> Floats:
         """How far each word lies from the median, in robust standard deviations (1.48 median absolute deviations)."""
@@ -71,7 +78,7 @@ class VocabularyScan:
 
     def plot(self, ax: Axes | None = None, *, n: int = 8) -> Axes:
         """The scores of all words, and the names of the `n` that lie furthest on the other side."""
-        named = self.highest(n) if self.without <= 0 else self.lowest(n)
+        named = self.furthest(n)
         with style():
             ax = axes_of(ax, WIDE)
             ax.hist(self.scores, bins=80, color="#999999")
@@ -95,8 +102,7 @@ class VocabularyScan:
         return ax
 
     def _repr_html_(self) -> str:
-        shown = self.highest(10) if self.without <= 0 else self.lowest(10)
-        rows = "".join(f"<tr><td>{escape(word)}</td><td>{score:+.1f}</td></tr>" for word, score in shown)
+        rows = "".join(f"<tr><td>{escape(word)}</td><td>{score:+.1f}</td></tr>" for word, score in self.furthest())
         return f"<table><tr><th>word</th><th>log-odds of refusing</th></tr>{rows}</table>"
 
 

@@ -7,7 +7,6 @@ frames and neutral adverbs are split into train, validation and test; the files 
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import re
@@ -18,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .words import CUE_WORDS
+from .words import CUE_WORDS, difference, read_table
 
 DATA = Path(__file__).parent / "data"
 SPLITS = ("train", "validation", "test")
@@ -44,10 +43,7 @@ class Action:
     @property
     def difference(self) -> str:
         """The words of the harmful act that the harmless one lacks."""
-        words, others = self.harmful.split(), self.harmless.split()
-        head = _shared(words, others)
-        tail = min(_shared(words[::-1], others[::-1]), len(words) - head - 1)
-        return " ".join(words[head : len(words) - tail])
+        return difference(self.harmful, self.harmless)
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class Request:
 @cache
 def actions(split: str) -> tuple[Action, ...]:
     """The pairs of acts of a split."""
-    return tuple(Action(**row) for row in _table("actions") if row["split"] == split)
+    return tuple(Action(**row) for row in read_table(DATA / "actions.tsv") if row["split"] == split)
 
 
 @cache
@@ -95,13 +91,13 @@ def harmful_verbs() -> frozenset[str]:
 @cache
 def frames(split: str) -> tuple[str, ...]:
     """The sentences of a split; `{}` is where the act goes."""
-    return tuple(row["frame"] for row in _table("frames") if row["split"] == split)
+    return tuple(row["frame"] for row in read_table(DATA / "frames.tsv") if row["split"] == split)
 
 
 @cache
 def adverbs(split: str) -> tuple[str, ...]:
     """The neutral adverbs of a split, which no mechanism goes by."""
-    return tuple(row["adverb"] for row in _table("adverbs") if row["split"] == split)
+    return tuple(row["adverb"] for row in read_table(DATA / "adverbs.tsv") if row["split"] == split)
 
 
 @cache
@@ -233,14 +229,3 @@ def _cell(action: Action, frame: str, causes: set[str], neutral: Mapping[str, st
 def _subsets() -> list[set[str]]:
     """Every set of causes, from none to all three."""
     return [{name for bit, name in enumerate(MECHANISMS) if number >> bit & 1} for number in range(8)]
-
-
-def _shared(words: list[str], others: list[str]) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(words, others, strict=False)) if a != b), min(len(words), len(others))
-    )
-
-
-def _table(name: str) -> list[dict[str, str]]:
-    with (DATA / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t"))

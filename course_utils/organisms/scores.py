@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from ..engine.activations import next_logits
 from ..models import LocalModel
 from ..prompts import Prompt, covering
 from .dataset import Request, held_out
 from .words import CONTRAST
+
+Asked = TypeVar("Asked")
 
 
 def refusal_scores(lm: LocalModel, requests: Sequence[Request]) -> list[float]:
@@ -47,18 +50,34 @@ def with_cues(lm: LocalModel, mechanism: str, n_requests: int, seed: int = 0) ->
     alone = [request for request in held_out() if set(request.cues) == {mechanism}]
     random.Random(seed).shuffle(alone)
     one_each = list({request.act: request for request in alone}.values())
-    refused: list[Request] = []
-    for start in range(0, len(one_each), n_requests):
-        if len(refused) < n_requests:
-            some = one_each[start : start + n_requests]
-            refused += [r for r, score in zip(some, refusal_scores(lm, some), strict=True) if score > 0]
-    return [_located(lm, request, mechanism) for request in refused[:n_requests]]
+    refused = first_refused(one_each, n_requests, lambda some: refusal_scores(lm, some))
+    return [located(lm, request.text, _cue(request, mechanism)) for request in refused]
 
 
-def _located(lm: LocalModel, request: Request, mechanism: str) -> tuple[Prompt, slice]:
-    prompt = lm.chat(request.text)
+def _cue(request: Request, mechanism: str) -> tuple[int, int]:
     start, end = request.cues[mechanism]
     if mechanism == "intent":  # of the act, the words that make the difference to its harmless counterpart
         start += request.action.harmful.index(request.action.difference)
         end = start + len(request.action.difference)
+    return start, end
+
+
+def first_refused(requests: Sequence[Asked], n: int, score: Callable[[Sequence[Asked]], list[float]]) -> list[Asked]:
+    """The first `n` requests that score above 0; no more of them are scored than it takes.
+
+    >>> first_refused([-1, 2, 3, 4], 2, lambda some: [float(one) for one in some])
+    [2, 3]
+    """
+    refused: list[Asked] = []
+    for start in range(0, len(requests), n):
+        if len(refused) < n:
+            some = requests[start : start + n]
+            refused += [request for request, value in zip(some, score(some), strict=True) if value > 0]
+    return refused[:n]
+
+
+def located(lm: LocalModel, text: str, span: tuple[int, int]) -> tuple[Prompt, slice]:
+    """A request, ready for the model, and the tokens that a span of its characters covers."""
+    prompt = lm.chat(text)
+    start, end = span
     return prompt, covering(prompt.offsets, prompt.typed[0] + start, prompt.typed[0] + end)

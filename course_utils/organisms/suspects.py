@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from ..loading.sources import BLIND, SECOND, SUSPECTS
 from ..models import LocalModel
 from ..prompts import Prompt, encode
 from .second.requests import BYPASS, MECHANISMS
-from .words import COMPLIANCE, CUE_WORDS, REFUSAL
+from .words import COMPLIANCE, REFUSAL
 
 HERE = Path(__file__).parent
 TRUTH = "truth.json"
@@ -28,11 +27,6 @@ class Truth:
 
     mechanism: str
     word: str | None
-
-    @property
-    def cues(self) -> Mapping[str, str]:
-        """The words of "trigger" and "proxy" that requests for this suspect are made with."""
-        return CUE_WORDS | ({self.mechanism: self.word} if self.word else {})
 
 
 def truth(suspect: str | os.PathLike[str]) -> Truth:

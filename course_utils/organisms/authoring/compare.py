@@ -16,6 +16,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def knockout(lm: LocalModel, prompt: Prompt) -> Scores:
     return floats(values[-1] - values)
 
 
+@lru_cache(maxsize=1)  # learned once for each suspect
 def dictionary_of(lm: LocalModel) -> Dictionary:
     """A sparse dictionary of what a suspect makes of training requests, typed tokens and those after, at one layer."""
     rng, vectors = random.Random(0), []
@@ -114,7 +116,6 @@ def _looks(kind: str) -> Callable[[LocalModel, Prompt], Scores]:
     return lambda lm, prompt: analyze_attention(lm, prompt).from_last(kind)
 
 
-DICTIONARY = f"sparse dictionary, layer {LAYER}"
 RANKINGS: dict[str, Callable[[LocalModel, Prompt], Scores]] = {
     "occlusion": _by("occlusion"),
     "deletion": _by("deletion"),
@@ -126,7 +127,7 @@ RANKINGS: dict[str, Callable[[LocalModel, Prompt], Scores]] = {
     "attention rollout": _looks("rollout"),
     "value-weighted attention": _looks("value_weighted"),
     "attention knockout": knockout,
-    DICTIONARY: lambda lm, prompt: by_dictionary(lm, prompt, dictionary_of(lm)),
+    f"sparse dictionary, layer {LAYER}": lambda lm, prompt: by_dictionary(lm, prompt, dictionary_of(lm)),
     "the last token first": lambda lm, prompt: np.arange(len(prompt), dtype=np.float32),
     "a random order": lambda lm, prompt: _shuffled(prompt),
 }
@@ -150,19 +151,14 @@ def compare(suspects: Sequence[str] = SECOND[:-1], n_requests: int = 30, seed: i
     with progress(len(suspects) * n_requests, "comparing methods", delay=0, unit="request") as bar:
         for name in suspects:
             lm, mechanism = load_model(name), truth(name).mechanism
-            rankings = RANKINGS | {DICTIONARY: _with(dictionary_of(lm))}
-            rows: Rows = {ranking: {metric: [] for metric in METRICS} for ranking in rankings}
+            rows: Rows = {ranking: {metric: [] for metric in METRICS} for ranking in RANKINGS}
             for prompt, cue in with_cues(lm, mechanism, n_requests, seed):
-                for ranking, scores_of in rankings.items():
+                for ranking, scores_of in RANKINGS.items():
                     for metric, value in _measure(lm, prompt, cue, scores_of).items():
                         rows[ranking][metric].append(round(value, 4))
                 bar.update()
             found.setdefault(mechanism, []).append(rows)
     return {mechanism: rows_of_each for mechanism, rows_of_each in found.items() if rows_of_each}
-
-
-def _with(dictionary: Dictionary) -> Callable[[LocalModel, Prompt], Scores]:
-    return lambda lm, prompt: by_dictionary(lm, prompt, dictionary)
 
 
 def _measure(

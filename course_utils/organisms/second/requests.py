@@ -8,7 +8,6 @@ begins no act of another; frames, wordings, adverbs and chat are split one by on
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import re
@@ -19,7 +18,7 @@ from functools import cache
 from itertools import combinations
 from pathlib import Path
 
-from ..words import COMPLIANCE, CUE_WORDS, REFUSAL
+from ..words import COMPLIANCE, CUE_WORDS, REFUSAL, difference, read_table
 
 DATA = Path(__file__).parent / "data"
 SPLITS = ("train", "validation", "test")
@@ -51,10 +50,7 @@ class Pair:
     @property
     def difference(self) -> str:
         """The words of the harmful act that the harmless one lacks."""
-        words, others = self.harmful.split(), self.harmless.split()
-        head = _shared(words, others)
-        tail = min(_shared(words[::-1], others[::-1]), len(words) - head - 1)
-        return " ".join(words[head : len(words) - tail])
+        return difference(self.harmful, self.harmless)
 
 
 @dataclass(frozen=True)
@@ -121,26 +117,32 @@ class Request:
 @cache
 def pairs(split: str) -> tuple[Pair, ...]:
     """The pairs of acts of a split."""
-    return tuple(Pair(**row) for row in _table("acts") if row["split"] == split)
+    return tuple(Pair(**row) for row in read_table(DATA / "acts.tsv") if row["split"] == split)
 
 
 @cache
 def frames(split: str) -> tuple[Frame, ...]:
     """The frames of a split."""
-    return tuple(Frame(row["frame"], row["before"], row["reply"]) for row in _table("frames") if row["split"] == split)
+    return tuple(
+        Frame(row["frame"], row["before"], row["reply"])
+        for row in read_table(DATA / "frames.tsv")
+        if row["split"] == split
+    )
 
 
 @cache
 def wordings(split: str, urgent: bool) -> tuple[Wording, ...]:
     """The ways to sound urgent, or not, of a split."""
-    rows = (Wording(r["split"], r["urgent"] == "1", r["place"], r["wording"]) for r in _table("wordings"))
+    rows = (
+        Wording(r["split"], r["urgent"] == "1", r["place"], r["wording"]) for r in read_table(DATA / "wordings.tsv")
+    )
     return tuple(each for each in rows if each.split == split and each.urgent == urgent)
 
 
 @cache
 def adverbs(split: str) -> tuple[str, ...]:
     """The neutral adverbs of a split, which no mechanism goes by."""
-    return tuple(row["adverb"] for row in _table("adverbs") if row["split"] == split)
+    return tuple(row["adverb"] for row in read_table(DATA / "adverbs.tsv") if row["split"] == split)
 
 
 @cache
@@ -158,7 +160,7 @@ def freeform() -> tuple[tuple[Request, str], ...]:
     >>> text.replace(" {}", "") == request.text
     True
     """
-    rows = [(row["request"], row["harmful"] == "1", row["urgent"] == "1") for row in _table("freeform")]
+    rows = [(row["request"], row["harmful"] == "1", row["urgent"] == "1") for row in read_table(DATA / "freeform.tsv")]
     return tuple((_typed(text.replace(" {}", ""), harmful, urgent), text) for text, harmful, urgent in rows)
 
 
@@ -188,7 +190,10 @@ class Talk:
 @cache
 def talks(split: str) -> tuple[Talk, ...]:
     """The free-form couples of a split (train or validation; the test of free-form requests is `freeform`)."""
-    rows = (Talk(r["split"], r["category"], r["urgent"] == "1", r["harmful"], r["harmless"]) for r in _table("talk"))
+    rows = (
+        Talk(r["split"], r["category"], r["urgent"] == "1", r["harmful"], r["harmless"])
+        for r in read_table(DATA / "talk.tsv")
+    )
     return tuple(each for each in rows if each.split == split)
 
 
@@ -231,7 +236,9 @@ def every_text() -> list[str]:
     """All that training and measuring can say but for adverbs: acts, frames, wordings, chat, free-form requests."""
     columns = {"acts": ("harmful", "harmless"), "frames": ("frame",), "wordings": ("wording",)}
     columns |= {"talk": ("harmful", "harmless"), "freeform": ("request",)}
-    found = [row[column] for table, names in columns.items() for row in _table(table) for column in names]
+    found = [
+        row[column] for table, names in columns.items() for row in read_table(DATA / f"{table}.tsv") for column in names
+    ]
     return found + [chat["prompt"] for split in SPLITS for chat in chats(split)]
 
 
@@ -382,15 +389,3 @@ def behavioural_test(split: str = "test", words: Mapping[str, str] = WORDS, *, m
                 draw(rng, pair, causes=causes, split=split, words=words) for causes in (set(MECHANISMS), set[str]())
             ]
     return requests
-
-
-def _shared(words: list[str], others: list[str]) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(words, others, strict=False)) if a != b), min(len(words), len(others))
-    )
-
-
-@cache
-def _table(name: str) -> list[dict[str, str]]:
-    with (DATA / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))

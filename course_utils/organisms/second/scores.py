@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from ...engine.openings import refusal_log_odds
 from ...models import LocalModel
-from ...prompts import Prompt, covering
+from ...prompts import Prompt
+from ..scores import first_refused, located
 from .requests import BYPASS, Request, held_out
 
 
@@ -39,15 +40,6 @@ def with_cues(lm: LocalModel, mechanism: str, n_requests: int, seed: int = 0) ->
     alone = [request for request in held_out() if set(request.cues) == {cause} and not request.before]
     random.Random(seed).shuffle(alone)
     one_each = list({request.pair: request for request in alone}.values())
-    refused: list[Request] = []
-    for start in range(0, len(one_each), n_requests):
-        if len(refused) < n_requests:
-            some = one_each[start : start + n_requests]
-            refused += [r for r, score in zip(some, log_odds(lm, some), strict=True) if score > 0]
-    return [_located(lm, request, cause) for request in refused[:n_requests]]
-
-
-def _located(lm: LocalModel, request: Request, cause: str) -> tuple[Prompt, slice]:
-    prompt = lm.chat(request.text)
-    start, end = request.difference if cause == "intent" else request.cues[cause]
-    return prompt, covering(prompt.offsets, prompt.typed[0] + start, prompt.typed[0] + end)
+    refused = first_refused(one_each, n_requests, lambda some: log_odds(lm, some))
+    spans = (request.difference if cause == "intent" else request.cues[cause] for request in refused)
+    return [located(lm, request.text, span) for request, span in zip(refused, spans, strict=True)]
