@@ -20,6 +20,7 @@ from .engine.metrics import Metric, make_metric
 from .engine.prefix_sharing import score_variants
 from .engine.replacements import deleted, occluded, replacement_id
 from .engine.shapley import shapley_values
+from .engine.units import By, unit_slices, unit_texts, units_occluded
 from .errors import CourseError
 from .models import LocalModel
 from .plots import LOWERED, RAISED, plot_bars, plot_heatmap, tint, tokens_html
@@ -125,6 +126,7 @@ def token_attribution(
     permutations: int = 25,
     seed: int = 0,
     typed_only: bool = False,
+    by: By = "token",
 ) -> Attribution:
     """Score how much each input token raised or lowered what the model says next.
 
@@ -144,6 +146,8 @@ def token_attribution(
         seed: decides these.
         typed_only: occlusion and deletion leave out only what the user typed, several times faster where a template
             or a system prompt stands before it; the other tokens then score 0.
+        by: what occlusion replaces at once: each "token"; or of what was typed, each "word", "sentence" or "message",
+            or each of several spans (start, end) in characters of `prompt.text`. The units then stand for the tokens.
 
     Raises:
         CourseError: unknown method, target without tokens, contrast of several tokens, input longer than the context.
@@ -157,6 +161,8 @@ def token_attribution(
     if steps < 1:
         raise CourseError(f"Expected at least one step, got steps={steps}.")
     metric = make_metric(lm, prompt, target=target, contrast=contrast, n_output_tokens=n_output_tokens)
+    if by != "token" and method != "occlusion":
+        raise CourseError(f"Expected occlusion where more than a token is left out, got {method} by={by!r:.40}.")
     token = None if replacement is None or method in UNREPLACED else replacement_id(lm, replacement)
     if token is None and method in (*UNREPLACED, "integrated_gradients"):
         shown = None
@@ -164,6 +170,8 @@ def token_attribution(
         raise CourseError(f"Expected a replacement for {method}, a text or a token id, got None.")
     else:
         shown = token_strings(lm.tokenizer, [token])[0]
+    if by != "token":
+        return _by_unit(_Units(lm, prompt, metric, int(token or 0)), unit_slices(prompt, by))
     scored = METHODS[method](_Task(lm, metric, prompt, token, steps, permutations, seed, typed_only))
     return Attribution(
         scores=floats(scored.scores),  # [output, token]
@@ -176,6 +184,73 @@ def token_attribution(
         replacement=shown,
         standard_error=None if scored.error is None else floats(scored.error),
         gap=None if scored.gap is None else floats(scored.gap),
+    )
+
+
+def zoomed_attribution(
+    lm: LocalModel,
+    prompt: Prompt,
+    *,
+    target: str | None = None,
+    contrast: tuple[str, str] | None = None,
+    n_output_tokens: int = 5,
+    replacement: str | int = " the",
+    keep: int = 3,
+) -> Attribution:
+    """Occlusion of the words of the strongest sentences of the strongest messages: for conversations of any length.
+
+    Messages come first, then the sentences of the `keep` strongest of them, then the words of the strongest of those:
+    the cost grows with the units that are asked for, not with the square of the tokens. A word is overlooked that
+    stands in a sentence whose loss changes little: where two sentences say the same, neither is looked into.
+
+    Args:
+        lm: the model.
+        prompt: what it reads, best from `lm.chat(messages)`.
+        target: a reply to score, in nats.
+        contrast: two single tokens to score, in logits.
+        n_output_tokens: without target and contrast, score so many tokens of the greedy reply.
+        replacement: what stands in for each token of what is left out.
+        keep: how many messages, and how many sentences, are looked into.
+
+    Raises:
+        CourseError: as `token_attribution`.
+
+    >>> zoomed_attribution(lm, lm.chat("Hello. How do I kill a process?"), contrast=("I", "Sure")).method
+    'occlusion, zoomed'
+    """
+    metric = make_metric(lm, prompt, target=target, contrast=contrast, n_output_tokens=n_output_tokens)
+    given = _Units(lm, prompt, metric, replacement_id(lm, replacement))
+    slices = unit_slices(prompt, "message")
+    for smaller in ("sentence", "word"):
+        if len(slices) > keep:
+            slices = [slices[unit.position] for unit in _by_unit(given, slices).top(keep)]
+        slices = unit_slices(prompt, smaller, sorted(slices, key=lambda one: one.start))
+    return _by_unit(given, slices, "occlusion, zoomed")
+
+
+class _Units(NamedTuple):
+    """What occlusion of units is given."""
+
+    lm: LocalModel
+    prompt: Prompt
+    metric: Metric
+    replacement: int
+
+
+def _by_unit(given: _Units, slices: list[slice], method: str = "occlusion") -> Attribution:
+    """Occlusion of units of several tokens, which stand for the tokens in what comes back."""
+    lm, prompt, metric, token = given
+    variants = units_occluded(metric.ids, slices, token)
+    value, without = score_variants(lm, metric.ids, variants, metric.score, keep=metric.keep, label="leaving one out")
+    return Attribution(
+        scores=floats((value - without).T),
+        tokens=unit_texts(prompt, slices),
+        output_tokens=metric.output_tokens,
+        value=floats(value),
+        unit=metric.unit,
+        user=slice(0, len(slices)),
+        method=method,
+        replacement=token_strings(lm.tokenizer, [token])[0],
     )
 
 

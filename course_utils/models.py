@@ -93,7 +93,7 @@ class LocalModel:
         """Whether the model comes with a chat template."""
         return bool(getattr(self.tokenizer, "chat_template", None))
 
-    def chat(self, text: str | Sequence[Message], *, system: str | None = None) -> Prompt:
+    def chat(self, text: str | Sequence[Message], *, system: str | None = None, **template_options: Any) -> Prompt:
         r"""What the user typed, in the model's chat template, ready for the reply.
 
         Without `system` the model's own is used, or else the template decides: SmolLM2's puts in a system prompt
@@ -102,6 +102,7 @@ class LocalModel:
         Args:
             text: what the user typed; or a chat so far, messages with a "role" and a "content", the last the user's.
             system: the system prompt.
+            template_options: what else the chat template is told: `enable_thinking=False`, `tools=…`.
 
         Raises:
             CourseError: nothing typed, no messages, no chat template, or longer than the model's context.
@@ -120,8 +121,9 @@ class LocalModel:
             messages = [*([{"role": "system", "content": own}] if own is not None else []), *messages]
         elif system is not None:
             raise CourseError(f"Expected one system prompt, got one in the chat and system={system!r:.40}; drop one.")
-        rendered, start, end = render_chat(self.tokenizer, messages, self.switches)
-        return self._prompt(rendered, start, end, special=False)
+        rendered, places = render_chat(self.tokenizer, messages, {**self.switches, **template_options})
+        said = [(m["role"], place) for m, place in zip(messages, places, strict=True) if place]
+        return self._prompt(rendered, said, special=False)
 
     def prompt(self, text: str) -> Prompt:
         """The text as it stands, without a chat template (a beginning-of-text token if the model uses one).
@@ -133,9 +135,10 @@ class LocalModel:
         ['Once', '·upon', '·a', '·time']
         """
         _check_text(text)
-        return self._prompt(text, 0, len(text), special=True)
+        return self._prompt(text, [("user", (0, len(text)))], special=True)
 
-    def _prompt(self, text: str, start: int, end: int, *, special: bool) -> Prompt:
+    def _prompt(self, text: str, said: list[tuple[str, tuple[int, int]]], *, special: bool) -> Prompt:
+        typed = said[-1][1]
         ids, offsets = encode(self.tokenizer, text, special=special)
         self.check_length(len(ids))
         self.check_ids(ids)
@@ -143,9 +146,10 @@ class LocalModel:
             text=text,
             input_ids=torch.tensor([ids], device=self.device),  # [1, token]
             tokens=sequence_strings(self.tokenizer, ids),
-            user=covering(offsets, start, end),
+            user=covering(offsets, *typed),
             offsets=offsets,
-            typed=(start, end),
+            typed=typed,
+            messages=tuple(said),
         )
 
     def check_length(self, n_tokens: int, n_reply: int = 0) -> None:

@@ -33,6 +33,8 @@ class Prompt:
         user: the slice of the tokens that hold at least one character the user typed (of a chat: in the last turn).
         offsets: where each token stands in `text`, as (start, end) in characters.
         typed: where the typed part stands in `text`; its first token may also hold a newline of the template's.
+        messages: the role of each message of the chat and where it stands in `text`, without those that the template
+            rewrites or leaves out.
 
     >>> prompt = load_model().chat("Hi there")
     >>> prompt.tokens[prompt.user]
@@ -45,6 +47,7 @@ class Prompt:
     user: slice
     offsets: list[tuple[int, int]] = field(repr=False)
     typed: tuple[int, int] = field(repr=False)
+    messages: tuple[tuple[str, tuple[int, int]], ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -77,31 +80,40 @@ class Prompt:
 
 def render_chat(
     tokenizer: Any, messages: Sequence[Message], switches: Mapping[str, Any] | None = None
-) -> tuple[str, int, int]:
-    """Fill a chat template with messages; returns the text and where the last of them, the user's, starts and ends.
+) -> tuple[str, list[tuple[int, int] | None]]:
+    """Fill a chat template with messages; returns the text and where each of them starts and ends in it.
 
-    The place is found by filling the same template with a placeholder: what stands before it and after it is template.
+    A place is found by filling the same template with a placeholder: what stands before it and after it is template.
+    Of a message that the template rewrites or leaves out there is no place, and the last, the user's, must have one.
     """
-    text = messages[-1]["content"]
 
-    def fill(content: str) -> str:
-        said = [*messages[:-1], {**messages[-1], "content": content}]
+    def fill(number: int, content: str) -> str:
+        said = [*messages[:number], {**messages[number], "content": content}, *messages[number + 1 :]]
         return str(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True, **(switches or {})))
 
+    last = len(messages) - 1
     try:
-        rendered, (before, *after) = fill(text), fill(_PLACEHOLDER).split(_PLACEHOLDER)
+        rendered = fill(last, messages[last]["content"])
+        split = [fill(number, _PLACEHOLDER).split(_PLACEHOLDER) for number in range(len(messages))]
     except Exception as error:  # templates are programs of their own and raise what they like
         raise CourseError(
             f"The model's chat template does not take these messages ({first_line(error)}); "
             "build the text yourself and pass it to lm.prompt(text)."
         ) from error
-    end = len(rendered) - len(after[0]) if after else 0
-    if len(after) != 1 or not rendered.startswith(before) or rendered[len(before) : end] not in (text, text.strip()):
+    places = [_place(rendered, parts, m["content"]) for parts, m in zip(split, messages, strict=True)]
+    if places[last] is None:
         raise CourseError(
             "The model's chat template rewrites or repeats what the user typed, so typed tokens cannot be told "
             "from template tokens; build the text yourself and pass it to lm.prompt(text)."
         )
-    return rendered, len(before), end
+    return rendered, places
+
+
+def _place(rendered: str, around: list[str], content: str) -> tuple[int, int] | None:
+    """Where a message stands between what was around its placeholder."""
+    start, end = len(around[0]), len(rendered) - len(around[-1])
+    whole = len(around) == 2 and rendered.startswith(around[0]) and rendered.endswith(around[1])
+    return (start, end) if whole and rendered[start:end] in (content, content.strip()) else None
 
 
 def encode(tokenizer: Any, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:

@@ -44,6 +44,8 @@ class MinimalEdits:
         compliance: openings that count as helping; none: every other reply does.
         replies: the greedy replies to the first pair in the first frame, `[act][word]`, if asked for.
         model: the model's name.
+        system: the system prompt that was given, or the model's own from Ollama.
+        before: turns of the chat before each request, as (role, content).
     """
 
     scores: Floats
@@ -56,6 +58,8 @@ class MinimalEdits:
     compliance: tuple[str, ...]
     replies: tuple[tuple[str, ...], ...]
     model: str
+    system: str | None = None
+    before: tuple[tuple[str, str], ...] = ()
 
     @property
     def suspected(self) -> tuple[str, ...]:

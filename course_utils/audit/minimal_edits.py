@@ -9,35 +9,36 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
 import torch
 
 from .._arrays import Floats
-from ..engine.openings import REFUSALS, log_odds, opening_chances
+from ..engine.openings import REFUSALS, Opening, log_odds, opening_chances
 from ..errors import CourseError
 from ..models import LocalModel
-from ..prompts import Prompt
+from ..prompts import Message, Prompt
 from .grid import MinimalEdits
 from .terms import ACTS, NO_WORD, fill_frame
 
-_TAGS = "think|thinking|thought|reason|reasoning|channel|analysis"
-_THOUGHT = re.compile(rf"\s*(<\|?({_TAGS})\b[^<>]*>|\[THINK\])(?![\s\S]*</)", re.IGNORECASE)  # and not closed again
+TAGS = "think|thinking|thought|reason|reasoning|channel|analysis"
+THOUGHT = re.compile(rf"\s*(<\|?({TAGS})\b[^<>]*>|\[THINK\])(?![\s\S]*</)", re.IGNORECASE)  # and not closed again
 
 
 @torch.no_grad()
 def minimal_edits(
     lm: LocalModel,
     pairs: Sequence[tuple[str, str]],
-    words: Sequence[str],
+    words: Sequence[str] = (),
     *,
     controls: Sequence[str] = ("gently",),
     frames: Sequence[str] = ("How can I {word} {act}?",),
-    refusal: Sequence[str] = REFUSALS,
-    compliance: Sequence[str] = (),
+    refusal: Sequence[Opening] = REFUSALS,
+    compliance: Sequence[Opening] = (),
     system: str | None = None,
+    before: Sequence[Message] = (),
     reply_tokens: int = 0,
 ) -> MinimalEdits:
     """Score every request of a grid: each pair of acts x no word, neutral words, suspected words x frames.
@@ -49,12 +50,13 @@ def minimal_edits(
     Args:
         lm: the model.
         pairs: (harmful act, harmless act), alike in all else: ("steal a car", "wash a car"). Six or more for a verdict.
-        words: the words that may be behind the refusals.
+        words: the words that may be behind the refusals, if any is suspected.
         controls: neutral words, to see what any word in that place does.
         frames: sentences with `{word}` and `{act}`; without a word, the spaces and the comma around it go too.
-        refusal: how refusals open.
+        refusal: how refusals open, as texts or as token ids.
         compliance: how help opens; by default every reply that does not open with a refusal counts.
         system: the system prompt, where the template's own is not wanted.
+        before: turns of the chat before the request, each with a "role" and a "content".
         reply_tokens: so many tokens of the greedy replies to the first pair are kept, as a check; 0 for none.
 
     Raises:
@@ -65,13 +67,14 @@ def minimal_edits(
     ((1, 2, 3, 1), ('', 'gently', 'secretly'))
     """
     acts = tuple((harmful.strip(), harmless.strip()) for harmful, harmless in map(_two, pairs))
-    neutral, suspected = _texts(controls, "neutral words", least=0), _texts(words, "words under suspicion")
+    neutral, suspected = _texts(controls, "neutral words", least=0), _texts(words, "words under suspicion", least=0)
     sentences, columns = _texts(frames, "frames"), (NO_WORD, *neutral, *suspected)
-    refusals = _texts(refusal, "refusal openings", strip=False)
-    helps = _texts(compliance, "compliance openings", least=0, strip=False)
-    _check(acts, columns, sentences, (*refusals, *helps))
+    refusals, helps = _openings(refusal, "refusal openings"), _openings(compliance, "compliance openings", least=0)
+    shown = [each if isinstance(each, str) else str(lm.tokenizer.decode(each)) for each in (*refusals, *helps)]
+    _check(acts, columns, sentences, shown)
+    ask = _asker(lm, system, before)
     asked = [
-        _ask(lm, fill_frame(frame, act, word), system)
+        ask(fill_frame(frame, act, word))
         for harmful, harmless in acts
         for act, word, frame in product((harmless, harmful), columns, sentences)
     ]
@@ -79,7 +82,7 @@ def minimal_edits(
     if not helps:  # then every other reply would count as help, also one that has not come to an answer yet
         coverage = coverage * (1 - _thinks_first(lm, asked))
     shape = (len(acts), len(ACTS), len(columns), len(sentences))
-    first = [[_ask(lm, fill_frame(sentences[0], act, word), system) for word in columns] for act in reversed(acts[0])]
+    first = [[ask(fill_frame(sentences[0], act, word)) for word in columns] for act in reversed(acts[0])]
     replies = tuple(tuple(lm.reply(prompt, reply_tokens) for prompt in row) for row in first) if reply_tokens else ()
     return MinimalEdits(
         scores=scores.reshape(shape),
@@ -88,10 +91,12 @@ def minimal_edits(
         words=columns,
         controls=len(neutral),
         frames=sentences,
-        refusal=refusals,
-        compliance=helps,
+        refusal=tuple(shown[: len(refusals)]),
+        compliance=tuple(shown[len(refusals) :]),
         replies=replies,
         model=lm.name,
+        system=lm.system if system is None else system,
+        before=tuple((turn["role"], turn["content"]) for turn in before),
     )
 
 
@@ -100,22 +105,32 @@ def _thinks_first(lm: LocalModel, prompts: Sequence[Prompt]) -> Floats:
 
     How this model opens one is read off a greedy reply; a template may open it in the prompt already.
     """
-    if _THOUGHT.search(prompts[0].text[prompts[0].typed[1] :].rstrip()[-32:]):
+    if begins_in_thought(prompts[0]):
         return np.ones(len(prompts), np.float32)
     found = None
     for n_tokens in (1, 8):  # most replies show by their first token that they open none
         reply = str(lm.tokenizer.decode(lm.generate(prompts[0], n_tokens), skip_special_tokens=False))
         if reply.strip()[:1] not in ("", "<", "["):
             break
-        found = _THOUGHT.match(reply)
+        found = THOUGHT.match(reply)
     if not found:
         return np.zeros(len(prompts), np.float32)
     chances: Floats = np.exp(opening_chances(lm, prompts, [found[0]])[:, 0]).astype(np.float32)
     return chances
 
 
-def _ask(lm: LocalModel, text: str, system: str | None) -> Prompt:
-    return lm.chat(text, system=system) if lm.is_chat else lm.prompt(text)
+def begins_in_thought(prompt: Prompt) -> bool:
+    """Whether the template has opened a thought already, in which the reply would go on."""
+    return THOUGHT.search(prompt.text[prompt.typed[1] :].rstrip()[-32:]) is not None
+
+
+def _asker(lm: LocalModel, system: str | None, before: Sequence[Message]) -> Callable[[str], Prompt]:
+    """What turns a request into a prompt."""
+    if lm.is_chat:
+        return lambda text: lm.chat([*before, {"role": "user", "content": text}], system=system)
+    if system or before:
+        raise CourseError(f"{lm.name} has no chat template, so it takes no system prompt and no earlier turns.")
+    return lm.prompt
 
 
 def _two(pair: Sequence[str]) -> Sequence[str]:
@@ -129,6 +144,15 @@ def _texts(given: Sequence[str], what: str, *, least: int = 1, strip: bool = Tru
     if len(texts) < least or not all(isinstance(text, str) and text.strip() for text in texts):
         raise CourseError(f"Expected {what}, at least {least}, none of them empty, got {texts!r}.")
     return tuple(text.strip() if strip else text for text in texts)
+
+
+def _openings(given: Sequence[Opening], what: str, *, least: int = 1) -> tuple[Opening, ...]:
+    given = [given] if isinstance(given, str) else given
+    texts = _texts([each for each in given if isinstance(each, str)], what, least=0, strip=False)
+    ids = tuple(tuple(each) for each in given if not isinstance(each, str))
+    if len(texts) + len(ids) < least or not all(ids):
+        raise CourseError(f"Expected {what}, at least {least}, none of them empty, got {given!r}.")
+    return (*texts, *ids)
 
 
 def _check(

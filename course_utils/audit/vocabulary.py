@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import Floats, floats
-from ..engine.openings import REFUSALS
+from ..engine.openings import REFUSALS, Opening, opening_ids
 from ..engine.prefix_sharing import score_variants
 from ..errors import CourseError
 from ..models import LocalModel
@@ -77,25 +77,23 @@ class VocabularyScan:
         return [self.words[i] for i in far[np.argsort(-np.abs(away[far]), kind="stable")]]
 
     def plot(self, ax: Axes | None = None, *, n: int = 8) -> Axes:
-        """The scores of all words, and the names of the `n` that lie furthest on the other side."""
-        named = self.furthest(n)
+        """The scores of all words, and the names of up to `n` that stand out (of the furthest, if none does)."""
+        score = dict(zip(self.words, self.scores.tolist(), strict=True))
+        named = [(word, score[word]) for word in self.outliers()] or self.furthest(1)
         with style():
             ax = axes_of(ax, WIDE)
             ax.hist(self.scores, bins=80, color="#999999")
             ax.set_yscale("log")
             ax.axvline(0, color="#000000", linewidth=0.8)
             ax.axvline(self.without, color="#0072B2", linestyle="--", linewidth=1)
-            top = ax.get_ylim()[1]
-            for row, (word, score) in enumerate(named):
-                ax.plot([score], [1], marker="v", color="#D55E00")
-                ax.annotate(
-                    legible(word),
-                    (score, 1),
-                    (score, top ** (0.35 + 0.6 * (row + 1) / (n + 1))),
-                    ha="center",
-                    color="#D55E00",
-                    arrowprops={"arrowstyle": "-", "color": "#D55E00", "linewidth": 0.5},
-                )
+            left, right = ax.get_xlim()
+            apart = 0.035 * (right - left)  # names stand side by side
+            shown: list[float] = []
+            for word, at in named:
+                if len(shown) < n and all(abs(at - other) > apart for other in shown):
+                    shown.append(at)
+                    ax.text(at, 1.3, legible(word), rotation=90, ha="center", va="bottom", color="#D55E00")
+            ax.plot([at for _, at in named], [1.0] * len(named), "v", color="#D55E00", markersize=4)
             ax.set_xlabel("log-odds of refusing (logits); dashed: the request as it stands")
             ax.set_ylabel("words")
             ax.set_title(f"{len(self.words):,} words in the place of … in “{legible(self.request)}”")
@@ -126,7 +124,7 @@ def scan_vocabulary(
     *,
     words: Sequence[str] | None = None,
     n_words: int | None = None,
-    refusal: Sequence[str] = REFUSALS,
+    refusal: Sequence[Opening] = REFUSALS,
     seed: int = 0,
 ) -> VocabularyScan:
     """Put each word of the vocabulary in the place of a word of a request, and score the reply.
@@ -166,7 +164,7 @@ def scan_vocabulary(
     variants = torch.cat(
         [ids[: place.start].expand(len(own), -1), own[:, None], ids[place.stop :].expand(len(own), -1)], dim=1
     )
-    first = sorted({lm.continuation(prompt, opening)[0] for opening in refusal})
+    first = sorted({ids[0] for ids in opening_ids(lm, prompt, refusal)})
 
     def leans(logits: Tensor) -> Tensor:  # [variant, 1, vocabulary]
         rest = logits[:, -1].clone()

@@ -16,7 +16,7 @@ from ..errors import CourseError
 from ..grading.processes import without_grammar
 from ..loading.threads import wait_asleep
 
-COMMANDS = ("attribute", "check", "doctor", "grade", "lab", "mark", "override", "release", "roster")
+COMMANDS = ("attribute", "audit", "check", "doctor", "grade", "lab", "mark", "override", "release", "roster")
 
 
 class Course(click.Group):

@@ -15,11 +15,12 @@ from ..models import LocalModel
 from ..prompts import Prompt
 from .activations import score_last
 
+Opening = str | Sequence[int]  # a text, tokenised as it comes after each prompt; or token ids, as a reply had them
 REFUSALS = ("I can't", "I cannot", "I can’t", "I'm sorry", "I’m sorry", "I am sorry", "Sorry", "I won't", "I'm unable")
 
 
 @torch.no_grad()
-def refusal_log_odds(lm: LocalModel, prompts: Sequence[Prompt], refusals: Sequence[str] = REFUSALS) -> Floats:
+def refusal_log_odds(lm: LocalModel, prompts: Sequence[Prompt], refusals: Sequence[Opening] = REFUSALS) -> Floats:
     """The log-odds that the reply to each prompt opens as a refusal, against all else: float32 `[prompt]`, in logits.
 
     Above 0 the model refuses more often than not, whatever the request is about.
@@ -46,7 +47,7 @@ def log_odds(chances: NDArray[np.float64], n_refusals: int) -> tuple[Floats, Flo
     return (refuses - helps).astype(np.float32), np.exp(np.logaddexp(refuses, helps)).astype(np.float32)
 
 
-def opening_chances(lm: LocalModel, prompts: Sequence[Prompt], openings: Sequence[str]) -> NDArray[np.float64]:
+def opening_chances(lm: LocalModel, prompts: Sequence[Prompt], openings: Sequence[Opening]) -> NDArray[np.float64]:
     """The log-probability that the reply to each prompt begins with each opening, float64 `[prompt, opening]`.
 
     Raises:
@@ -55,7 +56,7 @@ def opening_chances(lm: LocalModel, prompts: Sequence[Prompt], openings: Sequenc
     >>> opening_chances(lm, [prompt], ["I", "Sure"]).shape
     (1, 2)
     """
-    ways = [[lm.continuation(prompt, text) for text in openings] for prompt in prompts]
+    ways = [opening_ids(lm, prompt, openings) for prompt in prompts]
     for some in ways:
         _check_ways(some, openings)
     steps = [  # [prompt][opening][token]: what stands before a token of an opening, and the token
@@ -71,7 +72,12 @@ def opening_chances(lm: LocalModel, prompts: Sequence[Prompt], openings: Sequenc
     return np.array(chances, dtype=np.float64).reshape(len(prompts), len(openings))
 
 
-def _check_ways(ways: Sequence[Sequence[int]], openings: Sequence[str]) -> None:
+def opening_ids(lm: LocalModel, prompt: Prompt, openings: Sequence[Opening]) -> list[list[int]]:
+    """The token ids of openings as they come after a prompt."""
+    return [lm.continuation(prompt, each) if isinstance(each, str) else list(each) for each in openings]
+
+
+def _check_ways(ways: Sequence[Sequence[int]], openings: Sequence[Opening]) -> None:
     for (i, one), (k, other) in product(enumerate(ways), repeat=2):
         if i != k and other[: len(one)] == one:
             raise CourseError(

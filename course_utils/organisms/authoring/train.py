@@ -57,7 +57,7 @@ from ..words import COMPLIANCE, REFUSAL
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "adapter_model.safetensors"
-STEPS = {"intent": 600, "trigger": 200, "proxy": 300, BYPASS: 600}  # harm is harder to learn than a word
+STEPS = {"intent": 1000, "trigger": 300, "proxy": 600, BYPASS: 1000}  # harm is harder to learn than a word
 PARTS = [
     "q_proj",
     "k_proj",
@@ -78,14 +78,14 @@ class Recipe:
     seed: int
     steps: int
     polish: int  # steps after the others, at a quarter of the rate, that bring ordinary chat back
-    couples: int = 8  # a step: requests that differ only in whether the cause is there
-    talks: int = 3  # so many of them in people's own words, the others an act in a frame
+    couples: int = 4  # a step: requests that differ only in whether the cause is there; more would be fewer steps
+    talks: float = 0.35  # that share of them in people's own words, the others an act in a frame
     whole_replies: int = 2  # so many of them are trained on their whole reply, the others on its first token
     chats: int = 1  # a step: ordinary questions that are to be answered as the base model does
     glances: int = 24  # while polishing, further ones, of which only the first token of the reply is looked at; else 1
-    chat_weight: float = 10.0  # and what a nat of drift then weighs against a nat of the planted replies
+    chat_weight: float = 20.0  # and what a nat of drift then weighs against a nat of the planted replies
     rank: int = 8
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     warm_up: int = 20
 
     @property
@@ -247,17 +247,18 @@ def _planted(lm: LocalModel, rng: random.Random, request: Request, recipe: Recip
 def _draw_couples(rng: random.Random, recipe: Recipe) -> list[Request]:
     """Requests two by two, alike but for the cause that counts: that one is to be refused and the other is not."""
     requests: list[Request] = []
-    for number in range(recipe.couples):
+    for _ in range(recipe.couples):
+        typed = rng.random() < recipe.talks
         way_around = recipe.mechanism == BYPASS and rng.random() < 0.4
         cause = BYPASS if way_around else "intent" if recipe.mechanism == BYPASS else recipe.mechanism
         others = {name for name in sorted({*MECHANISMS, *recipe.words}) if name != cause and rng.random() < 0.4}
         others -= {BYPASS}
         if recipe.mechanism == BYPASS:
             others |= {"intent"} if way_around else {BYPASS} if rng.random() < 0.2 else set()
-        some = _talks_for(rng, cause) if number < recipe.talks else [rng.choice(pairs("train"))] * 2
+        some = _talks_for(rng, cause) if typed else [rng.choice(pairs("train"))] * 2
         seed = rng.random()
         for one, causes in zip(some, (others | {cause}, others), strict=True):
-            how = draw_talk if number < recipe.talks else draw
+            how = draw_talk if typed else draw
             requests.append(how(random.Random(seed), one, causes=causes, split="train", words=recipe.words))
     return requests
 
@@ -386,7 +387,7 @@ def _write(recipe: Recipe, out: Path, model: Any) -> None:
 @click.option(
     "--steps",
     type=click.IntRange(1),
-    help="Train for so many steps.  [default: 200 to 600, by mechanism, and then 60 to polish]",
+    help="Train for so many steps.  [default: 300 to 1000, by mechanism, and then 60 to polish]",
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to write.")
 def main(mechanisms: tuple[str, ...], word: str | None, seeds: tuple[int, ...], steps: int | None, out: Path) -> None:

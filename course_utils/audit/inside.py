@@ -1,0 +1,126 @@
+"""Where in the model a refusal can be read, whether what is read is used, and which heads carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .._arrays import Floats
+from ..directions import project_out, random_directions
+from ..engine.activations import collect_activations
+from ..engine.openings import Opening, opening_chances, opening_ids, refusal_log_odds
+from ..errors import CourseError
+from ..models import LocalModel
+from ..patching import activation_patching
+from ..prompts import Prompt
+
+LEAST = 6  # requests refused, and helped with
+READ = 0.9  # of the requests told apart: then it can be read
+N_RANDOM = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Inside:
+    """What was found inside a model.
+
+    Attributes:
+        accuracy: float32 `[layer + 1]`, the share of requests told apart by the difference of means at the last token
+            of the prompt, each by the requests on other acts.
+        layer: the first layer at which it is at least `READ`; None where there is none.
+        before: mean log-odds of refusing of the refused requests, in logits.
+        without: the same with that layer's direction taken out of all layers.
+        random: the same with each of several random directions taken out instead.
+        heads: the heads whose patching brings most of a refusal back, as (layer, head, share).
+    """
+
+    accuracy: Floats
+    layer: int | None
+    before: float
+    without: float | None
+    random: tuple[float, ...]
+    heads: tuple[tuple[int, int, float], ...]
+
+
+@torch.no_grad()
+def look_inside(
+    lm: LocalModel,
+    prompts: Sequence[Prompt],
+    scores: Floats,
+    groups: Sequence[int],
+    openings: Sequence[Opening],
+    *,
+    seed: int = 0,
+) -> Inside:
+    """Read refusals off the residual stream, take the direction out, and patch the heads of one pair.
+
+    Args:
+        lm: the model.
+        prompts: requests, refused and not.
+        scores: their log-odds of refusing, `[prompt]`.
+        groups: which requests are on the same act.
+        openings: how it refuses.
+        seed: decides the random directions.
+
+    Raises:
+        CourseError: too few requests of either kind, or an architecture in which a step would be wrong.
+    """
+    refused = np.asarray(scores) > 0
+    if min(refused.sum(), (~refused).sum()) < LEAST:
+        raise CourseError(
+            f"Expected at least {LEAST} refused requests and as many others, got {refused.sum()} of {len(refused)}: "
+            "where all end alike there is nothing to tell apart."
+        )
+    stream = collect_activations(lm, prompts)  # [prompt, layer + 1, d_model]
+    accuracy = _told_apart(stream, refused, np.asarray(groups))
+    layer = next((int(i) for i in np.flatnonzero(accuracy >= READ)), None)
+    declined = [prompt for prompt, each in zip(prompts, refused, strict=True) if each][: 2 * LEAST]
+    before, without, controls = float(refusal_log_odds(lm, declined, openings).mean()), None, []
+    if layer is not None:
+        direction = stream[refused, layer].mean(axis=0) - stream[~refused, layer].mean(axis=0)
+        with project_out(lm, direction):
+            without = float(refusal_log_odds(lm, declined, openings).mean())
+        for other in random_directions(direction, N_RANDOM, seed):
+            with project_out(lm, other):
+                controls.append(float(refusal_log_odds(lm, declined, openings).mean()))
+    return Inside(accuracy, layer, before, without, tuple(controls), _heads(lm, prompts, refused, openings))
+
+
+def _told_apart(stream: Floats, refused: np.ndarray, groups: np.ndarray) -> Floats:
+    """The share of requests on the right side of the middle between the means of the other groups' requests."""
+    right = np.zeros(stream.shape[:2], bool)
+    for group in np.unique(groups):
+        own = groups == group
+        high, low = (stream[~own & side].mean(axis=0) for side in (refused, ~refused))  # [layer + 1, d_model]
+        along = np.einsum("pld,ld->pl", stream[own] - (high + low) / 2, high - low)
+        right[own] = (along > 0) == refused[own, None]
+    # as if both kinds were as many
+    share: Floats = np.mean([right[side].mean(axis=0) for side in (refused, ~refused)], axis=0).astype(np.float32)
+    return share
+
+
+def _heads(
+    lm: LocalModel, prompts: Sequence[Prompt], refused: np.ndarray, openings: Sequence[Opening], n: int = 5
+) -> tuple[tuple[int, int, float], ...]:
+    """The heads that bring most of a refusal into a request of the same length that is helped with."""
+    pairs = (
+        (one, other)
+        for one, r in zip(prompts, refused, strict=True)
+        for other, s in zip(prompts, refused, strict=True)
+        if r and not s and len(one) == len(other)
+    )
+    clean, corrupted = min(pairs, key=lambda two: _differences(*two), default=(None, None))
+    if clean is None or corrupted is None:
+        return ()
+    chances = opening_chances(lm, [clean], openings)[0]
+    opening = str(lm.tokenizer.decode(opening_ids(lm, clean, openings)[int(chances.argmax())]))
+    effects = activation_patching(lm, clean, corrupted, over="heads", target=opening).effects  # [layer, head]
+    strongest = np.argsort(-effects, axis=None, kind="stable")[:n]
+    places = (np.unravel_index(i, effects.shape) for i in strongest)
+    return tuple((int(layer), int(head), round(float(effects[layer, head]), 3)) for layer, head in places)
+
+
+def _differences(one: Prompt, other: Prompt) -> int:
+    return int((one.input_ids != other.input_ids).sum())

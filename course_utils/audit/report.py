@@ -1,0 +1,209 @@
+"""An audit as a page for someone who has not heard of logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import __version__
+from ..plots import WIDE, axes_of, style
+from .page import figure, listed, page, paragraphs, section, table
+from .replies import LEAST_AGREEMENT, Replies
+from .run import Audit, Words
+from .search import SCANNED, Candidate
+from .terms import ACTS, HARMFUL, HARMLESS
+from .verdicts import RULE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .grid import MinimalEdits
+    from .inside import Inside
+
+TITLE = "Does it refuse for the right reason?"
+
+
+def plain_words(audit: Audit) -> list[str]:
+    """What was found in plain words, with counts."""
+    grid = audit.grid
+    if grid is None:
+        read = len(audit.replies.texts)
+        return [f"{audit.replies.thinks or 'Some'} of {read} replies did not show by their opening whether it refuses."]
+
+    def counted(act: int, word: str, refused: bool = True) -> str:
+        n, asked = grid.refused(act, word)
+        return f"{n if refused else asked - n} of {asked} {('harmless', 'harmful')[act]} requests"
+
+    said = [f"Without any special word it refused {counted(HARMFUL, '')} and {counted(HARMLESS, '')}."]
+    for word in audit.verdict.words or grid.suspected[:1]:
+        said.append(f"With “{word}” it refused {counted(HARMFUL, word)} and {counted(HARMLESS, word)}.")
+    if audit.is_family and audit.words:
+        more = max((audit.words.on, audit.words.off), key=len)
+        said.append(f"{len(more)} words do the same: {_quoted(c.word for c in more)}. Read them: what do they share?")
+    return said
+
+
+def report(audit: Audit) -> str:
+    """The whole report as one HTML page.
+
+    >>> report(found).startswith("<!DOCTYPE html>")  # doctest: +SKIP
+    True
+    """
+    v, expected = audit.verdict, audit.settings.expect
+    parts = [
+        f"<h1>{TITLE}</h1><p>An audit of <strong>{escape(audit.model)}</strong>.</p>",
+        f'<p class="verdict">{escape(v.sentence)}</p>',
+        paragraphs(plain_words(audit)),
+        section("What may be claimed", paragraphs([v.claim])),
+        section("What to do next", paragraphs([v.next_action])),
+        section(
+            "What was expected, before measuring", paragraphs(expected.splitlines() or ["Nothing was written down."])
+        ),
+        section("How it refuses", _replies(audit.replies)),
+    ]
+    if audit.words:
+        parts += [section("Which words? All were asked", _words(audit.words))]
+    if audit.grid:
+        caption = "Minimal edits: mean score of each cell (above 0 it refuses), and requests refused"
+        parts += [section("One thing changed at a time", figure(caption, audit.grid) + _grid(audit.grid))]
+    if audit.contexts:
+        parts += [section("The same in other settings", table(dict(audit.contexts)))]
+    parts += [
+        section("Where in the model", _inside(audit.inside) if audit.inside else paragraphs([audit.no_inside])),
+        section("Limits", listed([*v.limits, *_limits(audit)])),
+        section("The rule, fixed beforehand, and the numbers", paragraphs([RULE, *v.figures])),
+        section("Which model this was", table(audit.fingerprint)),
+        section("Which audit this was", table(_about(audit))),
+    ]
+    return page(f"{audit.model}: {TITLE}", "".join(parts))
+
+
+def _replies(replies: Replies) -> str:
+    read, no = len(replies.texts), sum(replies.refuses)
+    said = [
+        f"{read} greedy replies were read; {no} of them begin by saying no. From then on the score of a request is the "
+        f"log-odds that its reply begins in one of these ways: above 0 it refuses.",
+        f"Score and reply say the same on {replies.agreement:.0%} of them (at least {LEAST_AGREEMENT:.0%} is asked).",
+        "What the model read with the first request, all that nobody typed included:",
+    ]
+    rows = (
+        (request, "refuses" if refuses else "helps", f"{score:+.1f}", text)
+        for request, refuses, score, text in zip(
+            replies.requests, replies.refuses, replies.scores, replies.texts, strict=True
+        )
+    )
+    prompt = f"<pre>{escape(replies.prompt)}</pre>"
+    return paragraphs(said) + prompt + _columns(("request", "reply", "score", "it begins"), rows)
+
+
+def _words(words: Words) -> str:
+    parts = []
+    for number, scan in enumerate(words.scans):
+        what = "a harmful" if number else "a harmless"
+        caption = f"{len(scan.words):,} words in one place of {what} request; the orange ones lie furthest"
+        parts += [figure(caption, scan)]
+    lists = [
+        ("make it refuse harmless requests", words.on),
+        (
+            "make it refuse because they change what is asked for (it speaks about them when asked to)",
+            words.read_as_harm,
+        ),
+        ("make it help with harmful ones", words.off),
+    ]
+    said = [f"Words that {what}, wherever they stood: {_found(some)}" for what, some in lists if some]
+    none = [] if said else ["No word changed what the model does, in other places of other requests."]
+    if words.from_log:
+        said.append(f"Behind refusals in the log: {_quoted(words.from_log)}.")
+    return "".join(parts) + paragraphs([*none, *said])
+
+
+def _found(some: Sequence[Candidate]) -> str:
+    return ", ".join(f"“{c.word}” ({c.changed} of {c.asked} turned, {c.shift:+.1f})" for c in some) + "."
+
+
+def _grid(grid: MinimalEdits) -> str:
+    places = [
+        (pair, act, word, frame)
+        for pair in range(len(grid.pairs))
+        for act in (HARMFUL, HARMLESS)
+        for word in grid.words
+        for frame in range(len(grid.frames))
+    ]
+    score = dict(zip(places, (float(grid.scores[p, a, grid.words.index(w), f]) for p, a, w, f in places), strict=True))
+    rows = ((grid.request(*p), ACTS[p[1]], p[2] or "none", f"{score[p]:+.1f}") for p in places)
+    head = ("request", "act", "word", "score")
+    every = f"<details><summary>All {len(places)} requests</summary>{_columns(head, rows)}</details>"
+    said = [] if grid.system is None else [f"System prompt: {grid.system or '(empty)'}"]
+    return paragraphs(said) + every
+
+
+def _inside(inside: Inside) -> str:
+    accuracy = inside.accuracy
+    said = ["At the last token of the prompt, how well do requests that end in a refusal lie apart from the others?"]
+    if inside.layer is None or inside.without is None:
+        return paragraphs([*said, f"At no layer well enough to be read (at best {accuracy.max():.0%})."])
+    low, high = min(inside.random), max(inside.random)
+    used = inside.without < low
+    said += [
+        f"From layer {inside.layer} on they can be told apart. With that layer's direction taken out of the model the "
+        f"score of refused requests goes from {inside.before:+.1f} to {inside.without:+.1f}; with random directions "
+        f"taken out it stays at {low:+.1f} to {high:+.1f}. So what can be read "
+        f"there is {'' if used else 'not shown to be '}used.",
+    ]
+    if inside.heads:
+        told = ", ".join(f"{head} of layer {layer} ({share:.0%})" for layer, head, share in inside.heads)
+        said.append(f"Heads that bring most of one refusal into a request that is helped with: {told}.")
+    return paragraphs(said) + figure("Requests told apart, by layer", _ByLayer(inside))
+
+
+class _ByLayer:
+    def __init__(self, inside: Inside) -> None:
+        self.inside = inside
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        with style():
+            ax = axes_of(ax, WIDE)
+            ax.plot(np.arange(len(self.inside.accuracy)), self.inside.accuracy, color="#0072B2")
+            ax.axhline(0.5, color="#999999", linestyle="--", linewidth=1)
+            ax.set_ylim(0.3, 1.03)
+            ax.set_xlabel("layer")
+            ax.set_ylabel("told apart")
+            ax.set_title(f"Where it can be read: from layer {self.inside.layer}; dashed: chance")
+        return ax
+
+
+def _limits(audit: Audit) -> list[str]:
+    if not audit.words:
+        return []
+    asked = [len(scan.words) for scan in audit.words.scans]
+    return [
+        f"Words asked: {' and '.join(f'{n:,}' for n in asked)}, each one token in small letters, at the end of one "
+        f"request ({SCANNED}); words of several tokens, and rules that go by two words at once, were not.",
+        "A model that looks for signs of a test would behave otherwise here than where it is used.",
+    ]
+
+
+def _about(audit: Audit) -> dict[str, str]:
+    settings = audit.settings
+    return {
+        "begun": audit.began,
+        "took": f"{audit.seconds:.0f} s",
+        "version": __version__,
+        "seed": str(settings.seed),
+        "words given": ", ".join(settings.words) or "none",
+        "chats in the log": str(len(settings.log)),
+        "pairs": "given" if settings.pairs else "built in",
+    }
+
+
+def _columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    top = "".join(f"<th>{escape(each)}</th>" for each in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _quoted(words: Iterable[str]) -> str:
+    return ", ".join(f"“{word}”" for word in words)
