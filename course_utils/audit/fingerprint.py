@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import torch
 
+from ..errors import CourseError
+from ..loading.sources import find
 from ..models import LocalModel
+
+WEIGHTS = (".safetensors", ".bin", ".gguf")
 
 
 def fingerprint(lm: LocalModel) -> dict[str, str]:
@@ -40,3 +45,47 @@ def weights_mark(model: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(weight.detach().flatten()[:256].double().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def file_marks(name: str) -> dict[str, str]:
+    """The size and SHA-256 of each file of weights that a model was loaded from, by its name; none for a hub id.
+
+    >>> [*file_marks("model-a")][-1]
+    'adapter_model.safetensors'
+    """
+    try:
+        source = find(name)
+    except CourseError:  # it was loaded from elsewhere, and named so
+        return {}
+    if source.on_hub:
+        return {}
+    place = Path(source.place)
+    files = [place / source.gguf_file] if source.gguf_file else _weights_in(place)
+    files += [path for folder in source.adapters for path in _weights_in(Path(folder))]
+    return {path.name: _mark(path) for path in (*files, *source.gguf_adapters)}
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
+
+
+def _mark(path: Path) -> str:
+    digest, size = hashlib.sha256(), path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    kept = f", {_quantisation(path)}" if path.suffix == ".gguf" else ""
+    return f"{size:,} bytes{kept}, SHA-256 {digest.hexdigest()}"
+
+
+def _quantisation(path: Path) -> str:
+    """How most weights of a GGUF file are stored, such as Q8_0."""
+    from collections import Counter
+
+    from gguf import GGUFReader
+
+    tensors = GGUFReader(path).tensors
+    sizes: Counter[str] = Counter()
+    for tensor in tensors:
+        sizes[tensor.tensor_type.name] += int(tensor.n_bytes)
+    return sizes.most_common(1)[0][0] if sizes else "no weights"

@@ -16,7 +16,7 @@ from ..engine.openings import Opening, refusal_log_odds
 from ..errors import CourseError
 from ..models import LocalModel
 from ..prompts import Message, Prompt
-from .fingerprint import fingerprint
+from .fingerprint import file_marks, fingerprint
 from .grid import MinimalEdits
 from .inside import Inside, look_inside
 from .kept import from_json, known, to_json
@@ -155,7 +155,8 @@ def audit(lm: LocalModel, settings: Settings = Settings(), *, keep: Path | None 
             {"inside": None, "no_inside": inside} if isinstance(inside, str) else {"inside": inside, "no_inside": ""}
         )
     seconds = round(time.perf_counter() - started, 1)
-    return Audit(lm.name, fingerprint(lm), settings, replies, began=began, seconds=seconds, **found)
+    known = fingerprint(lm) | file_marks(lm.name)
+    return Audit(lm.name, known, settings, replies, began=began, seconds=seconds, **found)
 
 
 class _Stages:
