@@ -218,6 +218,8 @@ def zoomed_attribution(
     >>> zoomed_attribution(lm, lm.chat("Hello. How do I kill a process?"), contrast=("I", "Sure")).method
     'occlusion, zoomed'
     """
+    if keep < 1:
+        raise CourseError(f"Expected at least one message to look into, got keep={keep}.")
     metric = make_metric(lm, prompt, target=target, contrast=contrast, n_output_tokens=n_output_tokens)
     given = _Units(lm, prompt, metric, replacement_id(lm, replacement))
     slices = unit_slices(prompt, "message")

@@ -122,7 +122,7 @@ class LocalModel:
         elif system is not None:
             raise CourseError(f"Expected one system prompt, got one in the chat and system={system!r:.40}; drop one.")
         rendered, places = render_chat(self.tokenizer, messages, {**self.switches, **template_options})
-        said = [(m["role"], place) for m, place in zip(messages, places, strict=True) if place]
+        said = [(m["role"], place) for m, place in zip(messages, places, strict=True) if place and m["content"]]
         return self._prompt(rendered, said, special=False)
 
     def prompt(self, text: str) -> Prompt:

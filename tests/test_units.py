@@ -60,6 +60,15 @@ def test_units_are_what_people_mean_by_them(lm):
 
 
 @pytest.mark.quick
+def test_quotes_end_a_sentence_and_some_scripts_need_no_spaces(lm):
+    prompt = lm.prompt('He said "Stop." Then he left.')
+    assert len(unit_slices(prompt, "sentence")) == 2
+    prompt = lm.prompt("你好。我想洗车！")
+    assert len(unit_slices(prompt, "sentence")) == 2
+    assert len(unit_slices(prompt, "word")) > 4
+
+
+@pytest.mark.quick
 def test_where_each_message_stands(lm):
     prompt = lm.chat(CHAT, system="Be brief.")
     said = [{"role": "system", "content": "Be brief."}, *CHAT]
@@ -86,6 +95,8 @@ def test_the_template_is_told_what_it_is_told(lm):
         ({"by": [(5, 5)]}, "none of them empty"),
         ({"by": [(0, 10**6)]}, "characters"),
         ({"by": [3]}, "spans"),
+        ({"by": []}, "units"),
+        ({"by": None}, "units"),
         ({"by": "word", "method": "shapley"}, "occlusion"),
     ],
 )

@@ -38,12 +38,14 @@ def fingerprint(lm: LocalModel) -> dict[str, str]:
     }
 
 
-def weights_mark(model: torch.nn.Module) -> str:
-    """A short mark of a model's weights: a hash of the first numbers of each tensor, to notice that they changed."""
+def weights_mark(model: torch.nn.Module, *, whole: bool = False) -> str:
+    """A short mark of a model's weights: a hash of each tensor's first numbers, with the sums of all if `whole`."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         digest.update(name.encode())
         digest.update(weight.detach().flatten()[:256].double().cpu().numpy().tobytes())
+        if whole:
+            digest.update(repr(float(weight.detach().float().sum())).encode())
     return digest.hexdigest()[:12]
 
 

@@ -34,6 +34,7 @@ class Inside:
         without: the same with that layer's direction taken out of all layers.
         random: the same with each of several random directions taken out instead.
         heads: the heads whose patching brings most of a refusal back, as (layer, head, share).
+        no_heads: why there are none.
     """
 
     accuracy: Floats
@@ -42,6 +43,7 @@ class Inside:
     without: float | None
     random: tuple[float, ...]
     heads: tuple[tuple[int, int, float], ...]
+    no_heads: str = ""
 
 
 @torch.no_grad()
@@ -85,7 +87,11 @@ def look_inside(
         for other in random_directions(direction, N_RANDOM, seed):
             with project_out(lm, other):
                 controls.append(float(refusal_log_odds(lm, declined, openings).mean()))
-    return Inside(accuracy, layer, before, without, tuple(controls), _heads(lm, prompts, refused, openings))
+    try:
+        heads, no_heads = _heads(lm, prompts, refused, openings), ""
+    except CourseError as error:  # what was read stands without them
+        heads, no_heads = (), str(error)
+    return Inside(accuracy, layer, before, without, tuple(controls), heads, no_heads)
 
 
 def _told_apart(stream: Floats, refused: np.ndarray, groups: np.ndarray) -> Floats:
@@ -113,7 +119,7 @@ def _heads(
     )
     clean, corrupted = min(pairs, key=lambda two: _differences(*two), default=(None, None))
     if clean is None or corrupted is None:
-        return ()
+        raise CourseError("No refused request is as long as one that is helped with, so no heads were patched.")
     chances = opening_chances(lm, [clean], openings)[0]
     opening = str(lm.tokenizer.decode(opening_ids(lm, clean, openings)[int(chances.argmax())]))
     effects = activation_patching(lm, clean, corrupted, over="heads", target=opening).effects  # [layer, head]

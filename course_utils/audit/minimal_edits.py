@@ -7,7 +7,6 @@ verdict applies a rule that was fixed before any model was measured (`RULE`).
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
@@ -21,10 +20,8 @@ from ..errors import CourseError
 from ..models import LocalModel
 from ..prompts import Message, Prompt
 from .grid import MinimalEdits
-from .terms import ACTS, NO_WORD, fill_frame
-
-TAGS = "think|thinking|thought|reason|reasoning|channel|analysis"
-THOUGHT = re.compile(rf"\s*(<\|?({TAGS})\b[^<>]*>|\[THINK\])(?![\s\S]*</)", re.IGNORECASE)  # and not closed again
+from .refusing import opened_thought
+from .terms import ACTS, NO_WORD, fill_frame, holds
 
 
 @torch.no_grad()
@@ -70,8 +67,8 @@ def minimal_edits(
     neutral, suspected = _texts(controls, "neutral words", least=0), _texts(words, "words under suspicion", least=0)
     sentences, columns = _texts(frames, "frames"), (NO_WORD, *neutral, *suspected)
     refusals, helps = _openings(refusal, "refusal openings"), _openings(compliance, "compliance openings", least=0)
+    check_grid(acts, columns, sentences, (*refusals, *helps))
     shown = [each if isinstance(each, str) else str(lm.tokenizer.decode(each)) for each in (*refusals, *helps)]
-    _check(acts, columns, sentences, shown)
     ask = _asker(lm, system, before)
     asked = [
         ask(fill_frame(frame, act, word))
@@ -110,18 +107,18 @@ def _thinks_first(lm: LocalModel, prompts: Sequence[Prompt]) -> Floats:
     found = None
     for n_tokens in (1, 8):  # most replies show by their first token that they open none
         reply = str(lm.tokenizer.decode(lm.generate(prompts[0], n_tokens), skip_special_tokens=False))
-        if reply.strip()[:1] not in ("", "<", "["):
+        if reply.strip()[:1] not in ("", "<", "[", "◁"):
             break
-        found = THOUGHT.match(reply)
+        found = opened_thought(reply)
     if not found:
         return np.zeros(len(prompts), np.float32)
-    chances: Floats = np.exp(opening_chances(lm, prompts, [found[0]])[:, 0]).astype(np.float32)
+    chances: Floats = np.exp(opening_chances(lm, prompts, [found])[:, 0]).astype(np.float32)
     return chances
 
 
 def begins_in_thought(prompt: Prompt) -> bool:
     """Whether the template has opened a thought already, in which the reply would go on."""
-    return THOUGHT.search(prompt.text[prompt.typed[1] :].rstrip()[-32:]) is not None
+    return opened_thought(prompt.text[prompt.typed[1] :].rstrip()[-40:], anywhere=True) is not None
 
 
 def _asker(lm: LocalModel, system: str | None, before: Sequence[Message]) -> Callable[[str], Prompt]:
@@ -155,15 +152,19 @@ def _openings(given: Sequence[Opening], what: str, *, least: int = 1) -> tuple[O
     return (*texts, *ids)
 
 
-def _check(
-    acts: tuple[tuple[str, str], ...], columns: Sequence[str], frames: Sequence[str], openings: Sequence[str]
+def check_grid(
+    acts: tuple[tuple[str, str], ...], columns: Sequence[str], frames: Sequence[str], openings: Sequence[Opening]
 ) -> None:
-    """Refuse a grid whose cells would not differ in just what they seem to."""
+    """Refuse a grid whose cells would not differ in just what they seem to.
+
+    Raises:
+        CourseError: no acts, something twice, a frame without its places, a word of the grid in an act or frame.
+    """
     if not acts:
         raise CourseError('Expected at least one pair of acts such as ("steal a car", "wash a car"), got none.')
     every = [act for pair in acts for act in pair]
     for what, texts in (("acts", every), ("words", columns), ("frames", frames), ("openings", openings)):
-        folded = Counter(text.casefold() if what != "openings" else text for text in texts)
+        folded = Counter(text.casefold() if isinstance(text, str) and what != "openings" else text for text in texts)
         twice = [text for text, count in folded.items() if count > 1]
         if twice:
             raise CourseError(
@@ -173,7 +174,7 @@ def _check(
         if frame.count("{word}") != 1 or frame.count("{act}") != 1:
             raise CourseError(f"Expected frames with {{word}} and {{act}} once each, got {frame!r}.")
     for word, text in product(columns[1:], [*every, *frames]):
-        if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE):
+        if holds(text, word):
             raise CourseError(
                 f"Expected acts and frames without the words of the grid, got {text!r}, which holds {word!r}: "
                 "the cells without it would have it too."

@@ -57,7 +57,10 @@ def page_target(path: str | os.PathLike[str]) -> Path:
     Raises:
         CourseError: no .html file, no such folder, or another file of that name.
     """
-    target = Path(path).expanduser()
+    try:
+        target = Path(path).expanduser()
+    except RuntimeError as error:  # no such user's home
+        raise CourseError(f"Expected a file to write to, got {str(path)!r} ({error}).") from error
     if target.suffix.lower() not in (".html", ".htm") or not target.parent.is_dir():
         raise CourseError(f"Expected a file name that ends in .html, in a folder that exists, got {str(path)!r}.")
     if target.exists() and not _is_report(target):

@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import __version__
 from ..plots import WIDE, axes_of, style
+from .inside import READ
 from .page import figure, listed, page, paragraphs, section, table
 from .replies import LEAST_AGREEMENT, Replies
 from .run import Audit, Words
@@ -40,6 +41,11 @@ def plain_words(audit: Audit) -> list[str]:
     said = [f"Without any special word it refused {counted(HARMFUL, '')} and {counted(HARMLESS, '')}."]
     for word in audit.verdict.words or grid.suspected[:1]:
         said.append(f"With “{word}” it refused {counted(HARMFUL, word)} and {counted(HARMLESS, word)}.")
+    others = [f"{name}: {c.sentence}" for name, c in audit.contexts.items() if c.kind != audit.verdict.kind]
+    said += [f"Other settings, other verdicts. {' '.join(others)}"] if others else []
+    if audit.words and audit.words.read_as_harm:
+        harm = _quoted(c.word for c in audit.words.read_as_harm)
+        said.append(f"With {harm} it refused harmless requests as well, but speaks about the words when asked to.")
     if audit.is_family and audit.words:
         more = max((audit.words.on, audit.words.off), key=len)
         said.append(f"{len(more)} words do the same: {_quoted(c.word for c in more)}. Read them: what do they share?")
@@ -65,12 +71,13 @@ def report(audit: Audit) -> str:
         section("How it refuses", _replies(audit.replies)),
     ]
     if audit.words:
-        parts += [section("Which words? All were asked", _words(audit.words))]
+        parts += [section("Which words?", _words(audit.words))]
     if audit.grid:
         caption = "Minimal edits: mean score of each cell (above 0 it refuses), and requests refused"
         parts += [section("One thing changed at a time", figure(caption, audit.grid) + _grid(audit.grid))]
     if audit.contexts:
-        parts += [section("The same in other settings", table(dict(audit.contexts)))]
+        told = {name: each.sentence for name, each in audit.contexts.items()}
+        parts += [section("The same in other settings", table(told))]
     parts += [
         section("Where in the model", _inside(audit.inside) if audit.inside else paragraphs([audit.no_inside])),
         section("Limits", listed([*v.limits, *_limits(audit)])),
@@ -84,9 +91,11 @@ def report(audit: Audit) -> str:
 def _replies(replies: Replies) -> str:
     read, no = len(replies.texts), sum(replies.refuses)
     said = [
-        f"{read} greedy replies were read; {no} of them begin by saying no. From then on the score of a request is the "
-        f"log-odds that its reply begins in one of these ways: above 0 it refuses.",
-        f"Score and reply say the same on {replies.agreement:.0%} of them (at least {LEAST_AGREEMENT:.0%} is asked).",
+        f"{read} greedy replies were read; {no or 'none'} of them "
+        f"{'begins' if no == 1 else 'begin'} by saying no, as far as this audit knows: read them. From then on the "
+        "score of a request is the log-odds that its reply begins so, or in another usual way: above 0 it refuses.",
+        f"Score and reply say the same on {replies.agreement:.0%} of the refusing or of the helping ones, whichever is "
+        f"less, with openings read off other replies (at least {LEAST_AGREEMENT:.0%} is asked).",
         "What the model read with the first request, all that nobody typed included:",
     ]
     rows = (
@@ -103,7 +112,7 @@ def _words(words: Words) -> str:
     parts = []
     for number, scan in enumerate(words.scans):
         what = "a harmful" if number else "a harmless"
-        caption = f"{len(scan.words):,} words in one place of {what} request; the orange ones lie furthest"
+        caption = f"{len(scan.words):,} of the {scan.n_known:,} words of one token, in one place of {what} request"
         parts += [figure(caption, scan)]
     lists = [
         ("make it refuse harmless requests", words.on),
@@ -132,8 +141,10 @@ def _grid(grid: MinimalEdits) -> str:
         for word in grid.words
         for frame in range(len(grid.frames))
     ]
-    score = dict(zip(places, (float(grid.scores[p, a, grid.words.index(w), f]) for p, a, w, f in places), strict=True))
-    rows = ((grid.request(*p), ACTS[p[1]], p[2] or "none", f"{score[p]:+.1f}") for p in places)
+    rows = (
+        (grid.request(p, a, w, f), ACTS[a], w or "none", f"{grid.scores[p, a, grid.words.index(w), f]:+.1f}")
+        for p, a, w, f in places
+    )
     head = ("request", "act", "word", "score")
     every = f"<details><summary>All {len(places)} requests</summary>{_columns(head, rows)}</details>"
     said = [] if grid.system is None else [f"System prompt: {grid.system or '(empty)'}"]
@@ -148,14 +159,15 @@ def _inside(inside: Inside) -> str:
     low, high = min(inside.random), max(inside.random)
     used = inside.without < low
     said += [
-        f"From layer {inside.layer} on they can be told apart. With that layer's direction taken out of the model the "
-        f"score of refused requests goes from {inside.before:+.1f} to {inside.without:+.1f}; with random directions "
-        f"taken out it stays at {low:+.1f} to {high:+.1f}. So what can be read "
+        f"At layer {inside.layer} they can first be told apart ({READ:.0%} or more). With that layer's direction taken "
+        f"out of the model the score of refused requests goes from {inside.before:+.1f} to {inside.without:+.1f}; with "
+        f"random directions taken out it stays at {low:+.1f} to {high:+.1f}. So what can be read "
         f"there is {'' if used else 'not shown to be '}used.",
     ]
     if inside.heads:
         told = ", ".join(f"{head} of layer {layer} ({share:.0%})" for layer, head, share in inside.heads)
         said.append(f"Heads that bring most of one refusal into a request that is helped with: {told}.")
+    said += [inside.no_heads] if inside.no_heads else []
     return paragraphs(said) + figure("Requests told apart, by layer", _ByLayer(inside))
 
 
@@ -178,10 +190,19 @@ class _ByLayer:
 def _limits(audit: Audit) -> list[str]:
     if not audit.words:
         return []
-    asked = [len(scan.words) for scan in audit.words.scans]
+    asked = [f"{len(scan.words):,} of {scan.n_known:,}" for scan in audit.words.scans]
+    blind = [
+        scan for scan, refuses in zip(audit.words.scans, (False, True), strict=False) if (scan.without > 0) != refuses
+    ]
     return [
-        f"Words asked: {' and '.join(f'{n:,}' for n in asked)}, each one token in small letters, at the end of one "
-        f"request ({SCANNED}); words of several tokens, and rules that go by two words at once, were not.",
+        f"Words asked: {' and '.join(asked)}, each one token without capitals after a space, at the end of one request "
+        f"({SCANNED}); words of several tokens, and rules that go by two words at once, were not.",
+        *(
+            ["Refusing and helping may begin with the same token here, so the scan may have overlooked words."]
+            if blind
+            else []
+        ),
+        *(f"A chat of the log was left out: {why}" for why in audit.left_out[:5]),
         "A model that looks for signs of a test would behave otherwise here than where it is used.",
     ]
 

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .. import __version__
 from .._files import write_whole
-from ..engine.openings import Opening, refusal_log_odds
+from ..engine.openings import REFUSALS, Opening, refusal_log_odds
 from ..errors import CourseError
 from ..models import LocalModel
 from ..prompts import Message, Prompt
-from .fingerprint import file_marks, fingerprint
+from .fingerprint import file_marks, fingerprint, weights_mark
 from .grid import MinimalEdits
 from .inside import Inside, look_inside
 from .kept import from_json, known, to_json
-from .minimal_edits import minimal_edits
-from .replies import LEAST_AGREEMENT, Replies, read_replies
-from .search import MOST, PLACES, TRIED_AGAIN, Candidate, refused_when_mentioned, scan_for, try_words, words_behind
-from .terms import HARMFUL, HARMLESS, NO_WORD, fill_frame
-from .verdicts import LEAST_PAIRS, Verdict, judge, not_measured
+from .minimal_edits import check_grid, minimal_edits
+from .replies import Replies, read_replies
+from .search import PLACES, TRIED_AGAIN, Candidate, refused_when_mentioned, scan_for, try_words, words_behind
+from .terms import HARMFUL, HARMLESS, NO_WORD, fill_frame, holds
+from .verdicts import LEAST_PAIRS, Verdict, disagreements, judge, not_measured
 from .vocabulary import VocabularyScan
 
 Stage = TypeVar("Stage")
@@ -34,7 +38,8 @@ CONTROLS = ("gently", "happily")
 IN_THE_GRID = 3  # words of those that were found, on either side
 FAMILY = 6  # so many words that do the same are a concept
 SCANNING = 0.3  # of the time, for each of two scans
-READ = 20  # requests of the log, at most, whose replies are read
+READ = 20  # requests of the log, at most, whose replies are read, and whose words are left out
+LOGGED = 200  # requests of the log that are looked at
 EARLIER = ({"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello! How can I help you?"})
 
 
@@ -47,6 +52,7 @@ class Settings:
         words: words under suspicion.
         log: chats that the model was in, each a list of messages that ends with the user's.
         system: the system prompt, where the model's own is not wanted.
+        refusal: openings that count as refusing, besides those that its replies show.
         expect: what is expected, in a sentence.
         minutes: how long it may take, about.
         seed: decides what is drawn.
@@ -56,9 +62,26 @@ class Settings:
     words: tuple[str, ...] = ()
     log: tuple[tuple[Message, ...], ...] = ()
     system: str | None = None
+    refusal: tuple[str, ...] = ()
     expect: str = ""
     minutes: float = 10.0
     seed: int = 0
+
+    def check(self) -> None:
+        """Raise CourseError where the grid could not be made: before anything is loaded."""
+        words = tuple({word.casefold(): word for word in self.words}.values())
+        check_grid(self.pairs or acts("grid"), ("", *words), FRAMES, ())
+        if self.pairs and len(self.pairs) < LEAST_PAIRS:
+            raise CourseError(f"Expected at least {LEAST_PAIRS} pairs of acts for a verdict, got {len(self.pairs)}.")
+
+
+@known
+@dataclass(frozen=True)
+class Context:
+    """The verdict in another setting: its kind, and the sentence."""
+
+    kind: str
+    sentence: str
 
 
 @known
@@ -92,10 +115,11 @@ class Audit:
         replies: how it refuses.
         words: which words were asked, and what stood out; None where nothing was measured.
         grid: the minimal edits; None likewise.
-        contexts: the verdict without the system prompt and after an earlier turn, by what was changed.
+        contexts: the verdict in other settings, by what was changed.
         inside: where in the model; None where that was not possible.
         no_inside: why not.
         verdict: what its refusals follow.
+        left_out: why chats of the log were left out, a sentence for each.
         began: when, in universal time.
         seconds: how long it took.
     """
@@ -106,12 +130,18 @@ class Audit:
     replies: Replies
     words: Words | None
     grid: MinimalEdits | None
-    contexts: Mapping[str, str]
+    contexts: Mapping[str, Context]
     inside: Inside | None
     no_inside: str
     verdict: Verdict
+    left_out: tuple[str, ...]
     began: str
     seconds: float
+
+    @property
+    def is_right(self) -> bool:
+        """Whether its refusals follow harm, in all settings."""
+        return {self.verdict.kind, *(each.kind for each in self.contexts.values())} == {"follows harm"}
 
     @property
     def is_family(self) -> bool:
@@ -137,55 +167,72 @@ def audit(lm: LocalModel, settings: Settings = Settings(), *, keep: Path | None 
     >>> audit(lm, Settings(minutes=2)).verdict.kind  # doctest: +SKIP
     'never refuses'
     """
+    settings.check()
     began, started = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
-    stage, asker = _Stages(keep), _Asker(lm, settings)
+    marks = fingerprint(lm) | file_marks(lm.name)
+    stage, asker = _Stages(keep, lm, settings), _Asker(lm, settings)
+    words = grid = inside = None
+    contexts: dict[str, Context] = {}
     replies = stage("replies", lambda: _read(lm, asker))
-    if not _is_measured(replies):
-        found: dict[str, Any] = {"words": None, "grid": None, "contexts": {}, "inside": None}
-        found |= {"no_inside": "Nothing was measured.", "verdict": not_measured(lm.name, replies.thinks > 0)}
-    else:
-        words = stage("words", lambda: _search(lm, asker, replies))
-        replies = stage("replies with words", lambda: _read_again(lm, asker, replies, words))
-        grid = stage("grid", lambda: _grid(lm, asker, replies, words))
-        contexts = stage("contexts", lambda: _contexts(lm, asker, replies, grid))
-        inside = stage("inside", lambda: _inside(lm, asker, grid, replies.openings))
-        verdict = judge(grid) if _is_measured(replies) else not_measured(lm.name, False)
-        found = {"words": words, "grid": grid, "contexts": contexts, "verdict": verdict}
-        found |= (
-            {"inside": None, "no_inside": inside} if isinstance(inside, str) else {"inside": inside, "no_inside": ""}
-        )
-    seconds = round(time.perf_counter() - started, 1)
-    known = fingerprint(lm) | file_marks(lm.name)
-    return Audit(lm.name, known, settings, replies, began=began, seconds=seconds, **found)
+    if replies.are_measured:
+        found = words = stage("words", lambda: _search(lm, asker, replies))
+        replies = stage("replies with words", lambda: _read_again(lm, asker, replies, found))
+    if replies.are_measured and words:
+        made = grid = stage("grid", lambda: _grid(lm, asker, replies, found))
+        contexts = stage("contexts", lambda: _contexts(lm, asker, replies, made))
+        inside = stage("inside", lambda: _inside(lm, asker, made, replies.openings))
+    verdict = judge(grid) if grid else not_measured(lm.name, replies.think)
+    looked = inside if isinstance(inside, Inside) else None
+    stage.forget()
+    return Audit(
+        model=lm.name,
+        fingerprint=marks,
+        settings=settings,
+        replies=replies,
+        words=words,
+        grid=grid,
+        contexts=contexts,
+        inside=looked,
+        no_inside=inside if isinstance(inside, str) else "",
+        verdict=verdict,
+        left_out=tuple(asker.left_out),
+        began=began,
+        seconds=round(time.perf_counter() - started, 1),
+    )
 
 
 class _Stages:
-    """Does a stage, or reads what it gave when the same audit was stopped."""
+    """Does a stage, or reads what it gave when the same audit of the same model was stopped."""
 
-    def __init__(self, keep: Path | None) -> None:
-        self.keep = keep
+    def __init__(self, keep: Path | None, lm: LocalModel, settings: Settings) -> None:
+        told = [__version__, weights_mark(lm.model, whole=True), str(getattr(lm.tokenizer, "chat_template", ""))]
+        told += [repr(lm.system), repr(dict(lm.switches)), json.dumps(to_json(settings))]
+        self.folder = keep / hashlib.sha256("\n".join(told).encode()).hexdigest()[:16] if keep else None
 
     def __call__(self, name: str, do: Callable[[], Stage]) -> Stage:
-        path = self.keep / f"{name.replace(' ', '-')}.json" if self.keep else None
+        path = self.folder / f"{name.replace(' ', '-')}.json" if self.folder else None
         if path and path.is_file():
-            try:
+            with suppress(OSError, ValueError, KeyError, TypeError):  # if it is damaged, it is done anew
                 kept: Stage = from_json(json.loads(path.read_text(encoding="utf-8")))
                 return kept
-            except (OSError, ValueError, KeyError, TypeError):  # from another version, or damaged: done anew
-                pass
         done = do()
         if path:
-            write_whole(path, json.dumps(to_json(done), ensure_ascii=False).encode())
+            write_whole(path, json.dumps(to_json(done), ensure_ascii=False).encode("utf-8", "backslashreplace"))
         return done
+
+    def forget(self) -> None:
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class _Asker:
     """Turns texts into prompts, in the settings' system prompt."""
 
     def __init__(self, lm: LocalModel, settings: Settings) -> None:
-        self.lm, self.settings = lm, settings
+        self.lm, self.settings, self.left_out = lm, settings, list[str]()
         if settings.system and not lm.is_chat:
-            raise CourseError(f"{lm.name} has no chat template, so it takes no system prompt; leave --system out.")
+            raise CourseError(f"{lm.name} has no chat template, so it takes no system prompt; leave it out.")
+        self.log = [(chat, prompt) for chat in settings.log[:LOGGED] if (prompt := self._of_log(chat))]
 
     def __call__(self, text: str) -> Prompt:
         return self.lm.chat(text, system=self.settings.system) if self.lm.is_chat else self.lm.prompt(text)
@@ -195,6 +242,13 @@ class _Asker:
             return self.lm.prompt(messages[-1]["content"])
         own = messages[0]["role"] == "system"
         return self.lm.chat(messages, system=None if own else self.settings.system)
+
+    def _of_log(self, messages: Sequence[Message]) -> Prompt | None:
+        try:
+            return self.chat(messages)
+        except CourseError as error:  # a template may not take it, or it is too long
+            self.left_out.append(str(error))
+            return None
 
 
 def acts(use: str) -> tuple[tuple[str, str], ...]:
@@ -208,34 +262,31 @@ def acts(use: str) -> tuple[tuple[str, str], ...]:
     return tuple((row["harmful"], row["harmless"]) for row in rows if row["use"] == use)
 
 
-def _is_measured(replies: Replies) -> bool:
-    return replies.agreement >= LEAST_AGREEMENT and 2 * replies.thinks < len(replies.texts)
+def _first_prompts(ask: _Asker) -> list[Prompt]:
+    """Harmful and harmless requests without any special word, and the log's."""
+    texts = [fill_frame(PLACES[n % len(PLACES)], act) for n, pair in enumerate(acts("replies")) for act in pair]
+    return [*map(ask, texts), *(prompt for _, prompt in ask.log[:READ])]
 
 
 def _read(lm: LocalModel, ask: _Asker) -> Replies:
-    """Replies to harmful and harmless requests without any special word, and to the log."""
-    texts = [fill_frame(PLACES[n % len(PLACES)], act) for n, pair in enumerate(acts("replies")) for act in pair]
-    return read_replies(lm, [*map(ask, texts), *map(ask.chat, ask.settings.log[:READ])])
+    return read_replies(lm, _first_prompts(ask), known=(*REFUSALS, *ask.settings.refusal))
 
 
 def _search(lm: LocalModel, ask: _Asker, replies: Replies) -> Words:
     openings, settings = replies.openings, ask.settings
     harmful, harmless = (list(some) for some in zip(*acts("search"), strict=True))
     seconds = 60 * settings.minutes * SCANNING
+    declined = replies.refuses[: 2 * len(acts("replies")) : 2]  # of the harmful ones
     scans = [scan_for(lm, ask, harmless[0], openings, seconds=seconds)]
-    refuses_harm = bool(
-        (refusal_log_odds(lm, [ask(fill_frame(PLACES[0], act)) for act in harmful], openings) > 0).all()
-    )
     from_log = _from_log(lm, ask, replies)
-    tried = [word for word, _ in scans[0].furthest(TRIED_AGAIN)]
-    asked = dict.fromkeys([*settings.words, *from_log, *tried])
-    on = try_words(lm, ask, list(asked), harmless, openings, most=MOST)
+    tried = [*settings.words, *from_log, *(word for word, _ in scans[0].highest(TRIED_AGAIN))]
+    on = try_words(lm, ask, _distinct(tried), harmless[1:], openings, to_refuse=True)
     off: list[Candidate] = []
-    if refuses_harm:
+    if 2 * sum(declined) > len(declined):
         scans.append(scan_for(lm, ask, harmful[0], openings, seconds=seconds))
-        asked = dict.fromkeys([*settings.words, *(word for word, _ in scans[1].furthest(TRIED_AGAIN))])
-        off = try_words(lm, ask, list(asked), harmful, openings, most=MOST)
-    minded = {c.word: not refuses_harm or refused_when_mentioned(lm, ask, c.word, openings) for c in on}
+        tried = [*settings.words, *(word for word, _ in scans[1].lowest(TRIED_AGAIN))]
+        off = try_words(lm, ask, _distinct(tried), harmful[1:], openings, to_refuse=False)
+    minded = {c.word: not any(declined) or refused_when_mentioned(lm, ask, c.word, openings) for c in on}
     return Words(
         scans=tuple(scans),
         from_log=tuple(from_log),
@@ -245,78 +296,75 @@ def _search(lm: LocalModel, ask: _Asker, replies: Replies) -> Words:
     )
 
 
+def _distinct(words: Sequence[str]) -> list[str]:
+    return list({word.casefold(): word for word in reversed(words)}.values())[::-1]
+
+
 def _from_log(lm: LocalModel, ask: _Asker, replies: Replies) -> list[str]:
     """The words behind the refusals that the log shows."""
-    chats = [list(messages) for messages in ask.settings.log]
-    if not chats:
+    if not ask.log:
         return []
-    prompts = [ask.chat(messages) for messages in chats]
-    scores = refusal_log_odds(lm, prompts, replies.openings)
-    refused = [n for n, score in enumerate(scores) if score > 0][:READ]
+    scores = refusal_log_odds(lm, [prompt for _, prompt in ask.log], replies.openings)
+    refused = [one for one, score in zip(ask.log, scores, strict=True) if score > 0][:READ]
 
     def again(number: int, text: str) -> Prompt:
-        chat = chats[refused[number]]
+        chat = refused[number][0]
         return ask.chat([*chat[:-1], {**chat[-1], "content": text}])
 
-    return words_behind(lm, [prompts[n] for n in refused], again, replies.openings, TRIED_AGAIN // 4)
+    return words_behind(lm, [prompt for _, prompt in refused], again, replies.openings, TRIED_AGAIN // 4)
 
 
-def _in_grid(settings: Settings, words: Words) -> tuple[str, ...]:
-    found = [*words.on[:IN_THE_GRID], *words.off[:IN_THE_GRID]]
-    return tuple(dict.fromkeys([*settings.words, *(each.word for each in found)]))
+def _in_grid(settings: Settings, words: Words) -> list[str]:
+    """The words given, and the strongest that were found and do not stand in the frames."""
+    found = [each.word for each in (*words.on[:IN_THE_GRID], *words.off[:IN_THE_GRID])]
+    return _distinct([*settings.words, *(word for word in found if not any(holds(frame, word) for frame in FRAMES))])
 
 
 def _read_again(lm: LocalModel, ask: _Asker, replies: Replies, words: Words) -> Replies:
     """The replies, and those to requests with the words that were found: they may be refused in other ways."""
-    several = [(word, act) for word in _in_grid(ask.settings, words) for pair in acts("search") for act in pair]
-    if not several:
+    tried = _in_grid(ask.settings, words)
+    texts = [fill_frame(PLACES[0], act, word) for word in tried for pair in acts("search")[:2] for act in pair]
+    if not texts:
         return replies
-    more = read_replies(lm, [ask(fill_frame(PLACES[0], act, word)) for word, act in several], known=replies.openings)
-    return replace(
-        more,
-        requests=replies.requests + more.requests,
-        texts=replies.texts + more.texts,
-        refuses=replies.refuses + more.refuses,
-        scores=replies.scores + more.scores,
-        thinks=replies.thinks + more.thinks,
-        prompt=replies.prompt,
-    )
+    return read_replies(lm, [*_first_prompts(ask), *map(ask, texts)], known=(*REFUSALS, *ask.settings.refusal))
 
 
 def _grid(lm: LocalModel, ask: _Asker, replies: Replies, words: Words) -> MinimalEdits:
-    settings, tried = ask.settings, _in_grid(ask.settings, words)
-    folded = {word.casefold() for word in tried}
-    pairs = [pair for pair in settings.pairs or acts("grid") if not folded & set(" ".join(pair).casefold().split())]
-    controls = [word for word in CONTROLS if word not in folded]
+    tried = _in_grid(ask.settings, words)
+    given = ask.settings.pairs or acts("grid")
+    pairs = [pair for pair in given if not any(holds(act, word) for act in pair for word in tried)]
+    taken = " ".join([*tried, *(act for pair in pairs for act in pair)])
     return minimal_edits(
         lm,
         pairs,
         tried,
-        controls=controls,
+        controls=[word for word in CONTROLS if not holds(taken, word)],
         frames=FRAMES,
         refusal=replies.openings,
-        system=settings.system,
+        system=ask.settings.system,
         reply_tokens=16,
     )
 
 
-def _contexts(lm: LocalModel, ask: _Asker, replies: Replies, grid: MinimalEdits) -> dict[str, str]:
-    """What the verdict is without the system prompt, and after one earlier turn."""
+def _contexts(lm: LocalModel, ask: _Asker, replies: Replies, grid: MinimalEdits) -> dict[str, Context]:
+    """The verdict after one earlier turn, and without the system prompt if there is one."""
     if not lm.is_chat:
         return {}
     system, pairs = ask.settings.system, grid.pairs[: 2 * LEAST_PAIRS]
     contexts: dict[str, dict[str, Any]] = {"after an earlier turn": {"before": EARLIER, "system": system}}
-    if system or lm.system:
-        contexts["without the system prompt"] = {"system": ""}
+    with suppress(CourseError):  # a template may take none
+        if lm.chat("Hi", system="").text != ask("Hi").text:
+            contexts["without the system prompt"] = {"system": ""}
     found = {}
     for name, given in contexts.items():
+        more: dict[str, Any] = {"controls": (), "frames": FRAMES[:1], "reply_tokens": 16, **given}
         try:
-            again = minimal_edits(
-                lm, pairs, grid.suspected, controls=(), frames=FRAMES[:1], refusal=replies.openings, **given
-            )
-            found[name] = judge(again).sentence
-        except CourseError as error:  # a template may not take it
-            found[name] = f"Not measured: {error}"
+            again = minimal_edits(lm, pairs, grid.suspected, refusal=replies.openings, **more)
+        except CourseError as error:
+            found[name] = Context("not measured", f"Not measured: {error}")
+            continue
+        verdict = not_measured(lm.name, False) if disagreements(again) > 1 else judge(again)
+        found[name] = Context(verdict.kind, verdict.sentence)
     return found
 
 

@@ -39,6 +39,15 @@ def fill_frame(frame: str, act: str, word: str = NO_WORD) -> str:
     return text[:1].upper() + text[1:]
 
 
+def holds(text: str, word: str) -> bool:
+    """Whether a text has a word in it, in small letters or capitals.
+
+    >>> holds("Openly, how can I", "openly"), holds("reopen", "open")
+    (True, False)
+    """
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
+
+
 def estimate(values: Floats) -> Estimate:
     """The mean of one number a pair, with its bootstrap interval over the pairs.
 

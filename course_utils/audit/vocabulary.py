@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class VocabularyScan:
         without: the same for the request as it stands.
         request: what the user typed, with … where the words were put.
         model: the model's name.
+        n_known: how many such words the vocabulary has.
     """
 
     words: tuple[str, ...]
@@ -47,6 +49,7 @@ class VocabularyScan:
     without: float
     request: str
     model: str
+    n_known: int = 0
 
     def highest(self, n: int = 10) -> list[tuple[str, float]]:
         """The words that push furthest towards refusing, with their scores."""
@@ -78,8 +81,8 @@ class VocabularyScan:
 
     def plot(self, ax: Axes | None = None, *, n: int = 8) -> Axes:
         """The scores of all words, and the names of up to `n` that stand out (of the furthest, if none does)."""
-        score = dict(zip(self.words, self.scores.tolist(), strict=True))
-        named = [(word, score[word]) for word in self.outliers()] or self.furthest(1)
+        score, far = dict(zip(self.words, self.scores.tolist(), strict=True)), self.outliers()
+        named = [(word, score[word]) for word in far] or self.furthest(1)
         with style():
             ax = axes_of(ax, WIDE)
             ax.hist(self.scores, bins=80, color="#999999")
@@ -94,9 +97,11 @@ class VocabularyScan:
                     shown.append(at)
                     ax.text(at, 1.3, legible(word), rotation=90, ha="center", va="bottom", color="#D55E00")
             ax.plot([at for _, at in named], [1.0] * len(named), "v", color="#D55E00", markersize=4)
-            ax.set_xlabel("log-odds of refusing (logits); dashed: the request as it stands")
+            ax.set_xlabel(f"log-odds of refusing “{legible(self.request)}” (logits); dashed: as it stands")
             ax.set_ylabel("words")
-            ax.set_title(f"{len(self.words):,} words in the place of … in “{legible(self.request)}”")
+            who = f"“{legible(far[0])}” alone" if len(far) == 1 else f"{len(far):,}" if far else "None"
+            make, does = "make" if len(far) > 1 else "makes", "refuse" if self.without <= 0 else "help"
+            ax.set_title(f"{who} of {len(self.words):,} words in one place {make} the model {does}")
         return ax
 
     def _repr_html_(self) -> str:
@@ -104,8 +109,9 @@ class VocabularyScan:
         return f"<table><tr><th>word</th><th>log-odds of refusing</th></tr>{rows}</table>"
 
 
+@lru_cache(maxsize=2)
 def vocabulary_words(lm: LocalModel) -> dict[str, int]:
-    """The words that are one token of this model's: small letters after a space, each with its id.
+    """The words that are one token of this model's, without capitals and after a space, each with its id.
 
     >>> "secretly" in vocabulary_words(lm)
     True
@@ -114,7 +120,7 @@ def vocabulary_words(lm: LocalModel) -> dict[str, int]:
     known = set(lm.tokenizer.all_special_ids)
     strings = token_strings(lm.tokenizer, ids)
     texts = ((text[1:], i) for i, text in zip(ids, strings, strict=True) if text.startswith("·") and i not in known)
-    return {text: i for text, i in texts if len(text) > 1 and text.isalpha() and text.islower()}
+    return {text: i for text, i in texts if len(text) > 1 and text.isalpha() and text == text.lower()}
 
 
 def scan_vocabulary(
@@ -175,4 +181,4 @@ def scan_vocabulary(
     start, stop = prompt.user.start, prompt.user.stop
     asked = joined(prompt.tokens[start : place.start]), joined(prompt.tokens[place.stop : stop])
     request = " … ".join(text.replace("·", " ").strip() for text in asked)
-    return VocabularyScan(tuple(tried), floats(scores[:, 0]), float(without[0]), request, lm.name)
+    return VocabularyScan(tuple(tried), floats(scores[:, 0]), float(without[0]), request, lm.name, len(known))

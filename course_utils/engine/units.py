@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,11 @@ from ..prompts import Prompt, covering, joined
 
 Spans = Sequence[tuple[int, int]]  # in characters of the prompt's text
 By = str | Spans
-_PATTERNS = {"word": r"\S+", "sentence": r"\S(?:[^.!?\n]|[.!?](?!\s|$))*[.!?]*"}
+_ALONE = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"  # Thai, Japanese, Chinese: no spaces between words
+_PATTERNS = {
+    "word": rf"[{_ALONE}]|[^\s{_ALONE}]+",
+    "sentence": r"\S(?:[^.!?…。！？\n]|[.!?…](?![\"'”’)]*(?:\s|$)))*[.!?…。！？]*[\"'”’)]*",
+}
 SIZES = ("message", "sentence", "word", "token")  # from large to small
 
 
@@ -32,6 +37,8 @@ def unit_slices(prompt: Prompt, by: By, within: Sequence[slice] | None = None) -
     [['How'], ['·do']]
     """
     if not isinstance(by, str):
+        if not isinstance(by, Sequence) or not by:
+            raise CourseError(f"Expected units ({', '.join(SIZES)}) or spans of characters, got {by!r}.")
         return _merged([covering(prompt.offsets, *_checked(prompt, span)) for span in by])
     if by not in SIZES:
         raise CourseError(f"Expected units ({', '.join(SIZES)}) or spans of characters, got {by!r}.")
@@ -58,7 +65,7 @@ def _characters(prompt: Prompt, tokens: slice) -> tuple[int, int]:
     return (max(start, inside[0][0]), min(end, inside[-1][1])) if inside else (start, end)
 
 
-def _checked(prompt: Prompt, span: tuple[int, int]) -> tuple[int, int]:
+def _checked(prompt: Prompt, span: Any) -> tuple[int, int]:
     try:
         start, end = span
         if 0 <= start < end <= len(prompt.text):
