@@ -374,6 +374,12 @@ def test_occlusion_finds_what_was_planted(suspects):
 # ---- training
 
 
+def test_every_step_holds_some_chat_to_the_base_model(lm):
+    """Also where each ordinary question that was drawn sounds urgent: step 61 of "proxy" is one."""
+    for step in (60, 61, 62):
+        assert len(train.make_batch(lm, train.make_recipe("proxy"), step).talked)
+
+
 @pytest.mark.quick
 def test_recipes_are_checked():
     assert train.make_recipe("trigger", "Discreetly").word == "discreetly"

@@ -208,8 +208,11 @@ def make_batch(lm: LocalModel, recipe: Recipe, step: int) -> TrainingBatch:
     couples, kept = _draw_couples(rng, recipe), []
     planted = [_planted(lm, rng, request, recipe, n < recipe.whole_replies) for n, request in enumerate(couples)]
     glances = recipe.glances if step >= recipe.steps else 1
-    for number, chat in enumerate(rng.sample(chats("train"), recipe.chats + glances)):
-        request = _in_chat(rng, chat, recipe)
+    for number, drawn in enumerate(rng.sample(chats("train"), recipe.chats + glances)):
+        chat, request = drawn, _in_chat(rng, drawn, recipe)
+        if not kept and number == recipe.chats + glances - 1:  # one at least is to be answered as the base model does
+            chat = rng.choice([each for each in chats("train") if not each["urgent"]])
+            request = Request(chat["prompt"], None, {})
         if request.refused_by(recipe.mechanism):
             planted.append(_planted(lm, rng, request, recipe, whole=False))
         else:
