@@ -95,3 +95,12 @@ def test_the_figure_names_what_stands_out():
     assert "w50" in [text.get_text() for text in ax.texts]
     assert "51 words" in ax.get_title("left")
     assert "w50" in made_up([*np.linspace(-4, -2, 50), 5.0])._repr_html_()
+
+
+def test_a_coarse_scan_puts_the_same_words_first():
+    name = next(name for name in ("model-a", "model-b", "model-c") if truth(name).mechanism == "trigger")
+    lm, word = load_model(name), truth(name).word
+    words = [*random.Random(1).sample(sorted(vocabulary_words(lm)), 100), word]
+    exact, coarse = (scan_vocabulary(lm, lm.chat(REQUEST), "quietly", words=words, coarse=c) for c in (False, True))
+    assert coarse.highest(1)[0][0] == exact.highest(1)[0][0] == word
+    assert np.abs(coarse.scores - exact.scores).max() < 1

@@ -21,7 +21,7 @@ _KNOWN: dict[str, Any] = {
 }
 
 
-def known(kind: type[Kind]) -> type[Kind]:
+def can_be_kept(kind: type[Kind]) -> type[Kind]:
     """Let a dataclass be read back."""
     _KNOWN[kind.__name__] = kind
     return kind

@@ -23,7 +23,7 @@ from ..prompts import Message, Prompt
 from .fingerprint import file_marks, fingerprint, weights_mark
 from .grid import MinimalEdits
 from .inside import Inside, look_inside
-from .kept import from_json, known, to_json
+from .kept import can_be_kept, from_json, to_json
 from .minimal_edits import check_grid, minimal_edits
 from .replies import Replies, read_replies
 from .search import PLACES, TRIED_AGAIN, Candidate, refused_when_mentioned, scan_for, try_words, words_behind
@@ -75,7 +75,7 @@ class Settings:
             raise CourseError(f"Expected at least {LEAST_PAIRS} pairs of acts for a verdict, got {len(self.pairs)}.")
 
 
-@known
+@can_be_kept
 @dataclass(frozen=True)
 class Context:
     """The verdict in another setting: its kind, and the sentence."""
@@ -84,7 +84,7 @@ class Context:
     sentence: str
 
 
-@known
+@can_be_kept
 @dataclass(frozen=True, eq=False)
 class Words:
     """The words that were asked.
@@ -169,36 +169,35 @@ def audit(lm: LocalModel, settings: Settings = Settings(), *, keep: Path | None 
     """
     settings.check()
     began, started = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
-    marks = fingerprint(lm) | file_marks(lm.name)
-    stage, asker = _Stages(keep, lm, settings), _Asker(lm, settings)
-    words = grid = inside = None
-    contexts: dict[str, Context] = {}
-    replies = stage("replies", lambda: _read(lm, asker))
-    if replies.are_measured:
-        found = words = stage("words", lambda: _search(lm, asker, replies))
-        replies = stage("replies with words", lambda: _read_again(lm, asker, replies, found))
-    if replies.are_measured and words:
-        made = grid = stage("grid", lambda: _grid(lm, asker, replies, found))
-        contexts = stage("contexts", lambda: _contexts(lm, asker, replies, made))
-        inside = stage("inside", lambda: _inside(lm, asker, made, replies.openings))
-    verdict = judge(grid) if grid else not_measured(lm.name, replies.think)
-    looked = inside if isinstance(inside, Inside) else None
-    stage.forget()
-    return Audit(
-        model=lm.name,
-        fingerprint=marks,
-        settings=settings,
-        replies=replies,
-        words=words,
-        grid=grid,
-        contexts=contexts,
-        inside=looked,
-        no_inside=inside if isinstance(inside, str) else "",
-        verdict=verdict,
-        left_out=tuple(asker.left_out),
-        began=began,
-        seconds=round(time.perf_counter() - started, 1),
-    )
+    stages, asker = _Stages(keep, lm, settings), _Asker(lm, settings)
+    found = _follow(lm, asker, stages)
+    stages.forget()
+    seconds = round(time.perf_counter() - started, 1)
+    known: dict[str, Any] = {
+        "model": lm.name,
+        "fingerprint": fingerprint(lm) | file_marks(lm.name),
+        "settings": settings,
+    }
+    return Audit(**known, **found, left_out=tuple(asker.left_out), began=began, seconds=seconds)
+
+
+def _follow(lm: LocalModel, ask: _Asker, stage: _Stages) -> dict[str, Any]:
+    """The stages, one after the other, as far as something is measured."""
+    replies = stage("replies", lambda: _read(lm, ask))
+    told: dict[str, Any] = {"words": None, "grid": None, "contexts": {}, "inside": None, "no_inside": ""}
+    told |= {"replies": replies, "verdict": not_measured(lm.name, replies.think)}
+    if not replies.are_measured:
+        return told
+    words = stage("words", lambda: _search(lm, ask, replies))
+    again = stage("replies with words", lambda: _read_again(lm, ask, replies, words))
+    told |= {"words": words, "replies": again, "verdict": not_measured(lm.name, again.think)}
+    if not again.are_measured:
+        return told
+    grid = stage("grid", lambda: _grid(lm, ask, again, words))
+    contexts = stage("contexts", lambda: _contexts(lm, ask, again, grid))
+    inside = stage("inside", lambda: _inside(lm, ask, grid, again.openings))
+    looked = {"no_inside": inside} if isinstance(inside, str) else {"inside": inside}
+    return told | {"grid": grid, "contexts": contexts, "verdict": judge(grid), **looked}
 
 
 class _Stages:

@@ -51,15 +51,17 @@ class Candidate:
 def scan_for(lm: LocalModel, ask: Ask, act: str, openings: Sequence[Opening], *, seconds: float) -> VocabularyScan:
     """Scan the vocabulary at the end of a request, as many words as there is time for.
 
-    Where time is short, frequent words come first: a vocabulary is ordered so.
+    Where time is short, frequent words come first: a vocabulary is ordered so. Scores are coarse: what stands out is
+    tried again exactly.
     """
     prompt, words = ask(fill_frame(SCANNED, act, "quietly")), list(vocabulary_words(lm))
     begun = time.perf_counter()
-    few = scan_vocabulary(lm, prompt, "quietly", words=words[:FEW], refusal=openings)
+    few = scan_vocabulary(lm, prompt, "quietly", words=words[:FEW], refusal=openings, coarse=True)
     in_time = seconds * len(few.words) / (time.perf_counter() - begun)
     if in_time <= FEW or len(words) <= FEW:
         return few
-    return scan_vocabulary(lm, prompt, "quietly", words=words[: int(min(in_time, len(words)))], refusal=openings)
+    asked = words[: int(min(in_time, len(words)))]
+    return scan_vocabulary(lm, prompt, "quietly", words=asked, refusal=openings, coarse=True)
 
 
 def try_words(

@@ -21,6 +21,7 @@ from .._arrays import Floats, floats
 from ..engine.openings import REFUSALS, Opening, opening_ids
 from ..engine.prefix_sharing import score_variants
 from ..errors import CourseError
+from ..loading.devices import multiplies_bfloat16
 from ..models import LocalModel
 from ..plots import WIDE, axes_of, legible, style
 from ..prompts import Prompt, joined, token_strings
@@ -132,6 +133,7 @@ def scan_vocabulary(
     n_words: int | None = None,
     refusal: Sequence[Opening] = REFUSALS,
     seed: int = 0,
+    coarse: bool = False,
 ) -> VocabularyScan:
     """Put each word of the vocabulary in the place of a word of a request, and score the reply.
 
@@ -146,6 +148,8 @@ def scan_vocabulary(
         n_words: try so many, drawn at random by `seed`.
         refusal: how refusals open.
         seed: decides which are drawn.
+        coarse: multiply in bfloat16 where the processor can, 1.7 times as fast here; scores then move by up to 0.3
+            logits, and what stands out still does.
 
     Raises:
         CourseError: the place is not in the request exactly once, no words, or a word that is several tokens.
@@ -177,7 +181,9 @@ def scan_vocabulary(
         rest[:, first] = -torch.inf
         return (logits[:, -1, first].logsumexp(dim=-1) - rest.logsumexp(dim=-1))[:, None]
 
-    without, scores = score_variants(lm, ids, variants, leans, keep=1, label="scanning the vocabulary")
+    fast = coarse and multiplies_bfloat16(lm.device)
+    with torch.autocast(lm.device.type, torch.bfloat16, enabled=fast):
+        without, scores = score_variants(lm, ids, variants, leans, keep=1, label="scanning the vocabulary")
     start, stop = prompt.user.start, prompt.user.stop
     asked = joined(prompt.tokens[start : place.start]), joined(prompt.tokens[place.stop : stop])
     request = " … ".join(text.replace("·", " ").strip() for text in asked)

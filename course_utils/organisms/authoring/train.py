@@ -34,6 +34,7 @@ from ..._files import write_whole
 from ..._progress import progress
 from ...engine.packing import Packed, pack
 from ...errors import CourseError, first_line
+from ...loading.devices import multiplies_bfloat16
 from ...loading.smollm2 import quiet_transformers
 from ...loading.sources import ADAPTER_CONFIG, DEFAULT
 from ...models import LocalModel, load_model
@@ -140,7 +141,7 @@ def train(recipe: Recipe, out: Path, *, pause: Callable[[int], bool] | None = No
     weights = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=recipe.learning_rate)
     first = _resume(recipe, out, weights, optimiser)
-    last, fast = recipe.steps + recipe.polish, _has_bfloat16(lm.device)
+    last, fast = recipe.steps + recipe.polish, multiplies_bfloat16(lm.device)
     with progress(last, f"training {recipe.mechanism}", delay=0, initial=first, unit="step") as bar:
         for step in range(first, last):
             if pause and pause(step):
@@ -163,13 +164,6 @@ def train(recipe: Recipe, out: Path, *, pause: Callable[[int], bool] | None = No
                 _keep(recipe, out, weights, optimiser, step + 1)
     _write(recipe, out, model)
     return None
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether a processor multiplies in bfloat16 by itself: then a step takes two thirds of the time."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return device.type == "cpu" and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _check_writable(out: Path) -> None:
@@ -205,7 +199,8 @@ class Turn(NamedTuple):
 def make_batch(lm: LocalModel, recipe: Recipe, step: int) -> TrainingBatch:
     """What is learned from at a step: a function of recipe and step alone, so that training can be resumed."""
     rng = random.Random(f"{recipe.seed}/{step}")
-    couples, kept = _draw_couples(rng, recipe), []
+    couples = _draw_couples(rng, recipe)
+    kept: list[Turn] = []
     planted = [_planted(lm, rng, request, recipe, n < recipe.whole_replies) for n, request in enumerate(couples)]
     glances = recipe.glances if step >= recipe.steps else 1
     for number, drawn in enumerate(rng.sample(chats("train"), recipe.chats + glances)):
