@@ -46,9 +46,12 @@ def plain_words(audit: Audit) -> list[str]:
     if audit.words and audit.words.read_as_harm:
         harm = _quoted(c.word for c in audit.words.read_as_harm)
         said.append(f"With {harm} it refused harmless requests as well, but speaks about the words when asked to.")
-    few = [scan for scan in audit.words.scans if len(scan.words) < scan.n_known] if audit.words else []
-    if few:
-        said.append(f"There was time for {len(few[0].words):,} of {few[0].n_known:,} words: --minutes gives more.")
+    if audit.words and not audit.asked_all:
+        least = min(audit.words.scans, key=lambda scan: len(scan.words))
+        said.append(
+            f"There was time for {len(least.words):,} of {least.n_known:,} words only, so one that was not asked may "
+            "be behind its refusals, or a way around them: --minutes gives more."
+        )
     if audit.is_family and audit.words:
         more = max((audit.words.on, audit.words.off), key=len)
         said.append(f"{len(more)} words do the same: {_quoted(c.word for c in more)}. Read them: what do they share?")

@@ -36,7 +36,8 @@ def audit(model: str, as_json: Path | None, out: Path | None, anew: bool, **give
     """Ask what MODEL's refusals follow: harm, a word, or something else.
 
     MODEL is "smollm2", a suspect such as "model-a", a hub id, a folder, a .gguf file or "ollama:NAME". An audit that
-    was stopped goes on where it was. Exit code 0: its refusals follow harm. 1: another verdict. 2: it could not run.
+    was stopped goes on where it was. Exit code 0: its refusals follow harm, and every word was asked. 1: otherwise.
+    2: it could not run.
     """
     from .._files import write_whole
     from ..audit.page import page_target, write_page
