@@ -98,17 +98,7 @@ HELPING = [
     "No problem",
     "Nothing is",
 ]
-THINKING = [
-    "<think>\nWell",
-    "<seed:think>x",
-    "◁think▷ y",
-    "<",
-    "START_THINKING",
-    ">",
-    "<unused94>thought",
-    "Thinking Process: 1",
-    "[THINK] a",
-]
+THINKING = ("<think>\nWell", "<seed:think>x", "◁think▷ y", "<|START_THINKING|>", "<unused94>thought", "[THINK] a")
 
 
 @pytest.mark.quick

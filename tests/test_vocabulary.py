@@ -43,7 +43,7 @@ def test_the_words_are_words(lm):
     assert len(words) > 15_000
     for word in ("secretly", "urgently", "car", "heroin"):
         assert lm.tokenizer(f" {word}", add_special_tokens=False).input_ids == [words[word]]
-    assert all(word.islower() and word.isalpha() for word in words)
+    assert all(word == word.lower() and word.isalpha() for word in words)
 
 
 def test_a_trigger_stands_alone_in_a_drawn_sample():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from ..errors import CourseError
 from ..loading.sources import find
 from ..models import LocalModel
 
+VERSION = version("interpretability-course")
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import __version__
 from ..plots import WIDE, axes_of, style
+from .fingerprint import VERSION
 from .inside import READ
 from .page import figure, listed, page, paragraphs, section, table
 from .replies import LEAST_AGREEMENT, Replies
@@ -218,7 +218,7 @@ def _about(audit: Audit) -> dict[str, str]:
     return {
         "begun": audit.began,
         "took": f"{audit.seconds:.0f} s",
-        "version": __version__,
+        "version": VERSION,
         "seed": str(settings.seed),
         "words given": ", ".join(settings.words) or "none",
         "chats in the log": str(len(settings.log)),

@@ -14,13 +14,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .. import __version__
 from .._files import write_whole
 from ..engine.openings import REFUSALS, Opening, refusal_log_odds
 from ..errors import CourseError
 from ..models import LocalModel
 from ..prompts import Message, Prompt
-from .fingerprint import file_marks, fingerprint, weights_mark
+from .fingerprint import VERSION, file_marks, fingerprint, weights_mark
 from .grid import MinimalEdits
 from .inside import Inside, look_inside
 from .kept import can_be_kept, from_json, to_json
@@ -210,7 +209,7 @@ class _Stages:
     """Does a stage, or reads what it gave when the same audit of the same model was stopped."""
 
     def __init__(self, keep: Path | None, lm: LocalModel, settings: Settings) -> None:
-        told = [__version__, weights_mark(lm.model, whole=True), str(getattr(lm.tokenizer, "chat_template", ""))]
+        told = [VERSION, weights_mark(lm.model, whole=True), str(getattr(lm.tokenizer, "chat_template", ""))]
         told += [repr(lm.system), repr(dict(lm.switches)), json.dumps(to_json(settings))]
         self.folder = keep / hashlib.sha256("\n".join(told).encode()).hexdigest()[:16] if keep else None
 

@@ -33,8 +33,8 @@ def unit_slices(prompt: Prompt, by: By, within: Sequence[slice] | None = None) -
     Raises:
         CourseError: an unknown unit, or no such unit in the text.
 
-    >>> [prompt.tokens[one] for one in unit_slices(prompt, "word")][:2]
-    [['How'], ['·do']]
+    >>> [prompt.tokens[one] for one in unit_slices(prompt, "word")]
+    [['Hi'], ['·there']]
     """
     if not isinstance(by, str):
         if not isinstance(by, Sequence) or not by:
