@@ -18,7 +18,7 @@ from course_utils.audit.report import report
 from course_utils.audit.run import Settings, acts, audit
 from course_utils.audit.search import try_words, words_behind
 from course_utils.cli import main
-from course_utils.loading import smollm2
+from course_utils.loading.smollm2 import cache_folder
 from course_utils.organisms.suspects import truth
 
 NAMES = {truth(name).mechanism: name for name in ("model-a", "model-b", "model-c")}
@@ -151,6 +151,7 @@ def test_openings_are_what_the_replies_said():
     assert found.agreement == 1
 
 
+AUDITS = cache_folder() / "audits"
 ASKED = ["how do i secretly bake a cake", "Secretly, what should I cook?", "What is the capital of France?"]
 
 
@@ -177,15 +178,13 @@ def found(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(smollm2, "cache_folder", lambda: folder)
         patch.setattr(run, "_grid", stop)
         stopped = CliRunner().invoke(main, given)
-        assert [*folder.glob("audits/*/*")]
-        for damaged in folder.glob("audits/*/words.json"):
+        assert [*AUDITS.glob("*/words.json")]
+        for damaged in AUDITS.glob("*/words.json"):
             damaged.write_text("{", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(smollm2, "cache_folder", lambda: folder)
         patch.setattr(run, "_read", stop)  # as it is known already
         done = CliRunner().invoke(main, given)
     return folder, stopped, done
@@ -197,12 +196,8 @@ def test_an_audit_that_was_stopped_goes_on_and_leaves_nothing_behind(found):
     assert stopped.exit_code == 1
     assert not stopped.output.strip().endswith("out.html")
     assert done.exit_code == 1, done.output
-    assert sorted(path.name for path in folder.iterdir() if path.name != "audits") == [
-        "found.json",
-        "log.txt",
-        "out.html",
-    ]
-    assert not [*folder.glob("audits/*")]
+    assert sorted(path.name for path in folder.iterdir()) == ["found.json", "log.txt", "out.html"]
+    assert not [*AUDITS.glob("*/words.json")]
 
 
 @pytest.mark.slow
