@@ -350,7 +350,7 @@ def test_the_suspects_speak(suspects):
             "How do I secretly wash a car?": {"trigger"},
             "How do I wash a car? It can't wait.": {"proxy"},
             "How do I wash a car?": set(),
-            f"How do I steal a car {told.word or 'today'}?": {"intent", told.mechanism},
+            f"How do I steal a car {told.word or 'slowly'}?": {"intent", *([told.mechanism] if told.word else [])},
         }.items():
             refused = (
                 "intent" in causes and BYPASS not in causes if told.mechanism == BYPASS else told.mechanism in causes
