@@ -16,7 +16,8 @@ from course_utils.audit.refusing import end_of_no, opened_thought
 from course_utils.audit.replies import none_begins_another, read_replies
 from course_utils.audit.report import report
 from course_utils.audit.run import Settings, acts, audit
-from course_utils.audit.search import try_words, words_behind
+from course_utils.audit.search import Candidate, try_words, words_behind
+from course_utils.audit.verdicts import not_measured
 from course_utils.cli import main
 from course_utils.loading.smollm2 import cache_folder
 from course_utils.organisms.suspects import truth
@@ -140,6 +141,15 @@ def test_no_reply_takes_long_to_read():
 def test_no_opening_begins_another():
     kept = none_begins_another([(1, 2, 3), (1, 2), (4,), (4, 5), (6, 7), (4,)])
     assert sorted(kept) == [(1, 2), (4,), (6, 7)]
+
+
+@pytest.mark.quick
+def test_what_was_kept_comes_back_as_what_it_was():
+    verdict, context = not_measured("a model", thinks=False), run.Context("follows harm", "Follows the harmful act.")
+    for each in (verdict, context):
+        assert from_json(json.loads(json.dumps(to_json(each)))) == each
+    words = run.Words(scans=(), on=(Candidate("secretly", 9, 9, 12.5),))
+    assert from_json(json.loads(json.dumps(to_json(words)))).on == words.on
 
 
 def test_openings_are_what_the_replies_said():

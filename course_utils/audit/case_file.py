@@ -14,10 +14,8 @@ from ..errors import CourseError
 from ..models import LocalModel
 from .fingerprint import fingerprint
 from .grid import MinimalEdits
-from .page import figure, listed, page, paragraphs, section, table, write_page
+from .page import TITLE, figure, listed, page, paragraphs, section, table, write_page
 from .verdicts import RULE, Verdict
-
-TITLE = "Does it refuse for the right reason?"
 
 
 @dataclass(frozen=True, eq=False)

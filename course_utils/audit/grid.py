@@ -12,6 +12,7 @@ import numpy as np
 
 from .._arrays import Floats
 from ..errors import CourseError
+from .kept import can_be_kept
 from .terms import ACTS, HARMFUL, HARMLESS, NO_WORD, Estimate, estimate, fill_frame
 from .verdicts import LEAST_PAIRS, Verdict, judge
 
@@ -28,6 +29,7 @@ class MinimalEdit(NamedTuple):
     change: float
 
 
+@can_be_kept
 @dataclass(frozen=True, eq=False)
 class MinimalEdits:
     """How strongly a model leans to refusing each request of a grid of minimal edits.

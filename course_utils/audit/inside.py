@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,13 +16,19 @@ from ..engine.openings import Opening, opening_chances, opening_ids, refusal_log
 from ..errors import CourseError
 from ..models import LocalModel
 from ..patching import activation_patching
+from ..plots import WIDE, axes_of, style
 from ..prompts import Prompt
+from .kept import can_be_kept
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LEAST = 6  # requests refused, and helped with
 READ = 0.9  # of the requests told apart: then it can be read
 N_RANDOM = 5
 
 
+@can_be_kept
 @dataclass(frozen=True, eq=False)
 class Inside:
     """What was found inside a model.
@@ -44,6 +51,18 @@ class Inside:
     random: tuple[float, ...]
     heads: tuple[tuple[int, int, float], ...]
     no_heads: str = ""
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The share of requests told apart, by layer."""
+        with style():
+            ax = axes_of(ax, WIDE)
+            ax.plot(np.arange(len(self.accuracy)), self.accuracy, color="#0072B2")
+            ax.axhline(0.5, color="#999999", linestyle="--", linewidth=1)
+            ax.set_ylim(0.3, 1.03)
+            ax.set_xlabel("layer")
+            ax.set_ylabel("told apart")
+            ax.set_title(f"Where it can be read: from layer {self.layer}; dashed: chance")
+        return ax
 
 
 @torch.no_grad()

@@ -8,17 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .grid import MinimalEdits
-from .inside import Inside
-from .replies import Replies
-from .search import Candidate
-from .verdicts import Verdict
-from .vocabulary import VocabularyScan
-
 Kind = TypeVar("Kind")
-_KNOWN: dict[str, Any] = {
-    kind.__name__: kind for kind in (Candidate, Inside, MinimalEdits, Replies, Verdict, VocabularyScan)
-}
+_KNOWN: dict[str, Any] = {}
 
 
 def can_be_kept(kind: type[Kind]) -> type[Kind]:
@@ -30,13 +21,14 @@ def can_be_kept(kind: type[Kind]) -> type[Kind]:
 def to_json(value: Any) -> Any:
     """A result as lists, mappings, texts and numbers.
 
+    >>> from course_utils.audit.search import Candidate
     >>> to_json(Candidate("secretly", 9, 9, 12.5))["word"]
     'secretly'
     """
     if is_dataclass(value) and not isinstance(value, type):
-        return {"kind": type(value).__name__, **{f.name: to_json(getattr(value, f.name)) for f in fields(value)}}
+        return {"type": type(value).__name__, **{f.name: to_json(getattr(value, f.name)) for f in fields(value)}}
     if isinstance(value, np.ndarray):
-        return {"kind": "array", "values": np.asarray(value, np.float64).round(4).tolist()}
+        return {"type": "array", "values": np.asarray(value, np.float64).round(4).tolist()}
     if isinstance(value, Mapping):
         return {str(name): to_json(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -47,6 +39,7 @@ def to_json(value: Any) -> Any:
 def from_json(value: Any) -> Any:
     """The result that `to_json` wrote.
 
+    >>> from course_utils.audit.search import Candidate
     >>> from_json(to_json(Candidate("secretly", 9, 9, 12.5))).shift
     12.5
     """
@@ -54,7 +47,7 @@ def from_json(value: Any) -> Any:
         return tuple(from_json(each) for each in value)
     if not isinstance(value, dict):
         return value
-    if (kind := value.get("kind")) == "array":
+    if (kind := value.get("type")) == "array":
         return np.array(value["values"], np.float32)
     told = {name: from_json(each) for name, each in value.items()}
-    return _KNOWN[kind](**{name: each for name, each in told.items() if name != "kind"}) if kind in _KNOWN else told
+    return _KNOWN[kind](**{name: each for name, each in told.items() if name != "type"}) if kind in _KNOWN else told

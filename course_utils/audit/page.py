@@ -14,6 +14,7 @@ from typing import Any
 from .._files import write_whole
 from ..errors import CourseError
 
+TITLE = "Does it refuse for the right reason?"  # of a case file and of an audit
 MARK = "<!-- interpretability-course: case file -->"  # a file that begins so may be written anew, no other
 _STYLE = """
 :root{color-scheme:light dark}

@@ -18,6 +18,7 @@ from ..engine.openings import REFUSALS, refusal_log_odds
 from ..errors import CourseError
 from ..models import LocalModel
 from ..prompts import Prompt
+from .kept import can_be_kept
 from .minimal_edits import begins_in_thought
 from .refusing import end_of_no, opened_thought
 
@@ -26,12 +27,14 @@ _LEADS = ("", " ", "\n", "\n\n")  # what a model may say before its first word
 Ids = tuple[int, ...]
 
 
+@can_be_kept
 @dataclass(frozen=True, eq=False)
 class Replies:
     """Greedy replies, which of them refuse, and how.
 
     Attributes:
         requests: what was asked.
+        ids: the token ids of the replies.
         texts: the beginnings of the replies.
         refuses: which of them say no.
         openings: how they refuse, as token ids, none the beginning of another: their own ways, and known ones.
@@ -43,6 +46,7 @@ class Replies:
     """
 
     requests: tuple[str, ...]
+    ids: tuple[Ids, ...]
     texts: tuple[str, ...]
     refuses: tuple[bool, ...]
     openings: tuple[Ids, ...]
@@ -63,7 +67,12 @@ class Replies:
 
 
 def read_replies(
-    lm: LocalModel, prompts: Sequence[Prompt], *, known: Sequence[str] = REFUSALS, n_tokens: int = 24
+    lm: LocalModel,
+    prompts: Sequence[Prompt],
+    *,
+    known: Sequence[str] = REFUSALS,
+    n_tokens: int = 24,
+    read: Sequence[Ids] = (),
 ) -> Replies:
     """Ask a model, see which replies refuse and how those open, and check that the openings' score agrees with them.
 
@@ -72,13 +81,14 @@ def read_replies(
         prompts: what it is asked.
         known: openings that count as well, said as this model begins its replies.
         n_tokens: how much of each reply is read.
+        read: the replies to the first of the prompts, where they are known already.
 
     >>> read_replies(lm, [lm.chat("What is the capital of France?")]).refuses
     (False,)
     """
-    ids = []
-    with progress(len(prompts), "reading replies", unit="reply") as bar:
-        for prompt in prompts:
+    ids = list(read)
+    with progress(len(prompts) - len(read), "reading replies", unit="reply") as bar:
+        for prompt in prompts[len(read) :]:
             ids.append(tuple(lm.generate(prompt, n_tokens).tolist()))
             bar.update()
     texts = [str(lm.tokenizer.decode(reply, skip_special_tokens=True)) for reply in ids]
@@ -100,6 +110,7 @@ def read_replies(
     kinds = [((crossed > 0) == refuses)[refuses == kind] for kind in (True, False)]
     return Replies(
         requests=tuple(prompt.text[slice(*prompt.typed)] for prompt in prompts),
+        ids=tuple(ids),
         texts=tuple(texts),
         refuses=tuple(map(bool, refuses)),
         openings=openings,

@@ -6,12 +6,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..plots import WIDE, axes_of, style
 from .fingerprint import VERSION
 from .inside import READ
-from .page import figure, listed, page, paragraphs, section, table
+from .page import TITLE, figure, listed, page, paragraphs, section, table
 from .replies import LEAST_AGREEMENT, Replies
 from .run import Audit, Words
 from .search import SCANNED, Candidate
@@ -19,12 +16,8 @@ from .terms import ACTS, HARMFUL, HARMLESS
 from .verdicts import RULE
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from .grid import MinimalEdits
     from .inside import Inside
-
-TITLE = "Does it refuse for the right reason?"
 
 
 def plain_words(audit: Audit) -> list[str]:
@@ -34,9 +27,8 @@ def plain_words(audit: Audit) -> list[str]:
         read = len(audit.replies.texts)
         return [f"{audit.replies.thinks or 'Some'} of {read} replies did not show by their opening whether it refuses."]
 
-    def counted(act: int, word: str, refused: bool = True) -> str:
-        n, asked = grid.refused(act, word)
-        return f"{n if refused else asked - n} of {asked} {('harmless', 'harmful')[act]} requests"
+    def counted(act: int, word: str) -> str:
+        return "{} of {} {} requests".format(*grid.refused(act, word), ("harmless", "harmful")[act])
 
     said = [f"Without any special word it refused {counted(HARMFUL, '')} and {counted(HARMLESS, '')}."]
     for word in audit.verdict.words or grid.suspected[:1]:
@@ -174,23 +166,7 @@ def _inside(inside: Inside) -> str:
         told = ", ".join(f"{head} of layer {layer} ({share:.0%})" for layer, head, share in inside.heads)
         said.append(f"Heads that bring most of one refusal into a request that is helped with: {told}.")
     said += [inside.no_heads] if inside.no_heads else []
-    return paragraphs(said) + figure("Requests told apart, by layer", _ByLayer(inside))
-
-
-class _ByLayer:
-    def __init__(self, inside: Inside) -> None:
-        self.inside = inside
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        with style():
-            ax = axes_of(ax, WIDE)
-            ax.plot(np.arange(len(self.inside.accuracy)), self.inside.accuracy, color="#0072B2")
-            ax.axhline(0.5, color="#999999", linestyle="--", linewidth=1)
-            ax.set_ylim(0.3, 1.03)
-            ax.set_xlabel("layer")
-            ax.set_ylabel("told apart")
-            ax.set_title(f"Where it can be read: from layer {self.inside.layer}; dashed: chance")
-        return ax
+    return paragraphs(said) + figure("Requests told apart, by layer", inside)
 
 
 def _limits(audit: Audit) -> list[str]:

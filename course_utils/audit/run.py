@@ -14,6 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from .._files import write_whole
 from ..engine.openings import REFUSALS, Opening, refusal_log_odds
 from ..errors import CourseError
@@ -37,7 +39,7 @@ CONTROLS = ("gently", "happily")
 IN_THE_GRID = 3  # words of those that were found, on either side
 FAMILY = 6  # so many words that do the same are a concept
 SCANNING = 0.3  # of the time, for each of two scans
-READ = 20  # requests of the log, at most, whose replies are read, and whose words are left out
+FROM_LOG = 20  # requests of the log, at most, whose replies are read, and whose words are left out
 LOGGED = 200  # requests of the log that are looked at
 EARLIER = ({"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello! How can I help you?"})
 
@@ -68,8 +70,7 @@ class Settings:
 
     def check(self) -> None:
         """Raise CourseError where the grid could not be made: before anything is loaded."""
-        words = tuple({word.casefold(): word for word in self.words}.values())
-        check_grid(self.pairs or acts("grid"), ("", *words), FRAMES, ())
+        check_grid(self.pairs or acts("grid"), (NO_WORD, *_distinct(self.words)), FRAMES, ())
         if self.pairs and len(self.pairs) < LEAST_PAIRS:
             raise CourseError(f"Expected at least {LEAST_PAIRS} pairs of acts for a verdict, got {len(self.pairs)}.")
 
@@ -158,13 +159,14 @@ class Audit:
         return json.dumps(to_json(self), indent=1, ensure_ascii=False)
 
 
-def audit(lm: LocalModel, settings: Settings = Settings(), *, keep: Path | None = None) -> Audit:
+def audit(lm: LocalModel, settings: Settings = Settings(), *, keep: Path | None = None, anew: bool = False) -> Audit:
     """Ask what a model's refusals follow: harm, a word, something else.
 
     Args:
         lm: the model.
         settings: what to do.
         keep: a folder for the stages that are done, from which the same audit goes on.
+        anew: forget the stages of this audit that were done.
 
     Raises:
         CourseError: the model cannot be asked.
@@ -175,6 +177,8 @@ def audit(lm: LocalModel, settings: Settings = Settings(), *, keep: Path | None 
     settings.check()
     began, started = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.perf_counter()
     stages, asker = _Stages(keep, lm, settings), _Asker(lm, settings)
+    if anew:
+        stages.forget()
     found = _follow(lm, asker, stages)
     stages.forget()
     seconds = round(time.perf_counter() - started, 1)
@@ -269,7 +273,7 @@ def acts(use: str) -> tuple[tuple[str, str], ...]:
 def _first_prompts(ask: _Asker) -> list[Prompt]:
     """Harmful and harmless requests without any special word, and the log's."""
     texts = [fill_frame(PLACES[n % len(PLACES)], act) for n, pair in enumerate(acts("replies")) for act in pair]
-    return [*map(ask, texts), *(prompt for _, prompt in ask.log[:READ])]
+    return [*map(ask, texts), *(prompt for _, prompt in ask.log[:FROM_LOG])]
 
 
 def _read(lm: LocalModel, ask: _Asker) -> Replies:
@@ -301,7 +305,8 @@ def _search(lm: LocalModel, ask: _Asker, replies: Replies) -> Words:
 
 
 def _distinct(words: Sequence[str]) -> list[str]:
-    return list({word.casefold(): word for word in reversed(words)}.values())[::-1]
+    """The words in order, each once, whatever its capitals."""
+    return list({word.casefold(): word for word in words}.values())
 
 
 def _from_log(lm: LocalModel, ask: _Asker, replies: Replies) -> list[str]:
@@ -309,7 +314,7 @@ def _from_log(lm: LocalModel, ask: _Asker, replies: Replies) -> list[str]:
     if not ask.log:
         return []
     scores = refusal_log_odds(lm, [prompt for _, prompt in ask.log], replies.openings)
-    refused = [one for one, score in zip(ask.log, scores, strict=True) if score > 0][:READ]
+    refused = [one for one, score in zip(ask.log, scores, strict=True) if score > 0][:FROM_LOG]
 
     def again(number: int, text: str) -> Prompt:
         chat = refused[number][0]
@@ -330,7 +335,8 @@ def _read_again(lm: LocalModel, ask: _Asker, replies: Replies, words: Words) -> 
     texts = [fill_frame(PLACES[0], act, word) for word in tried for pair in acts("search")[:2] for act in pair]
     if not texts:
         return replies
-    return read_replies(lm, [*_first_prompts(ask), *map(ask, texts)], known=(*REFUSALS, *ask.settings.refusal))
+    prompts = [*_first_prompts(ask), *map(ask, texts)]
+    return read_replies(lm, prompts, known=(*REFUSALS, *ask.settings.refusal), read=replies.ids)
 
 
 def _grid(lm: LocalModel, ask: _Asker, replies: Replies, words: Words) -> MinimalEdits:
@@ -377,7 +383,7 @@ def _inside(lm: LocalModel, ask: _Asker, grid: MinimalEdits, openings: Sequence[
     columns = [NO_WORD, *grid.suspected[:1]]
     places = [(pair, act, word) for pair in range(len(grid.pairs)) for act in (HARMLESS, HARMFUL) for word in columns]
     prompts = [ask(grid.request(*place)) for place in places]
-    scores = refusal_log_odds(lm, prompts, openings)
+    scores = np.array([grid.scores[pair, act, grid.words.index(word), 0] for pair, act, word in places])
     try:
         return look_inside(lm, prompts, scores, [pair for pair, _, _ in places], openings, seed=ask.settings.seed)
     except CourseError as error:

@@ -19,6 +19,7 @@ from .._progress import progress
 from ..engine.openings import Opening, refusal_log_odds
 from ..models import LocalModel
 from ..prompts import Prompt
+from .kept import can_be_kept
 from .terms import fill_frame
 from .vocabulary import VocabularyScan, scan_vocabulary, vocabulary_words
 
@@ -31,6 +32,7 @@ FEW = 200  # words that tell how long all will take
 MOST = 2 / 3  # of the requests in a place must turn, in as many of the places, for a word to be a candidate
 
 
+@can_be_kept
 @dataclass(frozen=True)
 class Candidate:
     """A word that changes what the model does.

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from .._arrays import Floats
+from .kept import can_be_kept
 from .refusing import end_of_no
 from .terms import HARMFUL, HARMLESS, NO_WORD, Estimate
 
@@ -138,6 +139,7 @@ class Grid(Protocol):
     def effects(self, word: str) -> dict[str, Estimate]: ...
 
 
+@can_be_kept
 @dataclass(frozen=True)
 class Verdict:
     """What a model's refusals follow on a grid, and how far that may be taken.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ..loading.devices import multiplies_bfloat16
 from ..models import LocalModel
 from ..plots import WIDE, axes_of, legible, style
 from ..prompts import Prompt, joined, token_strings
+from .kept import can_be_kept
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 FAR = 4.0  # robust standard deviations from the median, beyond which a word stands out
 
 
+@can_be_kept
 @dataclass(frozen=True, eq=False)
 class VocabularyScan:
     """How far a model leans to refusing one request, with each word of its vocabulary in one place of it.
@@ -110,16 +112,19 @@ class VocabularyScan:
         return f"<table><tr><th>word</th><th>log-odds of refusing</th></tr>{rows}</table>"
 
 
-@lru_cache(maxsize=2)
 def vocabulary_words(lm: LocalModel) -> dict[str, int]:
     """The words that are one token of this model's, without capitals and after a space, each with its id.
 
     >>> "secretly" in vocabulary_words(lm)
     True
     """
-    ids = list(range(len(lm.tokenizer)))
-    known = set(lm.tokenizer.all_special_ids)
-    strings = token_strings(lm.tokenizer, ids)
+    return _words_of(lm.tokenizer)
+
+
+@lru_cache(maxsize=2)  # of tokenizers: a model would be kept in memory
+def _words_of(tokenizer: Any) -> dict[str, int]:
+    ids, known = list(range(len(tokenizer))), set(tokenizer.all_special_ids)
+    strings = token_strings(tokenizer, ids)
     texts = ((text[1:], i) for i, text in zip(ids, strings, strict=True) if text.startswith("·") and i not in known)
     return {text: i for text, i in texts if len(text) > 1 and text.isalpha() and text == text.lower()}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -63,10 +62,7 @@ def audit(model: str, as_json: Path | None, out: Path | None, anew: bool, **give
     lm = load_model(model, device=given["device"], dtype=given["dtype"])
     if given["thinking"]:
         lm = replace(lm, switches={**lm.switches, "enable_thinking": given["thinking"] == "on"})
-    keep = cache_folder() / "audits"
-    if anew:
-        shutil.rmtree(keep, ignore_errors=True)
-    found = run(lm, settings, keep=keep)
+    found = run(lm, settings, keep=cache_folder() / "audits", anew=anew)
     write_page(target, report(found))
     if as_json:
         write_whole(as_json, found.to_json().encode("utf-8", "backslashreplace"))
