@@ -3,7 +3,8 @@
 Rules by the name of an architecture rot. So a shortcut comes with a trial: it is taken on short random input and
 compared with what the model's own forward pass gives. Where they agree, the shortcut is taken from then on; where not,
 the method runs whole passes, or says in a sentence why it can't be right. What was learned of a model is kept with it,
-as long as none of its modules is run in another way. Trials are of the model alone: hooks on it rest meanwhile.
+as long as none of its modules is run in another way, and shared by the built-in suspects, which differ in weights
+alone. Trials are of the model alone: hooks on it rest meanwhile.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CourseError, first_line
+from ..loading.load import KIN
 from ..loading.others_hooks import alone
 from ..models import LocalModel
 
@@ -23,6 +25,7 @@ STATES = 16  # of a model that are remembered
 LENGTH = 8  # tokens of a trial whose outcome doesn't depend on length
 _ENCODER_WANTED = ("encoder_attn", "crossattention", "cross_attn", "cross_attention")  # what looks at an encoder
 _known: WeakKeyDictionary[nn.Module, dict[Any, dict[str, Any]]] = WeakKeyDictionary()
+_of_kin: dict[str, dict[Any, dict[str, Any]]] = {}  # of models that are alike in all but their weights, together
 _latest: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()  # what was known when it was last asked for
 
 Trial = Callable[[LocalModel, int], bool]
@@ -33,7 +36,7 @@ def facts(lm: LocalModel) -> dict[str, Any]:
     ways = tuple((id(type(module).forward), id(module.__dict__.get("forward"))) for module in lm.model.modules())
     attention = getattr(lm.model.config, "_attn_implementation", None)
     mark = (attention, lm.model.dtype, str(lm.device), lm.model.training, ways)
-    known = _known.setdefault(lm.model, {})
+    known = _of_kin.setdefault(KIN[lm.model], {}) if lm.model in KIN else _known.setdefault(lm.model, {})
     if len(known) > STATES:
         known.clear()
     _latest[lm.model] = known.setdefault(mark, {})
