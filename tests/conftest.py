@@ -109,6 +109,7 @@ def course(solution, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         for module in (release, check):
             monkeypatch.setattr(module, name.upper(), tmp_path / name)
+    monkeypatch.setattr("course_utils.cli.check.MY", tmp_path / "my")
     (tmp_path / "solutions" / "toy.ipynb").write_bytes(write(solution))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 from course_utils import token_attribution
 from course_utils.cli import main
-from course_utils.cli.lab import LESSONS
+from course_utils.lesson.own import standings
 from course_utils.loading.smollm2 import INVENTORY, READY_NAME, smollm2_folder
 
 COURSE = Path(sysconfig.get_path("scripts")) / "course"
@@ -441,10 +441,10 @@ def test_lab_prints_an_address_that_answers(lab):
         assert "JupyterLab" in page.read().decode()
 
 
-def test_lab_opens_at_the_first_lesson(lab):
-    first = min(path.name for path in LESSONS.glob("*.ipynb"))
-    assert f"/lab/tree/notebooks/{first}?token=" in lab.address
-    assert lab.ask(f"/api/contents/notebooks/{first}")["type"] == "notebook"
+def test_lab_opens_at_the_next_lesson_in_the_learners_own_copy(lab):
+    following = next(one.name for one in standings() if not one.finished)
+    assert f"/lab/tree/my/{following}.ipynb?token=" in lab.address
+    assert lab.ask(f"/api/contents/my/{following}.ipynb")["type"] == "notebook"
 
 
 def test_lab_takes_another_port_where_the_wanted_one_is_taken(lab, taken_port):
@@ -486,5 +486,5 @@ def test_lab_passes_arguments_on_and_leaves_no_process_behind_when_terminated(tm
 
 @pytest.mark.quick
 def test_lab_without_lessons_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("course_utils.cli.lab.LESSONS", tmp_path)
+    monkeypatch.setattr("course_utils.cli.lab.ROOT", tmp_path)
     assert_refused(called("lab"), str(tmp_path), "none", "pip install -e .")

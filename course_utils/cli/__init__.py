@@ -16,7 +16,12 @@ from ..errors import CourseError
 from ..grading.processes import without_grammar
 from ..loading.threads import wait_asleep
 
-COMMANDS = ("attribute", "audit", "check", "doctor", "grade", "lab", "mark", "override", "release", "roster")
+GROUPS = {
+    "To learn": ("lab", "status", "check", "reset", "doctor"),
+    "About a model of your own": ("audit", "attribute"),
+    "To teach": ("release", "roster", "grade", "mark", "override"),
+}
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 
 class Course(click.Group):
@@ -25,10 +30,19 @@ class Course(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in GROUPS.items():
+            told = [
+                (name, command.get_short_help_str(400)) for name in names if (command := self.get_command(ctx, name))
+            ]
+            with formatter.section(title):
+                formatter.write_dl(told)
+
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f".{name}", __name__), name)
+        module = {"reset": "status"}.get(name, name)
+        command: click.Command = getattr(import_module(f".{module}", __name__), name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

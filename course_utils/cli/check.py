@@ -8,6 +8,7 @@ import sys
 import click
 
 from ..errors import CourseError
+from ..lesson.own import EXERCISE, MY, named, passed_checks
 
 
 @click.command()
@@ -16,13 +17,13 @@ from ..errors import CourseError
 def check(notebooks: tuple[str, ...], as_json: bool) -> None:
     """Check your answers: each NOTEBOOK afresh, against the exercise's own checks (all exercises without a name).
 
-    A NOTEBOOK is a file or the name of an exercise, such as 08_1_token_attribution. The column s says how many seconds
-    an answer and its check took. Your file stays as it is.
+    A NOTEBOOK is a file, or the name of an exercise or its beginning, such as 08_1: your copy in my/ if you have one.
+    The column s says how many seconds an answer and its check took. Your file stays as it is.
     """
     from ..grading.check import as_table, check_all, summary
     from ..grading.check import notebooks as meant
 
-    paths = meant(notebooks)
+    paths = meant(_own(notebooks))
     if not paths:
         raise CourseError("Expected the exercises in exercises/ or here, found none; give the path of a notebook.")
     from rich.console import Console
@@ -31,6 +32,9 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
     checked = []
     for one in check_all(paths):
         checked.append(one)
+        if one.result is not None and one.path.parent.resolve() == MY:
+            judged = [mark.passed for mark in one.result.marks if mark.earned is not None]
+            passed_checks(one.path.stem, sum(judged), len(judged))
         if as_json:
             continue
         if one.result is not None:
@@ -41,3 +45,18 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([one.as_json() for one in checked]))
     sys.exit(max(one.code for one in checked))
+
+
+def _own(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The learner's copies, where there are any: of all exercises, or of those that are named."""
+    copies = {path.stem: str(path) for path in sorted(MY.glob(f"{EXERCISE}*.ipynb"))}
+    if not names:
+        return tuple(copies.values())
+    return tuple(name if "." in name or "/" in name or not copies else _copy(name, copies) for name in names)
+
+
+def _copy(name: str, copies: dict[str, str]) -> str:
+    stem = EXERCISE + name.removeprefix(EXERCISE)
+    if not any(copy.startswith(stem) for copy in copies):
+        return name  # perhaps an exercise that somebody else wrote
+    return copies[named(stem, list(copies))]

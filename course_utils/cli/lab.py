@@ -6,32 +6,32 @@ import os
 import shutil
 import sys
 import sysconfig
-from pathlib import Path
 
 import click
 
-from ..errors import CourseError
-
-LESSONS = Path(__file__).resolve().parents[2] / "notebooks"
+from ..lesson.own import ROOT, bring_up_to_date, standings
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("jupyter_arguments", nargs=-1, type=click.UNPROCESSED)
 def lab(jupyter_arguments: tuple[str, ...]) -> None:
-    """Open JupyterLab at the first lesson.
+    """Open JupyterLab at the lesson that comes next, in your own copy of the course (my/).
+
+    The copies are yours to write in: they are never overwritten. The originals, with their outputs, stay in notebooks/.
 
     Further arguments go to JupyterLab, for example: course lab --port 9000 --ip 0.0.0.0
     """
-    lessons = sorted(LESSONS.glob("*.ipynb"))
-    if not lessons:
-        raise CourseError(f"Expected the lessons in {LESSONS}, found none; install from a clone: pip install -e .")
+    for sentence in bring_up_to_date(ROOT):
+        click.echo(sentence, err=True)
+    found = standings(ROOT)
+    following = next((one for one in found if not one.finished), found[0])
     from jupyterlab.labapp import LabApp
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not one of the same name elsewhere
     _first_on_path(sysconfig.get_path("scripts"))  # so that `course` is found in its terminals and cells
     arguments = [
-        f"--ServerApp.root_dir={LESSONS.parent}",
-        f"--LabApp.default_url=/lab/tree/notebooks/{lessons[0].name}",
+        f"--ServerApp.root_dir={ROOT}",
+        f"--LabApp.default_url=/lab/tree/my/{following.name}.ipynb",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing asks the network
     ]
     if sys.platform != "win32":  # not a login shell, whose profile may set PATH anew

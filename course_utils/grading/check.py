@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CourseError, first_line
-from ..loading.sources import SUSPECTS
+from ..loading.sources import HANDED_OUT
 from .handout.release import EXERCISES, SOLUTIONS, UNTOUCHED, suspect_of, with_suspect
 from .marks import PASSED, READ, UNANSWERED
 from .notebook import read, student_view, write
@@ -64,7 +64,7 @@ def check_all(paths: Sequence[Path], limits: Limits = Limits()) -> Iterator[Chec
             suspects = path.parent / "suspects"
             beside = suspects.resolve() if suspects.is_dir() else None
             reference, submission = reference_of(path), _bytes(path)
-            if (own := suspect_of(submission)) != suspect_of(reference) and own in SUSPECTS:
+            if (own := suspect_of(submission)) != suspect_of(reference) and own in HANDED_OUT:
                 reference = with_suspect(reference, own)  # the one that this student was given
             yield Checked(path, run(reference, submission, limits, beside=beside))
         except CourseError as error:
@@ -87,11 +87,12 @@ def reference_of(path: Path) -> bytes:
     if not path.exists():
         here = ", ".join(_known(Path(UNTOUCHED), EXERCISES)) or "none here"
         raise CourseError(f"Expected a notebook, got {path}, which does not exist; the exercises: {here}.")
-    solution = SOLUTIONS / path.name
+    name = path.name.removeprefix("exercise_")  # as a learner's own copy is called
+    solution = SOLUTIONS / name
     if solution.is_file():
         return write(student_view(read(_bytes(solution), solution.name)))
     folders = (path.parent / UNTOUCHED, Path(UNTOUCHED), EXERCISES / UNTOUCHED, EXERCISES)
-    for untouched in (folder / path.name for folder in folders):
+    for untouched in (folder / name for folder in folders):
         if untouched.is_file() and untouched.resolve() != path.resolve():
             return _bytes(untouched)
     if path.stem in _known(*folders) or not _known(*folders):
