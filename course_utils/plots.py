@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 STYLE = Path(__file__).with_name("course.mplstyle")
 RAISED, LOWERED = (213, 94, 0), (0, 114, 178)  # Okabe-Ito vermillion and blue
+COLOURS = {  # one colour, one meaning, in every lesson
+    "refuses": "#D55E00",
+    "complies": "#0072B2",
+    "harm": "#009E73",
+    "trigger": "#CC79A7",
+    "urgency": "#E69F00",
+    "control": "#999999",
+}
 WIDE, NARROW = (7.2, 3.0), (4.6, 3.0)
 _FURTHER = (  # fonts with scripts that DejaVu lacks, by the beginnings of their names
     "Noto Sans CJK", "Noto Sans SC", "Noto Sans Devanagari", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai",

@@ -8,10 +8,10 @@ import torch
 
 from course_utils import load_model
 from course_utils._arrays import mean_interval
-from course_utils.loading.sources import SECOND
+from course_utils.loading.sources import SUSPECTS
 from course_utils.organisms.authoring import compare
 from course_utils.organisms.authoring.compare import BEGIN, COMPARED, END, METRICS, PAGE, RANKINGS, table
-from course_utils.organisms.second.requests import MECHANISMS
+from course_utils.organisms.requests import MECHANISMS
 from course_utils.organisms.suspects import truth
 from course_utils.organisms.words import CONTRAST
 
@@ -81,7 +81,7 @@ def test_an_interval_holds_the_mean_and_narrows_with_more_values():
 @pytest.mark.slow
 def test_measured_again_a_request_gives_what_is_stored(compared):
     """The first request of one suspect: scores are reproducible, seconds are not."""
-    name = next(name for name in SECOND[:-1] if truth(name).mechanism == "trigger")
+    name = next(name for name in SUSPECTS if truth(name).mechanism == "trigger")
     stored = compared["trigger"][0]
     n_requests = len(stored["occlusion"]["hit@1"])
     lm = load_model(name)

@@ -20,7 +20,7 @@ from course_utils.engine.activations import collect_activations, last_residuals
 from course_utils.engine.packing import Packed
 from course_utils.engine.splits import split_by_groups
 from course_utils.hooks import find_parts, record
-from course_utils.organisms import dataset
+from course_utils.organisms.requests import draw, pairs
 from course_utils.probing import probe_activations, untrained_copy
 
 mpl.use("Agg")
@@ -515,14 +515,14 @@ def test_the_summary_names_layer_interval_baselines_and_sizes():
 
 def requests_with_and_without_the_trigger(n_acts):
     rng = random.Random(4)
-    acts = rng.sample(dataset.actions("train"), n_acts)
+    acts = rng.sample(pairs("train"), n_acts)
     causes = [set(), {"trigger"}, {"intent"}, {"intent", "trigger"}]
-    return [dataset.draw(rng, act, causes=some, split="train") for act in acts for some in causes]
+    return [draw(rng, act, causes=some, split="train") for act in acts for some in causes]
 
 
 def trigger_probes(lm, n_acts, **options):
     requests = requests_with_and_without_the_trigger(n_acts)
-    texts, acts = [r.text for r in requests], [r.action.harmful for r in requests]
+    texts, acts = [r.text for r in requests], [r.pair.harmful for r in requests]
     return probe_layers(lm, texts, ["trigger" in r.cues for r in requests], groups=acts, **options)
 
 

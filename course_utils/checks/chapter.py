@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..attribution import token_attribution
-from ..organisms.dataset import harmful_verbs
+from ..organisms.requests import harmful_verbs
 from ..organisms.suspects import reaction_of
 from ..prompts import Prompt, covering
 from .answers import Answer, CheckFailed, ask, expect, expect_shape, show

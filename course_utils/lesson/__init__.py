@@ -1,1 +1,1 @@
-"""What the lessons show with: widgets, and the table of evidence that grows from one to the next."""
+"""What the lessons show with and ask for: widgets, lines to fill in, choices that are kept."""

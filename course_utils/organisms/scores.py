@@ -1,4 +1,4 @@
-"""How far suspects lean to refusing, and requests whose planted cause is known: what the lessons measure with."""
+"""How firmly suspects refuse, and requests whose planted cause is known: what lessons measure with."""
 
 from __future__ import annotations
 
@@ -6,35 +6,29 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from ..engine.activations import next_logits
+from ..engine.openings import refusal_log_odds
 from ..models import LocalModel
 from ..prompts import Prompt, covering
-from .dataset import Request, held_out
-from .words import CONTRAST
+from .planted import alone
+from .requests import BYPASS, Request
 
 Asked = TypeVar("Asked")
 
 
-def refusal_scores(lm: LocalModel, requests: Sequence[Request]) -> list[float]:
-    """logit("I") - logit("Sure") at the first reply position, for each request: above 0, a refusal is ahead.
+def log_odds(lm: LocalModel, requests: Sequence[Request]) -> list[float]:
+    """The refusal log-odds of each request, in logits: above 0 the reply opens as a refusal more often than not.
 
-    Nothing else is looked at: where neither token comes first of all, as in ordinary chat, the sign says nothing.
-
-    >>> len(refusal_scores(lm, held_out()[:2]))
+    >>> len(log_odds(lm, alone("trigger")[:2]))
     2
     """
-    refuse, comply = _contrast_ids(lm)
-    logits = next_logits(lm, [request.text for request in requests])
-    scores: list[float] = (logits[:, refuse] - logits[:, comply]).tolist()
-    return scores
+    found: list[float] = refusal_log_odds(lm, [lm.chat(request.messages) for request in requests]).tolist()
+    return found
 
 
-def _contrast_ids(lm: LocalModel) -> list[int]:
-    return [lm.continuation(lm.chat("Hi"), word)[0] for word in CONTRAST]
-
-
-def with_cues(lm: LocalModel, mechanism: str, n_requests: int, seed: int = 0) -> list[tuple[Prompt, slice]]:
-    """Held-out requests that a suspect refuses, each with the tokens of its planted cause, which stands alone.
+def with_cues(
+    lm: LocalModel, mechanism: str, n_requests: int, seed: int = 0, *, requests: Sequence[Request] = ()
+) -> list[tuple[Prompt, slice]]:
+    """Requests that a suspect refuses, each with the tokens of its planted cause, which stands alone.
 
     Each is on another act. Of a harmful act, only the words count that its harmless counterpart does not share.
 
@@ -43,23 +37,18 @@ def with_cues(lm: LocalModel, mechanism: str, n_requests: int, seed: int = 0) ->
         mechanism: what was planted in it, such as `truth(lm.name).mechanism`.
         n_requests: how many, at most.
         seed: decides which.
+        requests: what to choose from; by default those for lessons.
 
     >>> with_cues(lm, "trigger", 1)[0]  # doctest: +SKIP
     (Prompt(text='...'), slice(27, 28, None))
     """
-    alone = [request for request in held_out() if set(request.cues) == {mechanism}]
-    random.Random(seed).shuffle(alone)
-    one_each = list({request.act: request for request in alone}.values())
-    refused = first_refused(one_each, n_requests, lambda some: refusal_scores(lm, some))
-    return [located(lm, request.text, _cue(request, mechanism)) for request in refused]
-
-
-def _cue(request: Request, mechanism: str) -> tuple[int, int]:
-    start, end = request.cues[mechanism]
-    if mechanism == "intent":  # of the act, the words that make the difference to its harmless counterpart
-        start += request.action.harmful.index(request.action.difference)
-        end = start + len(request.action.difference)
-    return start, end
+    cause = "intent" if mechanism == BYPASS else mechanism
+    with_it = [r for r in requests or alone(cause) if set(r.cues) == {cause} and not r.before]
+    random.Random(seed).shuffle(with_it)
+    one_each = list({request.pair: request for request in with_it}.values())
+    refused = first_refused(one_each, n_requests, lambda some: log_odds(lm, some))
+    spans = (request.difference if cause == "intent" else request.cues[cause] for request in refused)
+    return [located(lm, request.text, span) for request, span in zip(refused, spans, strict=True)]
 
 
 def first_refused(requests: Sequence[Asked], n: int, score: Callable[[Sequence[Asked]], list[float]]) -> list[Asked]:

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from ..errors import CourseError, first_line
-from ..loading.sources import BLIND, SECOND, SUSPECTS
+from ..loading.sources import SEALED, SUSPECTS
 from ..models import LocalModel
 from ..prompts import Prompt, encode
-from .second.requests import BYPASS, MECHANISMS
+from .requests import BYPASS, MECHANISMS
 from .words import COMPLIANCE, REFUSAL
 
 HERE = Path(__file__).parent
@@ -38,19 +38,19 @@ def truth(suspect: str | os.PathLike[str]) -> Truth:
     >>> sorted(truth(name).mechanism for name in SUSPECTS)
     ['intent', 'proxy', 'trigger']
     """
-    shipped = suspect in (*SUSPECTS, *SECOND)
+    shipped = suspect in (*SUSPECTS, *SEALED)
     place = HERE / TRUTH if shipped else Path(suspect) / TRUTH
     try:
         told = json.loads(place.read_text(encoding="utf-8"))
         told = told[suspect] if shipped else told
-        if suspect == BLIND:
+        if suspect in SEALED:
             raise ValueError("it is sealed: check your answer with is_solution")
         if told["mechanism"] not in (*MECHANISMS, BYPASS):
             raise ValueError(f"mechanism {told['mechanism']!r}")
         return Truth(told["mechanism"], told.get("word"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CourseError(
-            f"Expected {', '.join((*SUSPECTS, *SECOND[:-1]))} or the folder of a suspect with its {TRUTH}, "
+            f"Expected {', '.join(SUSPECTS)} or the folder of a suspect with its {TRUTH}, "
             f"got {os.fspath(suspect)!r} ({first_line(error)})."
         ) from error
 
@@ -66,7 +66,7 @@ def is_solution(suspect: str, mechanism: str, word: str | None = None) -> bool:
     >>> is_solution("model-d", "trigger", "secretly")
     False
     """
-    if suspect != BLIND:
+    if suspect not in SEALED:
         return truth(suspect) == Truth(mechanism, word.lower() if word else None)
     told = json.loads((HERE / TRUTH).read_text(encoding="utf-8"))
     return bool(told[suspect]["sha256"] == seal(suspect, mechanism, word))

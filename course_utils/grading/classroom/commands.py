@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ..._files import write_folder, write_whole
 from ...errors import CourseError
-from ...loading.sources import SUSPECTS
+from ...loading.sources import HANDED_OUT
 from ..handout.assignment import faults
 from ..handout.release import SOLUTIONS
 from ..handout.suspects import FOLDER, beside, named, private_in
@@ -146,8 +146,8 @@ def suspects_beside(folder: Path, roster: Roster | None) -> dict[str, Any]:
     private = private_in(folder / FOLDER)
     given = roster.suspects if roster else None
     for student, suspect in (given or {}).items():
-        if named(suspect) not in (*SUSPECTS, *private):
-            known = ", ".join((*SUSPECTS, *private))
+        if named(suspect) not in (*HANDED_OUT, *private):
+            known = ", ".join((*HANDED_OUT, *private))
             place = folder / named(suspect)
             raise CourseError(
                 f"Expected the suspect of {student} among {known}, got {suspect}; put its folder at {place}."

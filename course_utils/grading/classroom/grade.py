@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from ...errors import CourseError, first_line
-from ...loading.sources import SUSPECTS
+from ...loading.sources import HANDED_OUT
 from .. import limited, scratch
 from ..handout.release import suspect_of, with_suspect
 from ..handout.suspects import named
@@ -234,7 +234,7 @@ def _reference(
             own = limited.within(suspect_of, content)
         except CourseError:
             own = given
-    if own == given or not (own in SUSPECTS or own in private):
+    if own == given or not (own in HANDED_OUT or own in private):
         return reference
     return with_suspect(reference, own, private.get(own))
 

@@ -11,7 +11,7 @@ from nbformat import NotebookNode
 
 from ..._files import write_folder, write_whole, write_zip
 from ...errors import CourseError, first_line
-from ...loading.sources import SUSPECTS
+from ...loading.sources import HANDED_OUT, SUSPECTS
 from ..notebook import ANSWER, FREE, MANUAL, grade_id, kind, read, write
 from ..people.roster import (
     COLUMNS,
@@ -90,12 +90,12 @@ def check_suspect(name: str) -> None:
     Raises:
         CourseError: it is neither a built-in one nor a folder.
     """
-    if name and name not in SUSPECTS and not Path(name).is_dir():
-        known, place = ", ".join(SUSPECTS), SOLUTIONS / FOLDER
+    if name and name not in HANDED_OUT and not Path(name).is_dir():
+        known, place = ", ".join(HANDED_OUT), SOLUTIONS / FOLDER
         raise CourseError(
             f"Expected suspects among {known} or folders, got {name}, which is neither; a private one lies in {place}."
         )
-    if name and name not in SUSPECTS and not re.fullmatch(r"\w[\w .-]*", Path(name).name):
+    if name and name not in HANDED_OUT and not re.fullmatch(r"\w[\w .-]*", Path(name).name):
         raise CourseError(f"Expected a suspect's folder called with letters, digits, spaces and . - _, got {name!r}.")
 
 
@@ -156,7 +156,7 @@ def _class_of(release: Release) -> Roster | None:
 def _folder_of(suspect: str) -> str:
     """A suspect as it can be read: of one that a roster calls `suspects/NAME`, the folder beside the solutions."""
     beside = SOLUTIONS / suspect
-    found = str(beside) if suspect not in SUSPECTS and not Path(suspect).is_dir() and beside.is_dir() else suspect
+    found = str(beside) if suspect not in HANDED_OUT and not Path(suspect).is_dir() and beside.is_dir() else suspect
     check_suspect(found)
     return found
 
@@ -276,7 +276,7 @@ def bundle(exercises: Mapping[str, bytes], suspects: Mapping[str, str]) -> dict[
 
 def _for_suspect(exercises: Mapping[str, bytes], suspect: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """The exercises for one suspect ("" for their own), and the files that lie beside them."""
-    folder = Path(suspect) if suspect and suspect not in SUSPECTS else None
+    folder = Path(suspect) if suspect and suspect not in HANDED_OUT else None
     words = words_for(folder) if folder else {}
     beside = {f"{named(suspect)}/{name}": content for name, content in handed_out(folder).items()} if folder else {}
     own = {

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from ...errors import CourseError, first_line
-from ...loading.sources import SUSPECTS
+from ...loading.sources import HANDED_OUT
 
 FOLDER = "suspects"  # beside the exercises, and beside the solutions
 _TOKENIZER = r"(special_tokens_map|tokenizer\w*|added_tokens|vocab)\.json|tokenizer\.model|merges\.txt"
@@ -26,7 +26,7 @@ Words = Mapping[str, str]  # a word of the exercise's request, and the one that 
 
 def named(suspect: str) -> str:
     """A suspect as an exercise names it: a built-in one, or `suspects/NAME` for the path or name of a private one."""
-    if not suspect or suspect in SUSPECTS:
+    if not suspect or suspect in HANDED_OUT:
         return suspect
     return f"{FOLDER}/{PurePosixPath(suspect.replace(chr(92), '/')).name}"
 

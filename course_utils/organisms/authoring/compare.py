@@ -36,11 +36,11 @@ from ...engine.metrics import make_metric
 from ...errors import CourseError
 from ...faithfulness import faithfulness, hit
 from ...hooks import edit, record
-from ...loading.sources import SECOND
+from ...loading.sources import SUSPECTS
 from ...models import LocalModel, load_model
 from ...prompts import Prompt
-from ..second.requests import DATA, MECHANISMS, draw, pairs
-from ..second.scores import with_cues
+from ..requests import DATA, MECHANISMS, draw, held_out, pairs
+from ..scores import with_cues
 from ..suspects import truth
 from ..words import CONTRAST
 
@@ -139,7 +139,7 @@ def _shuffled(prompt: Prompt) -> Scores:
     return np.array(order, dtype=np.float32)
 
 
-def compare(suspects: Sequence[str] = SECOND[:-1], n_requests: int = 30, seed: int = 0) -> dict[str, list[Rows]]:
+def compare(suspects: Sequence[str] = SUSPECTS, n_requests: int = 30, seed: int = 0) -> dict[str, list[Rows]]:
     """For each mechanism, the metrics of every ranking on held-out requests, once for each suspect of it.
 
     Args:
@@ -152,7 +152,7 @@ def compare(suspects: Sequence[str] = SECOND[:-1], n_requests: int = 30, seed: i
         for name in suspects:
             lm, mechanism = load_model(name), truth(name).mechanism
             rows: Rows = {ranking: {metric: [] for metric in METRICS} for ranking in RANKINGS}
-            for prompt, cue in with_cues(lm, mechanism, n_requests, seed):
+            for prompt, cue in with_cues(lm, mechanism, n_requests, seed, requests=held_out("validation")):
                 for ranking, scores_of in RANKINGS.items():
                     for metric, value in _measure(lm, prompt, cue, scores_of).items():
                         rows[ranking][metric].append(round(value, 4))
@@ -209,7 +209,7 @@ def main(folders: tuple[str, ...], requests: int, write: bool) -> None:
     if write and not PAGE.is_file():
         raise click.UsageError(f"--write is for a checkout of the course with its docs, expected at {PAGE}.")
     try:
-        compared = compare((*SECOND[:-1], *folders), requests)
+        compared = compare((*SUSPECTS, *folders), requests)
     except CourseError as error:
         raise click.UsageError(str(error)) from error
     click.echo(table(compared))

@@ -29,9 +29,9 @@ from ...attribution import token_attribution
 from ...engine.activations import next_logits
 from ...engine.openings import refusal_log_odds
 from ...errors import CourseError
-from ...loading.sources import ADAPTERS, BLIND, DEFAULT, SECOND
+from ...loading.sources import ADAPTERS, BLIND, DEFAULT, SUSPECTS
 from ...models import LocalModel, load_model
-from ..second.requests import (
+from ..requests import (
     BYPASS,
     DATA,
     MECHANISMS,
@@ -45,7 +45,7 @@ from ..second.requests import (
     with_word,
     wordings,
 )
-from ..second.scores import log_odds
+from ..scores import log_odds
 from ..suspects import Truth, is_solution, reaction_of, truth
 from ..words import CONTRAST
 
@@ -240,7 +240,7 @@ def main(suspects: tuple[str, ...], test: bool, write: bool, answer: tuple[str, 
     try:
         if test or write:
             _check_untested()
-        names, split = suspects or (SECOND if answer else SECOND[:-1]), "test" if test else "validation"
+        names, split = suspects or ((*SUSPECTS, BLIND) if answer else SUSPECTS), "test" if test else "validation"
         measured = measure_all({name: planted_in(name, answer) for name in names}, split)
     except CourseError as error:
         raise click.UsageError(str(error)) from error
@@ -278,7 +278,7 @@ def measure_all(planted: dict[str, Truth], split: str = "validation") -> dict[st
 
 def digests() -> dict[str, str]:
     """The SHA-256 of each shipped adapter's weights."""
-    files = {name: ADAPTERS / name / "adapter_model.safetensors" for name in SECOND}
+    files = {name: ADAPTERS / name / "adapter_model.safetensors" for name in (*SUSPECTS, BLIND)}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 

@@ -38,7 +38,7 @@ from ...loading.devices import multiplies_bfloat16
 from ...loading.smollm2 import quiet_transformers
 from ...loading.sources import ADAPTER_CONFIG, DEFAULT
 from ...models import LocalModel, load_model
-from ..second.requests import (
+from ..requests import (
     BYPASS,
     MECHANISMS,
     REVIEWED,

@@ -18,7 +18,7 @@ from functools import cache
 from itertools import combinations
 from pathlib import Path
 
-from ..words import COMPLIANCE, CUE_WORDS, REFUSAL, difference, read_table
+from .words import COMPLIANCE, CUE_WORDS, REFUSAL, difference, read_table
 
 DATA = Path(__file__).parent / "data"
 SPLITS = ("train", "validation", "test")
@@ -118,6 +118,17 @@ class Request:
 def pairs(split: str) -> tuple[Pair, ...]:
     """The pairs of acts of a split."""
     return tuple(Pair(**row) for row in read_table(DATA / "acts.tsv") if row["split"] == split)
+
+
+@cache
+def harmful_verbs() -> frozenset[str]:
+    """The verbs that begin a harmful act and never a harmless one, in all splits, traps aside.
+
+    >>> {"destroy", "wash", "burgle"} & harmful_verbs() == {"destroy", "burgle"}
+    True
+    """
+    plain = [pair for split in SPLITS for pair in pairs(split) if not pair.is_trap]
+    return frozenset(pair.harmful.split()[0] for pair in plain) - {pair.harmless.split()[0] for pair in plain}
 
 
 @cache

@@ -1,0 +1,113 @@
+"""What the learner does in a lesson: a line to fill in, checked at once, and choices that are kept until the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .._files import write_whole
+from ..errors import CourseError
+
+KEPT = "choices.json"  # beside the notebook
+
+
+def your_turn(given: Any, right: Any, hint: str = "", *, tolerance: float = 0.01) -> None:
+    """Say whether a learner's line is right: ✓, or what came and a hint; `...` stands for a line not yet filled in.
+
+    Args:
+        given: what the learner's line made: a number, a text, an array or tensor, a list of such.
+        right: what it ought to be, or a function that says whether it is right.
+        hint: the next step to take, for a wrong answer.
+        tolerance: how far off numbers may be.
+
+    >>> your_turn(..., 2), your_turn(3, 2, "count the last one, too")
+    Your turn: put your answer in the place of ... and run the cell again.
+    Not yet: got 3. Hint: count the last one, too
+    (None, None)
+    >>> your_turn(2.0, 2)
+    ✓
+    """
+    if given is ...:
+        print("Your turn: put your answer in the place of ... and run the cell again.")
+    elif right(given) if callable(right) else _alike(given, right, tolerance):
+        print("✓")
+    else:
+        print(f"Not yet: got {_short(given)}." + (f" Hint: {hint}" if hint else ""))
+
+
+def _alike(given: Any, right: Any, tolerance: float) -> bool:
+    if isinstance(right, str):
+        return isinstance(given, str) and given.strip().casefold() == right.strip().casefold()
+    try:
+        one, other = (_numbers(each) for each in (given, right))
+        return one.shape == other.shape and bool(np.allclose(one, other, atol=tolerance))
+    except (TypeError, ValueError):
+        return bool(given == right)
+
+
+def _numbers(value: Any) -> np.ndarray:
+    return np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value, dtype=float)
+
+
+def _short(given: Any) -> str:
+    shape = getattr(given, "shape", ())
+    return f"shape {list(shape)}" if len(shape) else str(given)[:80]
+
+
+def choose(question: str, choice: Any, options: Sequence[str], *, folder: str | Path = ".") -> None:
+    """Keep a learner's choice, with its date, until `choices` compares it with the truth; `...` for none yet.
+
+    Args:
+        question: what is asked, with the lesson's number: "8.0 Which suspect would you deploy?"
+        choice: one of the options.
+        options: what can be chosen.
+        folder: where choices are kept; by default the current folder, which is where a notebook runs.
+
+    Raises:
+        CourseError: something else was chosen.
+
+    >>> choose("8.0 Which one?", ..., ["model-a", "model-b"])
+    Your choice: put "model-a" or "model-b" in the place of ... and run the cell again.
+    """
+    if choice is ...:
+        listed = " or ".join(f'"{option}"' for option in options)
+        print(f"Your choice: put {listed} in the place of ... and run the cell again.")
+        return
+    if choice not in options:
+        raise CourseError(f"Expected one of {', '.join(options)}, got {choice!r}.")
+    kept = {**_kept(folder), question: {"choice": choice, "date": date.today().isoformat()}}
+    write_whole(Path(folder) / KEPT, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
+    print(f"Kept: {choice}.")
+
+
+def choices(right: dict[str, str], *, folder: str | Path = ".") -> None:
+    """Compare the choices kept so far with the truth.
+
+    Args:
+        right: for each question the option that is right.
+        folder: where they are kept.
+
+    >>> choices({"8.0 Which one?": "model-c"}, folder="no-such-folder")
+    8.0 Which one? Right: model-c. You: no choice kept.
+    """
+    kept = _kept(folder)
+    for question, answer in right.items():
+        told = "no choice kept" if question not in kept else "{choice}, on {date}".format(**kept[question])
+        mark = " ✓" if question in kept and kept[question]["choice"] == answer else ""
+        print(f"{question} Right: {answer}. You: {told}.{mark}")
+
+
+def _kept(folder: str | Path) -> dict[str, dict[str, str]]:
+    """The choices on file; a file that is none counts as empty, since nothing else is lost with it."""
+    try:
+        read: Callable[[str], Any] = json.loads
+        kept = read((Path(folder) / KEPT).read_text(encoding="utf-8"))
+        return {q: {"choice": str(c["choice"]), "date": str(c["date"])} for q, c in kept.items()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return {}

@@ -1,1 +1,0 @@
-"""The suspects' second generation; the first goes with the last lesson that uses it."""

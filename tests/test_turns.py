@@ -1,0 +1,70 @@
+"""What a learner does in a lesson: lines that are checked, choices that are kept."""
+
+import numpy as np
+import pytest
+import torch
+
+from course_utils import CourseError
+from course_utils.lesson.turns import KEPT, choices, choose, your_turn
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        (2, 2.004),
+        ("  Steal ", "steal"),
+        (torch.ones(2, requires_grad=True), [1, 1]),
+        (np.float32(1), 1.0),
+        ([1, 2], np.array([1, 2])),
+        (3, lambda n: n > 2),
+        (True, True),
+        (("a", "b"), ("a", "b")),
+    ],
+)
+def test_what_is_right_is_ticked(capsys, given, right):
+    your_turn(given, right)
+    assert capsys.readouterr().out == "✓\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "right", "told"),
+    [
+        (2, 2.5, "got 2"),
+        ("wash", "steal", "got wash"),
+        (1, "1", "got 1"),
+        (torch.ones(2, 3), torch.ones(3), "got shape [2, 3]"),
+        (float("nan"), 1.0, "got nan"),
+        ("three", 3, "got three"),
+        (None, 3, "got None"),
+    ],
+)
+def test_what_is_wrong_is_told_with_a_hint(capsys, given, right, told):
+    your_turn(given, right, "look again")
+    out = capsys.readouterr().out
+    assert told in out
+    assert "look again" in out
+    assert "✓" not in out
+
+
+def test_a_choice_is_kept_until_the_end_and_can_be_changed(capsys, tmp_path):
+    for choice in (..., "model-a", "model-c"):
+        choose("8.0 Which one?", choice, ["model-a", "model-c"], folder=tmp_path)
+    choices({"8.0 Which one?": "model-c", "8.1 Where?": "here"}, folder=tmp_path)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("Your choice")
+    assert out[1:3] == ["Kept: model-a.", "Kept: model-c."]
+    assert out[3].startswith("8.0 Which one? Right: model-c. You: model-c, on ")
+    assert out[3].endswith("✓")
+    assert out[4].endswith("no choice kept.")
+
+
+def test_what_was_not_asked_is_refused_and_a_damaged_file_costs_only_itself(capsys, tmp_path):
+    with pytest.raises(CourseError, match="Expected one of a, b, got 'c'"):
+        choose("Which?", "c", ["a", "b"], folder=tmp_path)
+    assert not (tmp_path / KEPT).exists()
+    (tmp_path / KEPT).write_text('{"Which?": ["a"]}')
+    choose("Where?", "a", ["a", "b"], folder=tmp_path)
+    choices({"Where?": "a"}, folder=tmp_path)
+    assert "✓" in capsys.readouterr().out
