@@ -6,10 +6,13 @@ import os
 import shutil
 import sys
 import sysconfig
+from pathlib import Path
 
 import click
 
 from ..lesson.own import ROOT, bring_up_to_date, standings
+
+QUIET = Path(__file__).parents[1] / "lesson" / "jupyter"  # settings of JupyterLab beside the user's own
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -28,7 +31,8 @@ def lab(jupyter_arguments: tuple[str, ...]) -> None:
     from jupyterlab.labapp import LabApp
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not one of the same name elsewhere
-    _first_on_path(sysconfig.get_path("scripts"))  # so that `course` is found in its terminals and cells
+    _first_in("JUPYTER_CONFIG_PATH", str(QUIET), "")  # no question about news
+    _first_in("PATH", sysconfig.get_path("scripts"), os.defpath)  # so that `course` is found in its terminals and cells
     arguments = [
         f"--ServerApp.root_dir={ROOT}",
         f"--LabApp.default_url=/lab/tree/my/{following.name}.ipynb",
@@ -45,9 +49,9 @@ def lab(jupyter_arguments: tuple[str, ...]) -> None:
     LabApp.launch_instance(argv=[*arguments, *jupyter_arguments])
 
 
-def _first_on_path(folder: str) -> None:
-    others = [place for place in os.environ.get("PATH", os.defpath).split(os.pathsep) if place and place != folder]
-    os.environ["PATH"] = os.pathsep.join([folder, *others])
+def _first_in(variable: str, folder: str, usual: str) -> None:
+    others = [place for place in os.environ.get(variable, usual).split(os.pathsep) if place and place != folder]
+    os.environ[variable] = os.pathsep.join([folder, *others])
 
 
 def _can_open_browser() -> bool:
