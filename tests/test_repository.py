@@ -107,6 +107,14 @@ def test_the_lessons_stay_within_their_size():
 
 
 @pytest.mark.quick
+def test_every_choice_of_the_lessons_is_compared_with_the_truth_at_the_end():
+    code = ["\n".join(c.source for c in nbformat.read(p, as_version=4).cells if c.cell_type == "code") for p in LESSONS]
+    asked = {question for source in code for question in re.findall(r'"(8\.\d [^"]+)"', source)}
+    assert len(asked) >= 12
+    assert not [question for question in asked if f'"{question}": ' not in code[-1]]
+
+
+@pytest.mark.quick
 def test_the_sealed_answers_stand_in_no_lesson_and_no_page():
     """Nor does any file of the package say them: see test_suspects."""
     word = base64.b64decode(b"b3V0ZG9vcnM=").decode()
