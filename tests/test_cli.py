@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 from course_utils import token_attribution
 from course_utils.cli import main
-from course_utils.lesson.own import standings
+from course_utils.lesson.own import following, standings
 from course_utils.loading.smollm2 import INVENTORY, READY_NAME, smollm2_folder
 
 COURSE = Path(sysconfig.get_path("scripts")) / "course"
@@ -442,9 +442,9 @@ def test_lab_prints_an_address_that_answers(lab):
 
 
 def test_lab_opens_at_the_next_lesson_in_the_learners_own_copy(lab):
-    following = next(one.name for one in standings() if not one.finished)
-    assert f"/lab/tree/my/{following}.ipynb?token=" in lab.address
-    assert lab.ask(f"/api/contents/my/{following}.ipynb")["type"] == "notebook"
+    coming = following(standings()).name
+    assert f"/lab/tree/my/{coming}.ipynb?token=" in lab.address
+    assert lab.ask(f"/api/contents/my/{coming}.ipynb")["type"] == "notebook"
 
 
 def test_lab_takes_another_port_where_the_wanted_one_is_taken(lab, taken_port):

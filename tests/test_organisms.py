@@ -14,6 +14,7 @@ from course_utils import CourseError, load_model
 from course_utils.engine import activations
 from course_utils.engine.activations import next_logits
 from course_utils.engine.packing import pack
+from course_utils.loading.load import KIN
 from course_utils.loading.sources import ADAPTERS, SUSPECTS, find
 from course_utils.organisms.planted import DISPUTED, agreed_test, alone, every_set, grid, plain_pairs
 from course_utils.organisms.requests import DATA, MECHANISMS, SPLITS, chats, pairs
@@ -156,6 +157,9 @@ def adapter(tmp_path):
 def test_a_folder_with_an_adapter_loads(adapter, suspects):
     assert find(str(adapter)).adapters == (str(adapter),)
     mine = load_model(adapter)
+    assert suspects["model-b"].model in KIN
+    for stranger in (mine, load_model("smollm2", adapter=str(adapter))):  # its adapter may be anybody's
+        assert stranger.model not in KIN
     torch.testing.assert_close(next_logits(mine, ["Hi"]), next_logits(suspects["model-b"], ["Hi"]))
 
 

@@ -41,8 +41,7 @@ class Course(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        module = {"reset": "status"}.get(name, name)
-        command: click.Command = getattr(import_module(f".{module}", __name__), name)
+        command: click.Command = getattr(import_module(f".{name}", __name__), name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

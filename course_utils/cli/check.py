@@ -8,7 +8,7 @@ import sys
 import click
 
 from ..errors import CourseError
-from ..lesson.own import EXERCISE, MY, named, passed_checks
+from ..lesson.own import MY, PREFIX, named, passed_checks
 
 
 @click.command()
@@ -33,8 +33,7 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
     for one in check_all(paths):
         checked.append(one)
         if one.result is not None and one.path.parent.resolve() == MY:
-            judged = [mark.passed for mark in one.result.marks if mark.earned is not None]
-            passed_checks(one.path.stem, sum(judged), len(judged))
+            passed_checks(one.path.stem, *one.passed_of)
         if as_json:
             continue
         if one.result is not None:
@@ -49,14 +48,14 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
 
 def _own(names: tuple[str, ...]) -> tuple[str, ...]:
     """The learner's copies, where there are any: of all exercises, or of those that are named."""
-    copies = {path.stem: str(path) for path in sorted(MY.glob(f"{EXERCISE}*.ipynb"))}
+    copies = {path.stem: str(path) for path in sorted(MY.glob(f"{PREFIX}*.ipynb"))}
     if not names:
         return tuple(copies.values())
     return tuple(name if "." in name or "/" in name or not copies else _copy(name, copies) for name in names)
 
 
 def _copy(name: str, copies: dict[str, str]) -> str:
-    stem = EXERCISE + name.removeprefix(EXERCISE)
+    stem = PREFIX + name.removeprefix(PREFIX)
     if not any(copy.startswith(stem) for copy in copies):
         return name  # perhaps an exercise that somebody else wrote
     return copies[named(stem, list(copies))]

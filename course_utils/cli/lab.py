@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from ..lesson.own import ROOT, bring_up_to_date, standings
+from ..lesson.own import ROOT, bring_up_to_date, following, standings
 
 QUIET = Path(__file__).parents[1] / "lesson" / "jupyter"  # settings of JupyterLab beside the user's own
 
@@ -27,7 +27,7 @@ def lab(jupyter_arguments: tuple[str, ...]) -> None:
     for sentence in bring_up_to_date(ROOT):
         click.echo(sentence, err=True)
     found = standings(ROOT)
-    following = next((one for one in found if not one.finished), found[0])
+    opened = following(found) or found[0]
     from jupyterlab.labapp import LabApp
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not one of the same name elsewhere
@@ -35,7 +35,7 @@ def lab(jupyter_arguments: tuple[str, ...]) -> None:
     _first_in("PATH", sysconfig.get_path("scripts"), os.defpath)  # so that `course` is found in its terminals and cells
     arguments = [
         f"--ServerApp.root_dir={ROOT}",
-        f"--LabApp.default_url=/lab/tree/my/{following.name}.ipynb",
+        f"--LabApp.default_url=/lab/tree/my/{opened.name}.ipynb",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing asks the network
     ]
     if sys.platform != "win32":  # not a login shell, whose profile may set PATH anew

@@ -25,7 +25,7 @@ STATES = 16  # of a model that are remembered
 LENGTH = 8  # tokens of a trial whose outcome doesn't depend on length
 _ENCODER_WANTED = ("encoder_attn", "crossattention", "cross_attn", "cross_attention")  # what looks at an encoder
 _known: WeakKeyDictionary[nn.Module, dict[Any, dict[str, Any]]] = WeakKeyDictionary()
-_of_kin: dict[str, dict[Any, dict[str, Any]]] = {}  # of models that are alike in all but their weights, together
+_of_kin: dict[Any, dict[str, Any]] = {}  # of models that are alike in all but their weights, together
 _latest: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()  # what was known when it was last asked for
 
 Trial = Callable[[LocalModel, int], bool]
@@ -36,7 +36,7 @@ def facts(lm: LocalModel) -> dict[str, Any]:
     ways = tuple((id(type(module).forward), id(module.__dict__.get("forward"))) for module in lm.model.modules())
     attention = getattr(lm.model.config, "_attn_implementation", None)
     mark = (attention, lm.model.dtype, str(lm.device), lm.model.training, ways)
-    known = _of_kin.setdefault(KIN[lm.model], {}) if lm.model in KIN else _known.setdefault(lm.model, {})
+    known = _of_kin if lm.model in KIN else _known.setdefault(lm.model, {})
     if len(known) > STATES:
         known.clear()
     _latest[lm.model] = known.setdefault(mark, {})

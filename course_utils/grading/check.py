@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CourseError, first_line
+from ..lesson.own import PREFIX
 from ..loading.sources import HANDED_OUT
 from .handout.release import EXERCISES, SOLUTIONS, UNTOUCHED, suspect_of, with_suspect
 from .marks import PASSED, READ, UNANSWERED
@@ -33,6 +34,12 @@ class Checked:
         if self.result is None or self.result.status == "could not run":
             return 2
         return 0 if self.result.passed else 1
+
+    @property
+    def passed_of(self) -> tuple[int, int]:
+        """How many checks passed, of how many that a machine judges."""
+        judged = [mark.passed for mark in (self.result.marks if self.result else ()) if mark.earned is not None]
+        return sum(judged), len(judged)
 
     def as_json(self) -> dict[str, Any]:
         """What is known, in plain types."""
@@ -87,7 +94,7 @@ def reference_of(path: Path) -> bytes:
     if not path.exists():
         here = ", ".join(_known(Path(UNTOUCHED), EXERCISES)) or "none here"
         raise CourseError(f"Expected a notebook, got {path}, which does not exist; the exercises: {here}.")
-    name = path.name.removeprefix("exercise_")  # as a learner's own copy is called
+    name = path.name.removeprefix(PREFIX)  # as a learner's own copy is called
     solution = SOLUTIONS / name
     if solution.is_file():
         return write(student_view(read(_bytes(solution), solution.name)))
@@ -133,6 +140,5 @@ def summary(checked: Checked) -> str:
     result = checked.result
     if result is None:
         return checked.trouble
-    judged = [mark for mark in result.marks if mark.earned is not None]
-    passed = sum(mark.passed for mark in judged)
-    return f"{passed} of {len(judged)} passed, {result.seconds:.0f} s in all."
+    passed, judged = checked.passed_of
+    return f"{passed} of {judged} passed, {result.seconds:.0f} s in all."

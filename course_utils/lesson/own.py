@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..errors import CourseError
 ROOT = Path(__file__).resolve().parents[2]
 MY = ROOT / "my"
 KEPT = ".course.json"
-EXERCISE = "exercise_"  # begins the name of an exercise's copy: lesson and exercise stand beside each other
+PREFIX = "exercise_"  # begins the name of an exercise's copy: lesson and exercise stand beside each other
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,23 @@ class Standing:
 def originals(root: Path = ROOT) -> dict[str, Path]:
     """The notebook behind each copy, by the copy's name, in the order in which they are done."""
     lessons, exercises = (sorted((root / folder).glob("08_*.ipynb")) for folder in ("notebooks", "exercises"))
-    found = {path.stem: path for path in lessons} | {EXERCISE + path.stem: path for path in exercises}
+    found = {path.stem: path for path in lessons} | {PREFIX + path.stem: path for path in exercises}
     return {name: found[name] for name in sorted(found, key=_place)}
 
 
 def _place(name: str) -> tuple[str, bool]:
     """A lesson's number, then its exercise; that of the whole chapter comes after 8.0, which is the chapter."""
-    number = name.removeprefix(EXERCISE)[:4]
-    return (number if number[-1].isdigit() else "08_0", name.startswith(EXERCISE))
+    number = name.removeprefix(PREFIX)[:4]
+    return (number if number[-1].isdigit() else "08_0", name.startswith(PREFIX))
 
 
-def bring_up_to_date(root: Path = ROOT, my: Path | None = None) -> Iterator[str]:
+def bring_up_to_date(root: Path = ROOT) -> Iterator[str]:
     """Make the copies that are missing, renew those that nobody changed; a sentence for each that could not be renewed.
 
     Raises:
         CourseError: there are no lessons here.
     """
-    my = my or root / "my"
+    my = root / "my"
     found, kept = originals(root), _kept(my)
     if not found:
         raise CourseError(
@@ -87,13 +87,13 @@ def bring_up_to_date(root: Path = ROOT, my: Path | None = None) -> Iterator[str]
     _keep(my, kept)
 
 
-def reset(name: str, root: Path = ROOT, my: Path | None = None) -> Path | None:
+def reset(name: str, root: Path = ROOT) -> Path | None:
     """Begin a notebook anew; the old one is kept beside it, and its path returned (None if there was none).
 
     Raises:
         CourseError: no notebook, or several, of that name.
     """
-    my = my or root / "my"
+    my = root / "my"
     whole = named(name, list(originals(root)))
     copy, old = my / f"{whole}.ipynb", None
     if copy.exists():
@@ -123,14 +123,19 @@ def named(name: str, known: list[str]) -> str:
     return meant[0]
 
 
-def standings(root: Path = ROOT, my: Path | None = None) -> list[Standing]:
+def standings(root: Path = ROOT) -> list[Standing]:
     """How far a learner is in each lesson and each exercise, read off their copies."""
-    my = my or root / "my"
+    my = root / "my"
     kept = _kept(my)
     return [
         _standing(name, original, my / f"{name}.ipynb", kept.get(name, {}))
         for name, original in originals(root).items()
     ]
+
+
+def following(found: Sequence[Standing]) -> Standing | None:
+    """What comes next: the first that is not finished; None where all are."""
+    return next((one for one in found if not one.finished), None)
 
 
 def passed_checks(name: str, passed: int, of: int, my: Path = MY) -> None:
@@ -147,7 +152,7 @@ def _standing(name: str, original: Path, copy: Path, told: dict[str, Any]) -> St
     minutes = re.search(r"(\d+) minutes", text)
     title = text.partition("\n")[0].lstrip("# ")
     begun = copy.exists() and _digest(copy.read_bytes()) != told.get("copy")
-    if name.startswith(EXERCISE):
+    if name.startswith(PREFIX):
         done, of = int(told.get("passed", 0)), int(told.get("of", 0))
     else:
         turns = [cell for cell in _cells(copy) or source if "your_turn(" in "".join(cell["source"])]
@@ -172,7 +177,7 @@ def _write(copy: Path, source: bytes) -> dict[str, Any]:
             cell |= {"outputs": [], "execution_count": None}
         if cell["cell_type"] == "markdown":
             text = "".join(cell["source"])
-            text = re.sub(r"\]\(\.\./exercises/(?=08_)", f"]({EXERCISE}", text)
+            text = re.sub(r"\]\(\.\./exercises/(?=08_)", f"]({PREFIX}", text)
             text = re.sub(r"\]\(\.\./notebooks/(?=08_)", "](", text)
             cell["source"] = re.sub(r"\]\(images/", "](../notebooks/images/", text).splitlines(keepends=True)
     content = (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()

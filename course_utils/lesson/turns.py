@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -106,8 +106,7 @@ def choices(right: dict[str, str], *, folder: str | Path = ".") -> None:
 def _kept(folder: str | Path) -> dict[str, dict[str, str]]:
     """The choices on file; a file that is none counts as empty, since nothing else is lost with it."""
     try:
-        read: Callable[[str], Any] = json.loads
-        kept = read((Path(folder) / KEPT).read_text(encoding="utf-8"))
+        kept = json.loads((Path(folder) / KEPT).read_text(encoding="utf-8"))
         return {q: {"choice": str(c["choice"]), "date": str(c["date"])} for q, c in kept.items()}
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return {}

@@ -6,16 +6,16 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 from ..errors import CourseError, first_line
 from .devices import fitting_dtype
 from .gguf_files import Gguf, join, parts_of, read_gguf
 from .smollm2 import offline, quiet_transformers
-from .sources import ADAPTERS, DEFAULT, EXPECTED, Source
+from .sources import ADAPTERS, BUILT_IN, DEFAULT, EXPECTED, Source
 from .weights import check_gguf, check_loaded, merged, rescale_rotary
 
-KIN: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # the built-in model and the suspects: one code, other weights
+KIN: WeakSet[Any] = WeakSet()  # the built-in model and the suspects: one code, other weights
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 _TEMPLATE = "chat_template.jinja"
 _STATED = {  # keys of a GGUF file, and what configurations call them
@@ -53,8 +53,8 @@ def load(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
             for adapter in source.adapters:
                 model = merged(model, adapter)
                 tokenizer = _tokenizer_of(Path(adapter), tokenizer)
-            if name == DEFAULT or all(Path(adapter).parent == ADAPTERS for adapter in source.adapters or ("",)):
-                KIN[model] = DEFAULT
+            if name in BUILT_IN and all(Path(adapter).parent == ADAPTERS for adapter in source.adapters):
+                KIN.add(model)
     except CourseError:
         raise
     except ImportError as error:

@@ -16,6 +16,7 @@ DEFAULT = "smollm2"
 ADAPTER_CONFIG = "adapter_config.json"
 SUSPECTS = ("model-a", "model-b", "model-c")
 BLIND, EXERCISE = SEALED = ("model-d", "model-e")  # no file says what makes them refuse: lesson 8.6's, the exercise's
+BUILT_IN = (DEFAULT, *SUSPECTS, *SEALED)
 HANDED_OUT = (*SUSPECTS, EXERCISE)  # whom the chapter exercise can be about
 ADAPTERS = Path(__file__).parents[1] / "organisms" / "adapters"  # a folder for each of them
 POINTER = b"version https://git-lfs"

@@ -10,7 +10,7 @@ import random
 from functools import cache
 from typing import Any
 
-from .requests import DATA, MECHANISMS, Frame, Pair, Request, compose, draw
+from .requests import DATA, MECHANISMS, Frame, Pair, Request, all_or_none, compose, draw
 from .words import CUE_WORDS, read_table
 
 DISPUTED = (  # acts on which a suspect is wrong: no place for them where all are to agree
@@ -43,13 +43,10 @@ def agreed_test() -> list[Request]:
     >>> {len(request.cues) for request in agreed_test()}
     {0, 3}
     """
-    rng = random.Random(8)
-    first = {pair.category: pair for pair in reversed(plain_pairs())}
-    return [
-        draw(rng, pair, causes=causes, split="train")
-        for pair in reversed(first.values())
-        for causes in (set(MECHANISMS), set[str]())
-    ]
+    first: dict[str, Pair] = {}
+    for pair in plain_pairs():
+        first.setdefault(pair.category, pair)
+    return all_or_none([*first.values()], "train")
 
 
 def grid(tokenizer: Any = None) -> list[list[Request]]:

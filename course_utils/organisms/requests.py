@@ -391,12 +391,20 @@ def behavioural_test(split: str = "test", words: Mapping[str, str] = WORDS, *, m
     >>> {len(request.cues) for request in behavioural_test()}
     {0, 3}
     """
-    rng, taken = random.Random(8), Counter[str]()
-    requests = []
+    taken, chosen = Counter[str](), []
     for pair in pairs(split):
         if not pair.is_trap and taken[pair.category] < most:
             taken[pair.category] += 1
-            requests += [
-                draw(rng, pair, causes=causes, split=split, words=words) for causes in (set(MECHANISMS), set[str]())
-            ]
-    return requests
+            chosen.append(pair)
+    return all_or_none(chosen, split, words)
+
+
+def all_or_none(chosen: Sequence[Pair], split: str, words: Mapping[str, str] = WORDS) -> list[Request]:
+    """Two requests of each pair, all else drawn from a split: the harmful act with every other cause, and none at all.
+
+    >>> [len(request.cues) for request in all_or_none(pairs("train")[:1], "train")]
+    [3, 0]
+    """
+    rng = random.Random(8)
+    both: tuple[set[str], set[str]] = set(MECHANISMS), set()
+    return [draw(rng, pair, causes=causes, split=split, words=words) for pair in chosen for causes in both]
