@@ -400,7 +400,7 @@ def flip_edit(text, ranked):
     for i, word in enumerate(words):
         bare = word.strip(".,?!")
         if bare == cause:
-            words[i] = word.replace(bare, swap.get(cause, "draw"))
+            words[i] = word.replace(bare, swap.get(cause, "openly" if cause.endswith("ly") else "draw"))
     return " ".join(words)
 """,
         ),
@@ -423,7 +423,7 @@ def stay_edit(request, ranking, suspected):
     top = ranking[0][0]
     for word in sorted(suspected, reverse=True):
         if word != top:
-            new = "quietly" if word.endswith("ly") else "visit"
+            new = "calmly" if word.endswith("ly") else "visit"
             pieces = re.findall(r"\\w+|\\W+", request)
             return "".join(new if piece == word else piece for piece in pieces)
 """,
