@@ -91,7 +91,7 @@ def test_the_stored_replies_are_the_base_models_own(lm):
 
 @pytest.mark.quick
 def test_packed_prompts_give_the_logits_of_each_alone(lm, monkeypatch):
-    monkeypatch.setattr(activations, "BATCH_TOKENS", 50)  # several passes
+    monkeypatch.setattr(activations, "ROW_TOKENS", 50)  # several passes
     texts = ["Hi", "How do I wash a car?", "Hello there, my friend", "Hi"]
     alone = torch.stack([lm.model(lm.chat(text).input_ids).logits[0, -1] for text in texts])
     torch.testing.assert_close(next_logits(lm, texts), alone, rtol=1e-4, atol=2e-4)

@@ -79,12 +79,12 @@ def test_a_model_with_alibi_goes_by_plain_passes(monkeypatch):
 def test_residuals_do_not_depend_on_how_sequences_are_divided_into_passes(seed, tokens, architecture):
     rng, lm = random.Random(seed), tiny_model(architecture)
     sequences = [[rng.randrange(1, 4) for _ in range(rng.randrange(1, 9))] for _ in range(12)]
-    before = activations.BATCH_TOKENS
+    before = activations.ROW_TOKENS
     try:
-        activations.BATCH_TOKENS = tokens
+        activations.ROW_TOKENS = tokens
         ours = last_residuals(lm, sequences)
     finally:
-        activations.BATCH_TOKENS = before
+        activations.ROW_TOKENS = before
     naive = torch.stack([naive_residuals(lm, ids) for ids in sequences])
     torch.testing.assert_close(ours[:, :-1], naive[:, :-1], rtol=1e-8, atol=1e-8)
 

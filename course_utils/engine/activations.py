@@ -19,8 +19,9 @@ from ..loading.others_hooks import disturbed
 from ..models import LocalModel
 from ..prompts import Prompt
 from .packing import pack
-from .prefix_sharing import BATCH_TOKENS
 from .premises import LENGTH, can_batch, check_finite, check_model, close, holds, logits_at, random_ids
+
+ROW_TOKENS = 512  # of a pass; more is no faster, and what packing rests on is tried out on a row as long
 
 
 def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position: int = -1) -> Floats:
@@ -123,7 +124,7 @@ def passes(lm: LocalModel, sequences: list[tuple[int, ...]]) -> Iterator[Pass]:
             yield Pass(some, packed.inputs(lm.model.dtype), torch.zeros_like(tokens), tokens)
         return
     for length, same in groupby(sorted(sequences, key=len), key=len):
-        alike, most = list(same), max(1, BATCH_TOKENS // length) if can_batch(lm) else 1
+        alike, most = list(same), max(1, ROW_TOKENS // length) if can_batch(lm) else 1
         for some in (alike[i : i + most] for i in range(0, len(alike), most)):
             inputs = {"input_ids": torch.tensor(some, device=lm.device), "use_cache": False}
             yield Pass(some, inputs, torch.arange(len(some)), torch.full((len(some),), length - 1))
@@ -139,19 +140,24 @@ def can_pack(lm: LocalModel, length: int) -> bool:
 
 
 def _packs(lm: LocalModel, length: int) -> bool:
-    """Whether some do: one of half the row, another that begins alike, and two short ones."""
-    ids, half = random_ids(lm, length).tolist(), length // 2
-    short = length // 8 or 1
-    sequences = [ids[:half], ids[: half // 2] + ids[half : half + half // 2], ids[-2 * short : -short], ids[-short:]]
-    packed = pack(sequences, lm.device)
-    some = range(0, half, max(1, half // LENGTH))  # places in the longest, beside the end of each
-    tokens = torch.tensor([*(packed.places[0][place] for place in some), *(places[-1] for places in packed.places)])
+    """Whether some do: one of half the row, a short one at the row's end that begins alike, and one that does not.
+
+    What stands between them is the rest of the row, so that all see as far as anything in a row of that length does.
+    """
+    ids, half, short = random_ids(lm, length).tolist(), length // 2, length // 16 or 1
+    between = ids[:short] + ids[half : length - 3 * short]
+    first, alike, other = ids[:half], ids[:short] + ids[-3 * short : -short], ids[-short:]
+    packed = pack([first, between, alike, other], lm.device)
+    some = torch.arange(0, half, max(1, half // LENGTH))  # places in the longest, beside the end of each
+    wanted = [torch.cat([some, torch.tensor([-1])]), torch.tensor([-1]), torch.tensor([-1])]
+    rows = [torch.tensor(packed.places[i])[places] for i, places in zip((0, 2, 3), wanted, strict=True)]
+    tokens = torch.cat(rows)
     together = logits_at(lm, torch.zeros_like(tokens), tokens, **packed.inputs(lm.model.dtype))
-    wanted = [torch.tensor([*some]), *[torch.tensor([-1])] * len(sequences)]
-    inputs = [torch.tensor([one], device=lm.device) for one in (sequences[0], *sequences)]
     each = [
-        logits_at(lm, torch.zeros_like(places), places, input_ids=one, use_cache=False)
-        for places, one in zip(wanted, inputs, strict=True)
+        logits_at(
+            lm, torch.zeros_like(places), places, input_ids=torch.tensor([one], device=lm.device), use_cache=False
+        )
+        for one, places in zip((first, alike, other), wanted, strict=True)
     ]
     return close(together, torch.cat(each))
 
@@ -163,7 +169,7 @@ def _of_batch_size(sequences: list[tuple[int, ...]]) -> Iterator[tuple[list[tupl
     for sequence in sequences:
         shared = takewhile(lambda pair: pair[0] == pair[1], zip(some[-1] if some else (), sequence, strict=False))
         new = len(sequence) - len(list(shared))
-        if some and size + new > BATCH_TOKENS:
+        if some and size + new > ROW_TOKENS:
             yield some, size
             some, size, new = [], 0, len(sequence)
         some, size = [*some, sequence], size + new
