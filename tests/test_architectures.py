@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -46,14 +47,17 @@ def faults(verdicts):
     return "\n".join(f"{method}: {kind}: {text}" for method, (kind, text) in verdicts.items() if kind in FAULTS)
 
 
-@pytest.mark.parametrize("name", CHOSEN)
-def test_each_method_is_right_or_says_a_sentence(name):
-    assert not faults(dict(by_architecture(name)))
+verdicts_of = cache(lambda architecture: dict(by_architecture(architecture)))
 
 
-@pytest.mark.parametrize("name", USUAL)
-def test_on_the_usual_architectures_all_is_right(name):
-    verdicts = dict(by_architecture(name))
+@pytest.mark.parametrize("architecture", CHOSEN)
+def test_each_method_is_right_or_says_a_sentence(architecture):
+    assert not faults(verdicts_of(architecture))
+
+
+@pytest.mark.parametrize("architecture", USUAL)
+def test_on_the_usual_architectures_all_is_right(architecture):
+    verdicts = verdicts_of(architecture)
     assert {verdict.kind for verdict in verdicts.values()} == {RIGHT}
     assert list(verdicts) == list(METHODS)
 
@@ -74,10 +78,11 @@ def test_a_model_that_never_answers_twice_alike_gets_a_sentence():
     assert set(said.values()) <= {SENTENCE, NO_ORACLE}
 
 
-def test_a_sentence_is_one_sentence():
-    for name in ("mamba", "bart"):
-        said = {verdict.text for _, verdict in by_architecture(name) if verdict.kind == SENTENCE}
-        assert all("\n" not in text and text.endswith(".") for text in said)
+@pytest.mark.parametrize("architecture", ["mamba", "bart"])
+def test_a_sentence_is_one_sentence(architecture):
+    said = {verdict.text for verdict in verdicts_of(architecture).values() if verdict.kind == SENTENCE}
+    assert said
+    assert all("\n" not in text and text.endswith(".") for text in said)
 
 
 @pytest.mark.slow
