@@ -12,7 +12,7 @@ from course_utils import CourseError
 from course_utils.cli import main
 from course_utils.grading.classroom.binding import bind
 from course_utils.grading.classroom.submissions import Submission, Taken, take
-from course_utils.grading.people.lateness import Rule, due_dates, extended, moment, penalty, rule_of
+from course_utils.grading.late_penalty import Rule, due_dates, extended, moment, penalty, rule_of
 from course_utils.grading.people.roster import Roster, Student, class_list, read_roster, roster_as_csv, with_suspects
 
 pytestmark = pytest.mark.quick

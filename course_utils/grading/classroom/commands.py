@@ -18,8 +18,8 @@ from ...loading.sources import HANDED_OUT
 from ..handout.assignment import faults
 from ..handout.release import SOLUTIONS
 from ..handout.suspects import FOLDER, beside, named, private_in
+from ..late_penalty import due_dates
 from ..notebook import grade_id, read
-from ..people.lateness import due_dates
 from ..people.roster import Roster, read_roster
 from ..result import Limits
 from ..sandbox import control_groups

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from ..people.lateness import due_dates, due_of, penalty, rule_of
+from ..late_penalty import due_dates, due_of, penalty, rule_of
 from .gradebook import Gradebook
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ...errors import CourseError
-from .lateness import check_extension
+from ..late_penalty import check_extension
 from .owners import plain_text
 from .tables import rows_as_csv, rows_of
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from ...errors import CourseError
+from ..errors import CourseError
 
 UNITS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
 GRAMMAR = '"10% per day", "10% per day, at most 50%", "20% once", any of these with ", after 15 minutes"'
