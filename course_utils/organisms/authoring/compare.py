@@ -117,8 +117,8 @@ def _looks(kind: str) -> Callable[[LocalModel, Prompt], Scores]:
 
 
 RANKINGS: dict[str, Callable[[LocalModel, Prompt], Scores]] = {
-    "occlusion": _by("occlusion"),
-    "deletion": _by("deletion"),
+    "occlusion": _by("occlusion", typed_only=True),
+    "deletion": _by("deletion", typed_only=True),
     "Shapley values": _by("shapley", permutations=PERMUTATIONS),
     "integrated gradients, from “the”": _by("integrated_gradients", steps=STEPS),
     "integrated gradients, from zero": _by("integrated_gradients", steps=STEPS, replacement=None),
