@@ -85,17 +85,18 @@ def test_a_sentence_is_one_sentence(architecture):
     assert all("\n" not in text and text.endswith(".") for text in said)
 
 
+@pytest.mark.parametrize("architecture", [f"share {k} of 6" for k in range(6)])
 @pytest.mark.slow
-def test_over_the_whole_causal_mapping_nothing_is_wrong(tmp_path):
-    told = tmp_path / "verdicts.json"
-    command = [sys.executable, "-m", "tests.architectures", "--json", str(told), *zoo.names()]
+def test_over_the_whole_causal_mapping_nothing_is_wrong(architecture, tmp_path):
+    told, names = tmp_path / "verdicts.json", zoo.names()[int(architecture.split()[1]) :: 6]
+    command = [sys.executable, "-m", "tests.architectures", "--json", str(told), *names]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     found = json.loads(told.read_text())
-    assert list(found) == zoo.names()
+    assert list(found) == names
     wrong = {name: faults(row) for name, row in found.items() if faults(row)}
     assert not "\n".join(f"{name}\n{lines}" for name, lines in wrong.items())
     unbuilt = [name for name, row in found.items() if {kind for kind, _ in row.values()} == {NOT_BUILDABLE}]
-    assert len(unbuilt) <= 10
+    assert len(unbuilt) <= 5
     assert not [name for name, row in found.items() if any("the oracle failed" in text for _, text in row.values())]
     unknown = sum(kind == NO_ORACLE for row in found.values() for kind, _ in row.values())
     assert unknown <= 0.1 * len(found) * len(METHODS)
