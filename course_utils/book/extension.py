@@ -1,0 +1,49 @@
+"""What Sphinx is taught for the book: mathematics that needs no script, and a search that leaves outputs out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
+from sphinx.application import Sphinx
+from sphinx.builders.html import StandaloneHTMLBuilder
+
+
+class BookBuilder(StandaloneHTMLBuilder):
+    """Sphinx's own, whose search knows what the lessons say and not what their cells printed.
+
+    What is sealed until somebody finds it out stands in an output; and no reader looks for a number there.
+    """
+
+    def index_page(self, pagename: str, doctree: nodes.document, title: str) -> None:
+        spoken = doctree.deepcopy()
+        for output in [node for node in spoken.findall(nodes.Element) if "cell_output" in node.get("classes", ())]:
+            output.parent.remove(output)
+        super().index_page(pagename, spoken, title)
+
+
+def mathml(latex: str, display: str = "inline") -> str:
+    """LaTeX as MathML, which browsers draw by themselves.
+
+    >>> mathml("x^2")[:5], mathml("x^2")[-7:]
+    ('<math', '</math>')
+    """
+    return str(convert(latex, display=display))
+
+
+def _inline(translator: Any, node: nodes.Element) -> None:
+    translator.body.append(mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def _block(translator: Any, node: nodes.Element) -> None:
+    translator.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
+    raise nodes.SkipNode
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.add_builder(BookBuilder, override=True)
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
