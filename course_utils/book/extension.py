@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -42,8 +43,37 @@ def _block(translator: Any, node: nodes.Element) -> None:
     raise nodes.SkipNode
 
 
+ARRAY = re.compile(r"(?:numpy\.)?ndarray\[tuple\[[^\]]*\], (?:numpy\.)?dtype\[(?:numpy\.)?(\w+)\]\]")
+
+
+def readable(signature: str) -> str:
+    """A signature with arrays by their short name.
+
+    >>> readable("(scores: ndarray[tuple[Any, ...], dtype[float32]])")
+    '(scores: NDArray[float32])'
+    """
+    return ARRAY.sub(r"NDArray[\1]", signature)
+
+
+def _shorten(*told: Any) -> tuple[str, str | None] | None:
+    arguments, returned = told[-2:]
+    return (readable(arguments), returned and readable(returned)) if arguments is not None else None
+
+
+def _skip(app: Sphinx, what: str, name: str, member: object, *_: object) -> bool | None:
+    """Leave out what a NamedTuple says of its fields: "Alias for field number 0"."""
+    return True if type(member).__name__ == "_tuplegetter" else None
+
+
+def _colour(app: Sphinx) -> None:
+    app.config["pygments_dark_style"] = "a11y-dark"  # known only when the theme is there
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
     app.add_builder(BookBuilder, override=True)
+    app.connect("builder-inited", _colour, priority=100)
+    app.connect("autodoc-skip-member", _skip)
+    app.connect("autodoc-process-signature", _shorten)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

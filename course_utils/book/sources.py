@@ -43,8 +43,9 @@ class Chapter(NamedTuple):
         return [path.relative_to(root).as_posix() for path in found]
 
 
+STARTS = "Where to start"  # the start page says it in sentences
 CONTENTS = (
-    Chapter("Where to start", ("docs/learner.md", "docs/operator.md", "docs/instructor.md")),
+    Chapter(STARTS, ("docs/learner.md", "docs/operator.md", "docs/instructor.md")),
     Chapter("Lessons", ("notebooks/08_*.ipynb",)),
     Chapter("Exercises", ("exercises/08_[0-9]*.ipynb", "exercises/08_chapter*.ipynb")),
     Chapter("For a model of your own", ("docs/methods.md", "docs/audit.md", "docs/architectures.md")),
@@ -68,8 +69,8 @@ def gather(root: Path, to: Path) -> None:
     chapters = [(chapter.title, chapter.pages(root)) for chapter in CONTENTS]
     if not (root / START).is_file() or not dict(chapters)["Lessons"]:
         raise CourseError(
-            f"Expected the lessons in {root / 'notebooks'} and {START} beside them, got a package without them; install "
-            "from a clone: pip install -c constraints.txt -e '.[book]'."
+            f"Expected the lessons in {root / 'notebooks'} and {START} beside them, got a package without them; "
+            "install from a clone: pip install -c constraints.txt -e '.[book]'."
         )
     pages = {page for _, found in chapters for page in found}
     pictures = {path.relative_to(root).as_posix() for path in (root / PICTURES).iterdir()}
@@ -114,7 +115,7 @@ def _contents(root: Path, chapters: Iterable[tuple[str, list[str]]]) -> list[str
     named = [(title, [(label(root / page), page) for page in pages]) for title, pages in chapters]
     named.append(("Reference", [(title, f"api/{_slug(title)}.md") for title in MODULES]))
     return [
-        f"```{{toctree}}\n:caption: {title}\n:maxdepth: 1\n\n"
+        f"```{{toctree}}\n:caption: {title}\n:maxdepth: 1\n{':hidden:' if title == STARTS else ''}\n\n"
         + "\n".join(f"{name} </{posixpath.splitext(page)[0]}>" for name, page in pages)
         + "\n```"
         for title, pages in named
