@@ -61,6 +61,7 @@ MENDED = {
     r'(<p class="caption" role="heading")>': r'\1 aria-level="2">',
     r'<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="Contents">',
     r'<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
+    r'Variables(?=<span class="colon">)': "Attributes",
     r'<th class="head[^"]*">(<p>\s*</p>)?</th>': "<td></td>",  # a heading without a word is none
 }
 PARAMETERS = re.compile(r'(?<=<span class="sig-paren">\(</span>)\s*<dl>(.*?)</dl>', re.DOTALL)

@@ -47,12 +47,12 @@ ARRAY = re.compile(r"(?:numpy\.)?ndarray\[tuple\[[^\]]*\], (?:numpy\.)?dtype\[(?
 
 
 def readable(signature: str) -> str:
-    """A signature with arrays by their short name.
+    """A signature with short names.
 
-    >>> readable("(scores: ndarray[tuple[Any, ...], dtype[float32]])")
-    '(scores: NDArray[float32])'
+    >>> readable("(scores: ndarray[tuple[Any, ...], dtype[float32]], which: ~typing.Any)")
+    '(scores: NDArray[float32], which: Any)'
     """
-    return ARRAY.sub(r"NDArray[\1]", signature)
+    return re.sub(r"~(?:\w+\.)+", "", ARRAY.sub(r"NDArray[\1]", signature))
 
 
 def _shorten(*told: Any) -> tuple[str, str | None] | None:

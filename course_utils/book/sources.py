@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import CourseError
 
@@ -76,7 +76,10 @@ def gather(root: Path, to: Path) -> None:
     pictures = {path.relative_to(root).as_posix() for path in (root / PICTURES).iterdir()}
     for name in sorted(pages | pictures | _beside(root, {START, *pages})):
         (to / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / name, to / name)
+        if name.endswith(".ipynb"):
+            (to / name).write_text(with_descriptions((root / name).read_text(encoding="utf-8")), encoding="utf-8")
+        else:
+            shutil.copyfile(root / name, to / name)
     start = moved((root / START).read_text(encoding="utf-8"), posixpath.dirname(START), "")
     (to / "index.md").write_text("\n\n".join([start, *_contents(root, chapters)]) + "\n", encoding="utf-8")
     _reference(to / "api")
@@ -89,6 +92,16 @@ def moved(text: str, old: str, new: str) -> str:
     '[a](notebooks/a.ipynb#top), [b](docs/audit.md), [c](https://x.org)'
     """
     return LINK.sub(lambda link: posixpath.relpath(posixpath.join(old, link[1]), new or "."), text)
+
+
+def with_descriptions(notebook: str) -> str:
+    """A notebook whose figures say in words what they show, where MyST-NB looks for it."""
+    told: dict[str, Any] = json.loads(notebook)
+    for cell in told["cells"]:
+        kinds = [kind for output in cell.get("outputs", ()) for kind in output.get("metadata", {}).values()]
+        if words := [kind["alt"] for kind in kinds if isinstance(kind, dict) and "alt" in kind]:
+            cell["metadata"]["mystnb"] = {"image": {"alt": " ".join(words)}}
+    return json.dumps(told, ensure_ascii=False)
 
 
 def linked(path: Path) -> list[str]:
