@@ -101,14 +101,14 @@ def build(root: Path, out: Path) -> int:
         CourseError: what is missing, cannot be written, or is wrong with a page.
     """
     check_installed()
-    place = check_place(out)
     try:
+        place = check_place(out)
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".unfinished-book-") as folder:
             aside = Path(folder)
             gather(root, aside / "sources")
             site = aside / "site"
-            _run_sphinx(aside / "sources", site, aside / "doctrees")
+            render(aside / "sources", site, aside / "doctrees")
             (site / OURS).touch()
             (site / ".nojekyll").touch()  # a code host shall take the folders that begin with _
             _put(site, place, aside / "earlier")
@@ -117,7 +117,12 @@ def build(root: Path, out: Path) -> int:
     return sum(1 for _ in place.rglob("*.html"))
 
 
-def _run_sphinx(sources: Path, site: Path, doctrees: Path) -> None:
+def render(sources: Path, site: Path, doctrees: Path) -> None:
+    """Run Sphinx, and refuse what it warns of.
+
+    Raises:
+        CourseError: a dead link, or any other fault of a page.
+    """
     from sphinx.application import Sphinx
     from sphinx.errors import SphinxError
 

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from docutils import nodes
-from latex2mathml.converter import convert
-from sphinx.application import Sphinx
-from sphinx.builders.html import StandaloneHTMLBuilder
+if TYPE_CHECKING:
+    from docutils import nodes
+    from sphinx.application import Sphinx
+
+ARRAY = re.compile(r"(?:numpy\.)?ndarray\[tuple\[[^\]]*\], (?:numpy\.)?dtype\[(?:numpy\.)?(\w+)\]\]")
 
 
-class BookBuilder(StandaloneHTMLBuilder):
-    """Sphinx's own, whose search knows what the lessons say and not what their cells printed.
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Called by Sphinx."""
+    app.add_builder(_builder(), override=True)
+    app.connect("builder-inited", _colour, priority=100)
+    app.connect("autodoc-skip-member", _skip)
+    app.connect("autodoc-process-signature", _shorten)
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
 
-    What is sealed until somebody finds it out stands in an output; and no reader looks for a number there.
-    """
 
-    def index_page(self, pagename: str, doctree: nodes.document, title: str) -> None:
-        spoken = doctree.deepcopy()
-        for output in [node for node in spoken.findall(nodes.Element) if "cell_output" in node.get("classes", ())]:
-            output.parent.remove(output)
-        super().index_page(pagename, spoken, title)
+def _builder() -> type:
+    from docutils import nodes
+    from sphinx.builders.html import StandaloneHTMLBuilder
+
+    class BookBuilder(StandaloneHTMLBuilder):  # type: ignore[misc]  # its types are not always there
+        """Sphinx's own, whose search knows what the lessons say and not what their cells printed.
+
+        What is sealed until somebody finds it out stands in an output; and no reader looks for a number there.
+        """
+
+        def index_page(self, pagename: str, doctree: nodes.document, title: str) -> None:
+            spoken = doctree.deepcopy()
+            for output in [node for node in spoken.findall(nodes.Element) if "cell_output" in node.get("classes", ())]:
+                output.parent.remove(output)
+            super().index_page(pagename, spoken, title)
+
+    return BookBuilder
 
 
 def mathml(latex: str, display: str = "inline") -> str:
@@ -30,20 +47,24 @@ def mathml(latex: str, display: str = "inline") -> str:
     >>> mathml("x^2")[:5], mathml("x^2")[-7:]
     ('<math', '</math>')
     """
+    from latex2mathml.converter import convert
+
     return str(convert(latex, display=display))
 
 
 def _inline(translator: Any, node: nodes.Element) -> None:
-    translator.body.append(mathml(node.astext()))
-    raise nodes.SkipNode
+    _written(translator, mathml(node.astext()))
 
 
 def _block(translator: Any, node: nodes.Element) -> None:
-    translator.body.append(f'<div class="math">{mathml(node.astext(), "block")}</div>')
-    raise nodes.SkipNode
+    _written(translator, f'<div class="math">{mathml(node.astext(), "block")}</div>')
 
 
-ARRAY = re.compile(r"(?:numpy\.)?ndarray\[tuple\[[^\]]*\], (?:numpy\.)?dtype\[(?:numpy\.)?(\w+)\]\]")
+def _written(translator: Any, html: str) -> None:
+    from docutils.nodes import SkipNode
+
+    translator.body.append(html)
+    raise SkipNode
 
 
 def readable(signature: str) -> str:
@@ -67,13 +88,3 @@ def _skip(app: Sphinx, what: str, name: str, member: object, *_: object) -> bool
 
 def _colour(app: Sphinx) -> None:
     app.config["pygments_dark_style"] = "a11y-dark"  # known only when the theme is there
-
-
-def setup(app: Sphinx) -> dict[str, bool]:
-    """Called by Sphinx."""
-    app.add_builder(BookBuilder, override=True)
-    app.connect("builder-inited", _colour, priority=100)
-    app.connect("autodoc-skip-member", _skip)
-    app.connect("autodoc-process-signature", _shorten)
-    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
-    return {"parallel_read_safe": True, "parallel_write_safe": True}

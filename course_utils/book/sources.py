@@ -11,13 +11,14 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ..errors import CourseError
+from ..errors import CourseError, first_line
 
 START = "docs/index.md"  # in the book it stands at the top
 PICTURES = "notebooks/images"
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")  # of Markdown, to a place in this repository
+CODE = re.compile(r"```.*?```|`(?:[^`\n]|\n(?!\n))*`", re.DOTALL)
 MODULES = {
     "Load and look": ("models", "prompts", "hooks", "plots", "errors"),
     "Methods": (
@@ -96,7 +97,7 @@ def moved(text: str, old: str, new: str) -> str:
 
 def with_descriptions(notebook: str) -> str:
     """A notebook whose figures say in words what they show, where MyST-NB looks for it."""
-    told: dict[str, Any] = json.loads(notebook)
+    told = json.loads(notebook)
     for cell in told["cells"]:
         kinds = [kind for output in cell.get("outputs", ()) for kind in output.get("metadata", {}).values()]
         if words := [kind["alt"] for kind in kinds if isinstance(kind, dict) and "alt" in kind]:
@@ -106,10 +107,19 @@ def with_descriptions(notebook: str) -> str:
 
 def linked(path: Path) -> list[str]:
     """The places in this repository that a page or a notebook's text links to, as they are written."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".ipynb":
-        text = "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
-    return LINK.findall(re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL))
+    text = "\n\n".join(_prose(path))
+    return LINK.findall(CODE.sub("", text))
+
+
+def _prose(path: Path) -> list[str]:
+    """A page, or the text cells of a notebook."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".ipynb":
+            return [text]
+        return ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CourseError(f"Expected a page in UTF-8 or a notebook, got {path} ({first_line(error)}).") from error
 
 
 def _beside(root: Path, pages: set[str]) -> set[str]:
@@ -137,10 +147,7 @@ def _contents(root: Path, chapters: Iterable[tuple[str, list[str]]]) -> list[str
 
 def label(path: Path) -> str:
     """What the contents call a page: its first heading, with the number of a lesson before it."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".ipynb":
-        text = "".join(json.loads(text)["cells"][0]["source"])
-    heading = re.search(r"^# (.+)$", text, re.MULTILINE)
+    heading = re.search(r"^# (.+)$", "\n\n".join(_prose(path)), re.MULTILINE)
     title = heading[1] if heading else path.stem
     number = re.match(r"08_(\d+)_", path.name)
     return f"8.{number[1]} {title}" if number and "8." not in title else title
