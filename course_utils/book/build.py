@@ -125,13 +125,13 @@ def render(sources: Path, site: Path, doctrees: Path) -> None:
     """
     from sphinx.application import Sphinx
     from sphinx.errors import SphinxError
+    from sphinx.util.docutils import docutils_namespace
 
     told = StringIO()
+    quietly = {"status": None, "warning": told, "freshenv": True}
     try:
-        app = Sphinx(
-            sources, None, site, doctrees, "html", confoverrides=SETTINGS, status=None, warning=told, freshenv=True
-        )
-        app.build()
+        with docutils_namespace():  # a second book in one process is built like the first
+            Sphinx(sources, None, site, doctrees, "html", confoverrides=SETTINGS, **quietly).build()
     except SphinxError as error:
         raise CourseError(f"Expected pages that Sphinx can read, got {first_line(error)}.") from error
     lines = re.sub(r"\x1b\[[\d;]*m", "", told.getvalue()).replace(f"{sources}{os.sep}", "").splitlines()
