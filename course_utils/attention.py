@@ -37,7 +37,7 @@ class AttentionAnalysis:
     Attributes:
         weights: `[layer, head, query, key]`; no query sees a later key, and rows sum to one (GPT-OSS: to less, as it
             keeps a share for a sink that is no token).
-        reach: `[layer, head, key]`: the length of what a head writes for a look of weight one, |v W_O|; NaN in layers
+        reach: `[layer, head, key]`: the length of what a head writes for a look of weight one, `|v W_O|`; NaN in layers
             where weights times values are not all that enters W_O (a gate follows, or values are kept compressed).
         tokens: the printable tokens.
         ids: their ids.
@@ -101,7 +101,7 @@ class AttentionAnalysis:
         return flow.astype(self.weights.dtype, copy=False)
 
     def value_weighted(self) -> Floats:
-        """The length of what each look writes, weight x |v W_O|, float32 `[layer, head, query, key]`.
+        """The length of what each look writes, weight x `|v W_O|`, float32 `[layer, head, query, key]`.
 
         After Kobayashi et al. 2020; in units of the residual stream, before a norm that follows the attention block.
 

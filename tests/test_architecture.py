@@ -27,7 +27,7 @@ LAYERS = (  # from the bottom up: a module imports from lower rows, and from its
     ("grading.result",),
     ("grading.sandbox",),
     ("grading.runner",),
-    ("grading.check", "grading.classroom"),
+    ("grading.check", "grading.classroom", "book"),
     ("cli",),
     ("__init__",),  # what the package itself offers
 )

@@ -21,9 +21,10 @@ IMPORTED_BY_OTHERS = {
 }
 OURS = frozenset({"course_utils"})
 TOOLS = {"mypy", "pytest-xdist", "ruff", "setuptools"}  # run, never imported
-FOLDERS = (".ci", "course_utils", "docs", "exercises", "notebooks", "solutions", "tests")
+FOLDERS = (".ci", ".github", "course_utils", "docs", "exercises", "notebooks", "solutions", "tests")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", ".*_cache", ".hypothesis", "*.egg-info")
-BEHIND_AN_EXTRA = {"nbgrader": "grading", "distributed": "cluster"}
+FOR_THE_BOOK = ("docutils", "furo", "latex2mathml", "myst-nb", "sphinx", "sphinx-copybutton")
+BEHIND_AN_EXTRA = {"nbgrader": "grading", "distributed": "cluster", **dict.fromkeys(FOR_THE_BOOK, "book")}
 
 
 def project():
@@ -104,11 +105,11 @@ class TestDependencies:
         _, everything = imported("tests", own)
         extra = names(project()["optional-dependencies"]["test"])
         assert everything <= names(project()["dependencies"]) | extra
-        assert extra - everything == TOOLS
+        assert extra - everything == TOOLS | set(FOR_THE_BOOK)
 
     def test_the_extra_for_tests_holds_the_others(self):
         extras = project()["optional-dependencies"]
-        assert set(extras["grading"]) | set(extras["cluster"]) <= set(extras["test"])
+        assert set(extras["grading"]) | set(extras["cluster"]) | set(extras["book"]) <= set(extras["test"])
 
     def test_the_finder_of_imports_tells_at_once_from_later(self):
         found = Imports("import a.b\nif TYPE_CHECKING:\n    import c\ndef f():\n    from d.e import g\nfrom . import h")

@@ -19,7 +19,7 @@ from ..loading.threads import wait_asleep
 GROUPS = {
     "To learn": ("lab", "status", "check", "reset", "doctor"),
     "About a model of your own": ("audit", "attribute"),
-    "To teach": ("release", "roster", "grade", "mark", "override"),
+    "To teach": ("release", "roster", "grade", "mark", "override", "book"),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
