@@ -9,6 +9,7 @@ import click
 
 from ..errors import CourseError
 from ..lesson.own import MY, PREFIX, named, passed_checks
+from ..lesson.start import write_start
 
 
 @click.command()
@@ -34,6 +35,7 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
         checked.append(one)
         if one.result is not None and one.path.parent.resolve() == MY:
             passed_checks(one.path.stem, *one.passed_of)
+            write_start(MY.parent)
         if as_json:
             continue
         if one.result is not None:
