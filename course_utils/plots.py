@@ -6,6 +6,7 @@ is symmetric about zero.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -106,6 +107,29 @@ def style() -> Iterator[None]:
         yield
     finally:
         mpl.rcParams.update(before)
+        _say_what_figures_show()
+
+
+def _say_what_figures_show() -> None:
+    """In a notebook, figures carry alternative text from now on.
+
+    To be called after drawing: with its first figure IPython sets up anew how figures are shown.
+    """
+    from matplotlib.figure import Figure
+
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    formatter = shell.display_formatter.formatters["image/png"] if shell else None
+    plain = formatter.type_printers.get(Figure) if formatter else None
+    if formatter is None or plain is None or hasattr(plain, "says"):
+        return
+
+    def described(figure: Figure) -> Any:
+        shown = plain(figure)
+        picture, metadata = shown if isinstance(shown, tuple) else (shown, {})
+        return picture and (picture, {**metadata, "alt": alt_text(figure)})
+
+    described.says = alt_text  # type: ignore[attr-defined]
+    formatter.for_type(Figure, described)
 
 
 @cache

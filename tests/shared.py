@@ -13,10 +13,11 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course_utils import CourseError
+from course_utils.grading.classroom.grade import refused
 from course_utils.grading.classroom.submissions import Submission
 from course_utils.grading.marks import Mark
-from course_utils.grading.notebook import METADATA, grade_id, read, write
-from course_utils.grading.result import Result
+from course_utils.grading.notebook import METADATA, grade_id, read, student_view, write
+from course_utils.grading.result import DONE, Result
 
 ANSWERED = '''
 def double(x):
@@ -110,6 +111,16 @@ def a_result(*earned, status="done", notebook=b'{"cells": [], "metadata": {}, "n
         for k, e in enumerate(earned)
     )
     return Result(status, marks, ("mended",), (), notebook, 1.0)
+
+
+def hand_in(book, solution, student, text):
+    """A result in the gradebook, with what a student wrote; nothing is run for it."""
+    notebook = right(student_view(solution))
+    cell_of(notebook, "why").source = text
+    content = write(notebook)
+    number = book.take(Submission(student, "toy", "in", lambda: content), content)
+    marks = refused(write(solution), "").marks
+    book.record(number, "reference", "version", Result(DONE, marks, (), (), content, 0.0))
 
 
 def taken(book, student="ada", content=b"1", **more):

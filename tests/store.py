@@ -1,8 +1,9 @@
 """Run notebooks in a clean kernel and store them as the repository keeps them: `python tests/store.py notebooks/X.ipynb`.
 
-Metadata is minimal, figures carry alternative text, widgets leave their sentence instead of a dead view.
+Metadata is minimal, widgets leave their sentence instead of a dead view.
 """
 
+import os
 import resource
 import sys
 import time
@@ -16,22 +17,6 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-DESCRIBE_FIGURES = """
-def _describe(shell):
-    from matplotlib.figure import Figure
-    from course_utils.lesson.widgets import alt_text
-    plain = shell.display_formatter.format
-    def format(thing, *options, **more):
-        data, metadata = plain(thing, *options, **more)
-        if isinstance(thing, Figure) and "image/png" in data:
-            metadata.setdefault("image/png", {})["alt"] = alt_text(thing)
-        return data, metadata
-    shell.display_formatter.format = format
-import os
-os.environ["TQDM_DISABLE"] = "1"
-_describe(get_ipython())
-del _describe, os
-"""
 
 
 def store(path: Path) -> None:
@@ -42,8 +27,8 @@ def store(path: Path) -> None:
             cell.outputs, cell.execution_count = [], None
     folder = {"metadata": {"path": str(path.resolve().parent)}}
     client = NotebookClient(notebook, timeout=900, kernel_name="python3", resources=folder, record_timing=False)
+    os.environ["TQDM_DISABLE"] = "1"  # a progress bar would be stored
     with client.setup_kernel():
-        client.kc.execute(DESCRIBE_FIGURES, silent=True)
         for index, cell in enumerate(notebook.cells):
             client.execute_cell(cell, index)
     for cell in notebook.cells:

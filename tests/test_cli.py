@@ -441,9 +441,10 @@ def test_lab_prints_an_address_that_answers(lab):
         assert "JupyterLab" in page.read().decode()
 
 
-def test_lab_opens_at_the_next_lesson_in_the_learners_own_copy(lab):
+def test_lab_opens_at_a_page_that_says_what_comes_next_in_the_learners_own_copy(lab):
     coming = following(standings()).name
-    assert f"/lab/tree/my/{coming}.ipynb?token=" in lab.address
+    assert "/lab/tree/my/start.md?token=" in lab.address
+    assert f"({coming}.ipynb)" in lab.ask("/api/contents/my/start.md")["content"]
     assert lab.ask(f"/api/contents/my/{coming}.ipynb")["type"] == "notebook"
 
 

@@ -663,6 +663,19 @@ class TestCheckCommand:
         Path("bundle", "toy.ipynb").write_bytes(write(mine))
         assert course_command("check", "bundle/toy.ipynb").exit_code == 0
 
+    def test_an_answer_to_compare_a_text_with_is_shown_once_it_is_written_and_never_of_a_bundle(
+        self, course, reference
+    ):
+        course_command("release", "--out", "bundle")
+        for place, text, shown in ((".", None, False), (".", "Because.", True), ("bundle", "Because.", False)):
+            if place == "bundle":
+                Path("solutions", "toy.ipynb").unlink()
+            mine = with_sources(right(reference), **({"why": text} if text else {}))
+            Path(place, "toy.ipynb").write_bytes(write(mine))
+            told = course_command("check", f"{place}/toy.ipynb").output
+            assert ("A secret model answer." in told) == shown
+            assert "rubric" not in told
+
     def test_a_notebook_far_from_the_bundle_is_checked_by_a_terminal_in_it(self, course, reference, monkeypatch):
         course_command("release", "--out", "bundle")
         for folder in ("solutions", "exercises"):

@@ -9,28 +9,15 @@ from click.testing import CliRunner
 
 from course_utils import CourseError
 from course_utils.cli import main
-from course_utils.grading.classroom.grade import refused
 from course_utils.grading.classroom.gradebook import Gradebook
 from course_utils.grading.classroom.marking import Marking, shown
 from course_utils.grading.classroom.marking_widget import class_page, desk
-from course_utils.grading.classroom.submissions import Submission
 from course_utils.grading.notebook import read, region, student_view, write
-from course_utils.grading.result import DONE, Result
 from course_utils.grading.rubric import criteria
-from tests.shared import cell_of, right
+from tests.shared import cell_of, hand_in
 
 pytestmark = pytest.mark.quick
 SCRIPT = "<img src=x onerror=alert(1)><script>alert(2)</script> $x$ [a](javascript:alert(3)) **mine**"
-
-
-def hand_in(book, solution, student, text):
-    """A result in the gradebook, with what a student wrote; nothing is run for it."""
-    notebook = right(student_view(solution))
-    cell_of(notebook, "why").source = text
-    content = write(notebook)
-    number = book.take(Submission(student, "toy", "in", lambda: content), content)
-    marks = refused(write(solution), "").marks
-    book.record(number, "reference", "version", Result(DONE, marks, (), (), content, 0.0))
 
 
 @pytest.fixture

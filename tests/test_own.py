@@ -1,6 +1,7 @@
 """A learner's own copy: made, renewed, never overwritten, begun anew; and how far they are."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from course_utils import CourseError
 from course_utils.cli import main
 from course_utils.lesson.own import bring_up_to_date, named, originals, passed_checks, reset, standings
+from course_utils.lesson.start import after_save, write_start
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.quick
@@ -89,6 +91,34 @@ def test_progress_is_read_off_the_copies(course):
     assert found["08_0_interpretability_overview"].minutes == 40
     assert (found["exercise_08_chapter_exercise"].done, found["exercise_08_chapter_exercise"].of) == (2, 4)
     assert not found["08_1_token_attribution"].begun
+
+
+def test_the_start_page_says_what_comes_next_and_how_far_they_are(course, monkeypatch):
+    monkeypatch.setattr("course_utils.lesson.start.ROOT", course)
+    list(bring_up_to_date(course))
+    write_start(course)
+    page, mine = course / "my" / "start.md", course / "my" / "08_0_interpretability_overview.ipynb"
+    assert "## Next: [8.0 Three models" in page.read_text(encoding="utf-8")
+    notebook = json.loads(mine.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if "your_turn(" in "".join(cell["source"]):
+            cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": ["✓\n"]}]
+    mine.write_text(json.dumps(notebook), encoding="utf-8")
+    after_save(os_path=str(mine), model={}, contents_manager=None)
+    told = page.read_text(encoding="utf-8")
+    assert "## Next: [Chapter exercise" in told
+    assert "1 of 13 done" in told
+    assert "| ✓ | [8.0 Three models" in told
+    for name in re.findall(r"\]\((\S+?)\)", told):
+        assert (course / "my" / name).exists()
+
+
+def test_what_is_wrong_with_a_notebook_does_not_keep_it_from_being_saved(course, monkeypatch):
+    monkeypatch.setattr("course_utils.lesson.start.ROOT", course)
+    list(bring_up_to_date(course))
+    mine = course / "my" / "08_0_interpretability_overview.ipynb"
+    mine.write_text('{"cells": [{"cell_type": "code"}]}', encoding="utf-8")
+    after_save(os_path=str(mine))
 
 
 @pytest.mark.parametrize("name", ["", "09", "exercise", "08_"])

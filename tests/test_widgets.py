@@ -138,6 +138,18 @@ def test_typing_in_a_real_kernel_draws_once_and_says_that_it_works():
         manager.shutdown_kernel(now=True)
 
 
+def test_a_figure_that_a_kernel_shows_says_what_it_shows():
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        for code in ('_ = plot_bars(["a"], [1.0], unit="nats", title="One bar")', "_.figure"):
+            client.execute("from course_utils.plots import plot_bars\n" + code)
+            shown = _until(client, lambda m: m["msg_type"] in ("display_data", "execute_result"))[-1]["content"]
+            assert shown["metadata"]["image/png"]["alt"] == "One bar. Axes: effect (nats)"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
 def _state(message, comm):
     content = message["content"]
     ours = message["msg_type"] == "comm_msg" and content["comm_id"] == comm

@@ -9,6 +9,7 @@ import click
 
 from ..errors import CourseError
 from ..lesson.own import MY, PREFIX, named, passed_checks
+from ..lesson.start import write_start
 
 
 @click.command()
@@ -18,15 +19,17 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
     """Check your answers: each NOTEBOOK afresh, against the exercise's own checks (all exercises without a name).
 
     A NOTEBOOK is a file, or the name of an exercise or its beginning, such as 08_1: your copy in my/ if you have one.
-    The column s says how many seconds an answer and its check took. Your file stays as it is.
+    The column s says how many seconds an answer and its check took. Your file stays as it is. Below the
+    table, texts that you have written get an answer to compare them with, where the solutions are at hand.
     """
-    from ..grading.check import as_table, check_all, summary
+    from ..grading.check import as_table, check_all, model_answers, summary
     from ..grading.check import notebooks as meant
 
     paths = meant(_own(notebooks))
     if not paths:
         raise CourseError("Expected the exercises in exercises/ or here, found none; give the path of a notebook.")
     from rich.console import Console
+    from rich.markdown import Markdown
 
     console = Console(highlight=False, emoji=False, markup=False)
     checked = []
@@ -34,12 +37,16 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
         checked.append(one)
         if one.result is not None and one.path.parent.resolve() == MY:
             passed_checks(one.path.stem, *one.passed_of)
+            write_start(MY.parent)
         if as_json:
             continue
         if one.result is not None:
             console.print(as_table(one))
             for note in (*one.result.repairs, *one.result.messages):
                 console.print(f"note: {note}")
+        for item, answer in model_answers(one).items():
+            console.print(f"\nOne answer to {item}, to compare with yours:", style="bold")
+            console.print(Markdown(answer))
         console.print(summary(one) + "\n", style="bold" if one.code == 0 else None)
     if as_json:
         click.echo(json.dumps([one.as_json() for one in checked]))

@@ -10,32 +10,37 @@ from pathlib import Path
 
 import click
 
-from ..lesson.own import ROOT, bring_up_to_date, following, standings
+from ..lesson.own import ROOT, bring_up_to_date
+from ..lesson.start import START, write_start
 
-QUIET = Path(__file__).parents[1] / "lesson" / "jupyter"  # settings of JupyterLab beside the user's own
+JUPYTER = Path(__file__).parents[1] / "lesson" / "jupyter"  # settings and an extension of JupyterLab, beside the user's
+IDLE = 3600  # seconds after which a kernel that does nothing, and that no tab shows, is shut down
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("jupyter_arguments", nargs=-1, type=click.UNPROCESSED)
 def lab(jupyter_arguments: tuple[str, ...]) -> None:
-    """Open JupyterLab at the lesson that comes next, in your own copy of the course (my/).
+    """Open JupyterLab at a page that says what comes next, in your own copy of the course (my/).
 
     The copies are yours to write in: they are never overwritten. The originals, with their outputs, stay in notebooks/.
+    The kernel of a notebook that no tab shows is shut down after an hour in which it did nothing.
 
     Further arguments go to JupyterLab, for example: course lab --port 9000 --ip 0.0.0.0
     """
     for sentence in bring_up_to_date(ROOT):
         click.echo(sentence, err=True)
-    found = standings(ROOT)
-    opened = following(found) or found[0]
+    write_start(ROOT)
     from jupyterlab.labapp import LabApp
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not one of the same name elsewhere
-    _first_in("JUPYTER_CONFIG_PATH", str(QUIET), "")  # no question about news
+    _first_in("JUPYTER_CONFIG_PATH", str(JUPYTER), "")  # no question about news; pages are shown, not edited
     _first_in("PATH", sysconfig.get_path("scripts"), os.defpath)  # so that `course` is found in its terminals and cells
     arguments = [
         f"--ServerApp.root_dir={ROOT}",
-        f"--LabApp.default_url=/lab/tree/my/{opened.name}.ipynb",
+        f"--LabApp.default_url=/lab/tree/my/{START}",
+        f"--LabApp.extra_labextensions_path={JUPYTER / 'labextensions'}",
+        "--ContentsManager.post_save_hook=course_utils.lesson.start.after_save",
+        f"--MappingKernelManager.cull_idle_timeout={IDLE}",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",  # nothing asks the network
     ]
     if sys.platform != "win32":  # not a login shell, whose profile may set PATH anew

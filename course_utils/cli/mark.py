@@ -21,7 +21,7 @@ def mark(out: Path, **options: Any) -> None:
     """Read what a person has to read, one answer after the other; each entry is saved at once.
 
     Type points and a comment, s to skip, b to go back, q to stop. The same with pictures and the whole notebook beside:
-    notebooks/instructor_grading_desk.ipynb.
+    docs/grading_desk.ipynb.
     """
     from ..grading.classroom.commands import mark_class
 

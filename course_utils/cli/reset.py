@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ..lesson.own import reset as begin_anew
+from ..lesson.start import write_start
 
 
 @click.command()
@@ -15,4 +16,5 @@ def reset(name: str) -> None:
     Yours is kept in my/before/.
     """
     old = begin_anew(name)
+    write_start()
     click.echo(f"Begun anew. Yours is {old}." if old else "Begun anew.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..lesson.own import PREFIX, bring_up_to_date, following, standings
+from ..lesson.own import bring_up_to_date, following, standings
 
 
 @click.command()
@@ -20,9 +20,7 @@ def status() -> None:
     for name in ("", "notebook in my/", "minutes", "done"):
         table.add_column(name, justify="right" if name == "minutes" else "left")
     for one in found:
-        unit = "checks passed" if one.name.startswith(PREFIX) else "lines right"
-        done = f"{one.done} of {one.of} {unit}" if one.of else "not checked yet" if one.begun else ""
-        table.add_row("✓" if one.finished else "…" if one.begun else "", one.name, str(one.minutes or ""), done)
+        table.add_row(one.sign, one.name, str(one.minutes or ""), one.told)
     Console(highlight=False, emoji=False, markup=False).print(table)
     coming = following(found)
     click.echo(f"Next: {coming.name}, “{coming.title}”" if coming else "All done.")

@@ -12,7 +12,7 @@ from ..lesson.own import PREFIX
 from ..loading.sources import HANDED_OUT
 from .handout.release import EXERCISES, SOLUTIONS, UNTOUCHED, suspect_of, with_suspect
 from .marks import PASSED, READ, UNANSWERED
-from .notebook import read, student_view, write
+from .notebook import MANUAL, grade_id, item_of, kind, model_answer, read, student_view, write
 from .result import Limits, Result
 from .runner.run import run
 
@@ -133,6 +133,22 @@ def as_table(checked: Checked) -> Table:
         seconds = f"{mark.seconds:.1f}" if mark.earned is not None else ""
         table.add_row(mark.item, Text(mark.status, style=colour), Text(told), seconds)
     return table
+
+
+def model_answers(checked: Checked) -> dict[str, str]:
+    """By item, the model answer to each text that the learner has written; none where the solutions are not at hand."""
+    solution = SOLUTIONS / checked.path.name.removeprefix(PREFIX)
+    if checked.result is None or not solution.is_file():
+        return {}
+    reference = read(_bytes(solution))
+    asked = {grade_id(cell): cell for cell in reference.cells if cell.cell_type == "markdown" and kind(cell) == MANUAL}
+    blank = {grade_id(cell): cell.source.strip() for cell in student_view(reference).cells}
+    written = {grade_id(cell): cell.source.strip() for cell in read(_bytes(checked.path)).cells}
+    return {
+        item_of(cell): model_answer(cell.source)
+        for name, cell in asked.items()
+        if written.get(name, "") not in ("", blank[name]) and model_answer(cell.source)
+    }
 
 
 def summary(checked: Checked) -> str:

@@ -190,6 +190,11 @@ def region(source: str, name: str) -> str:
     return "\n".join(kept).strip()
 
 
+def model_answer(source: str) -> str:
+    """The model answer to a question for a person, without the scheme by which it is marked; "" where there is none."""
+    return without_regions(region(source, "SOLUTION"), REGIONS[1:]).strip()
+
+
 def has_code(source: str) -> bool:
     """Whether a cell holds more than comments."""
     return any(line.strip() and not line.strip().startswith("#") for line in source.splitlines())

@@ -49,6 +49,17 @@ class Standing:
         """Whether every line is right and every check passed."""
         return self.done == self.of > 0
 
+    @property
+    def sign(self) -> str:
+        """✓ where it is finished, … where it is begun."""
+        return "✓" if self.finished else "…" if self.begun else ""
+
+    @property
+    def told(self) -> str:
+        """How far a learner is, in words."""
+        unit = "checks passed" if self.name.startswith(PREFIX) else "lines right"
+        return f"{self.done} of {self.of} {unit}" if self.of else "not checked yet" if self.begun else ""
+
 
 def originals(root: Path = ROOT) -> dict[str, Path]:
     """The notebook behind each copy, by the copy's name, in the order in which they are done."""

@@ -85,7 +85,7 @@ def _exercise(graded: Graded, notebook: bytes) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in (*graded.repairs, *messages))
     return (
         f"<h2>{escape(graded.exercise)}: {graded.total:g} of {graded.points:g} points{waiting}</h2>{_late(graded)}"
-        f"<table><tr><th>Item</th><th></th><th>Points</th><th>What to look at</th></tr>{rows}</table>"
+        f"<table><tr><th>Item</th><th>Result</th><th>Points</th><th>What to look at</th></tr>{rows}</table>"
         f"{f'<ul>{notes}</ul>' if notes else ''}<details><summary>Your notebook, as it was run</summary>"
         f"{notebook_html(notebook) if notebook else ''}</details>"
     )

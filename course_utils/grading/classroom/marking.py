@@ -15,7 +15,20 @@ from nbformat import NotebookNode
 from ...errors import CourseError
 from ..handout.release import suspect_of
 from ..marks import READ
-from ..notebook import LOCKED, REGIONS, STUB, TASK, grade_id, item_of, kind, read, region, without_regions, write
+from ..notebook import (
+    LOCKED,
+    REGIONS,
+    STUB,
+    TASK,
+    grade_id,
+    item_of,
+    kind,
+    model_answer,
+    read,
+    region,
+    without_regions,
+    write,
+)
 from ..rubric import Criterion, Tick, criteria, ticked
 from .gradebook import Gradebook
 from .standing import Entry, Graded
@@ -136,7 +149,7 @@ class Marking:
             entry.comment,
             question="\n\n".join(asked) or without_regions(source, REGIONS),
             rubric=rubric,
-            model=without_regions(region(source, "SOLUTION"), REGIONS[1:]).strip(),
+            model=model_answer(source),
             criteria=criteria(rubric),
             ticks=entry.ticks,
             suspect=suspect_of(write(notebook)),
