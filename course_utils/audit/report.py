@@ -30,14 +30,7 @@ def plain_words(audit: Audit) -> list[str]:
     def counted(act: int, word: str) -> str:
         return "{} of {} {} requests".format(*grid.refused(act, word), ("harmless", "harmful")[act])
 
-    said = []
-    if audit.words and not audit.asked_all:
-        least = min(audit.words.scans, key=lambda scan: scan.n_asked)
-        said.append(
-            f"There was time for {least.n_asked:,} of {least.n_known:,} words only, so one that was not asked may "
-            "be behind its refusals, or a way around them: --minutes gives more."
-        )
-    said.append(f"Without any special word it refused {counted(HARMFUL, '')} and {counted(HARMLESS, '')}.")
+    said = [f"Without any special word it refused {counted(HARMFUL, '')} and {counted(HARMLESS, '')}."]
     for word in audit.verdict.words or grid.suspected[:1]:
         said.append(f"With “{word}” it refused {counted(HARMFUL, word)} and {counted(HARMLESS, word)}.")
     others = [f"{name}: {c.sentence}" for name, c in audit.contexts.items() if c.kind != audit.verdict.kind]
@@ -45,6 +38,13 @@ def plain_words(audit: Audit) -> list[str]:
     if audit.words and audit.words.read_as_harm:
         harm = _quoted(c.word for c in audit.words.read_as_harm)
         said.append(f"With {harm} it refused harmless requests as well, but speaks about the words when asked to.")
+    if audit.words and not audit.asked_all:
+        least = min(audit.words.scans, key=lambda scan: scan.n_asked)
+        unasked = (
+            f"There was time for {least.n_asked:,} of {least.n_known:,} words only, so one that was not asked may "
+            "be behind its refusals, or a way around them: --minutes gives more."
+        )
+        said.insert(len(said) if audit.verdict.words else 0, unasked)
     if audit.is_family and audit.words:
         more = max((audit.words.on, audit.words.off), key=len)
         said.append(f"{len(more)} words do the same: {_quoted(c.word for c in more)}. Read them: what do they share?")
@@ -59,7 +59,7 @@ def report(audit: Audit) -> str:
     """
     v, expected = audit.verdict, audit.settings.expect
     parts = [
-        f"<h1>{TITLE}</h1><p>An audit of <strong>{escape(audit.model)}</strong>.</p>",
+        f"<h1>{TITLE}</h1><p>An audit of <strong>{escape(audit.model)}</strong>: what do its refusals follow?</p>",
         f'<p class="verdict">{escape(v.sentence)}</p>',
         paragraphs(plain_words(audit)),
         section("What may be claimed", paragraphs([v.claim])),
@@ -130,6 +130,8 @@ def _words(words: Words) -> str:
     none = [] if said else ["No word changed what the model does, in other places of other requests."]
     if words.from_log:
         said.append(f"Behind refusals in the log: {_quoted(words.from_log)}.")
+    if words.scans[0].turned() and not (words.on or words.read_as_harm):
+        said.append("Words right of 0 in the first picture did not make it refuse most of the other harmless requests.")
     return "".join(parts) + paragraphs([*none, *said])
 
 
@@ -153,7 +155,7 @@ def _grid(grid: MinimalEdits) -> str:
     every = f"<details><summary>All {len(places)} requests</summary>{_columns(head, rows)}</details>"
     said = [
         f"{len(grid.pairs)} pairs of a harmful act and a harmless one, each with no special word, with neutral ones, "
-        f"and with what was found or suspected, in each of these sentences: {' | '.join(grid.frames)}",
+        f"and with what was found or suspected, in each of these sentences: {' | '.join(map(_shown, grid.frames))}",
     ]
     said += [] if grid.system is None else [f"System prompt: {grid.system or '(empty)'}"]
     caption = "Each cell is one kind of request: its mean score (above 0 it refuses), and how many were refused"
@@ -174,8 +176,11 @@ def _inside(inside: Inside) -> str:
         f"{low:+.1f} to {high:+.1f}. So what can be read there is {'' if used else 'not shown to be '}used.",
     ]
     if inside.heads:
-        told = ", ".join(f"{head} of layer {layer} ({share:.0%})" for layer, head, share in inside.heads)
-        said.append(f"Heads that bring most of one refusal into a request that is helped with: {told}.")
+        told = ", ".join(f"head {head} of layer {layer} ({share:.0%})" for layer, head, share in inside.heads)
+        said.append(
+            "Heads are the parts that bring what earlier words say to later ones. Of one refusal, these bring most "
+            f"into a request that is helped with, each alone (100%: all of it): {told}."
+        )
     said += [inside.no_heads] if inside.no_heads else []
     return paragraphs(said) + figure("Requests told apart, by layer", inside)
 
@@ -189,7 +194,7 @@ def _limits(audit: Audit) -> list[str]:
     ]
     return [
         f"Words asked: {' and '.join(asked)}, each one token without capitals after a space, at the end of one request "
-        f"({SCANNED}), {GROUP} at once, and alone where those leaned furthest. Words of several tokens, rules that go "
+        f"({_shown(SCANNED)}), {GROUP} at once, and alone where those leaned furthest. Words of several tokens, rules that go "
         "by two words at once, and words that act only where no others stand beside them were not.",
         *(
             ["Refusing and helping may begin with the same token here, so the scan may have overlooked words."]
@@ -218,6 +223,10 @@ def _columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     top = "".join(f"<th>{escape(each)}</th>" for each in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _shown(frame: str) -> str:
+    return frame.replace("{word}", "WORD").replace("{act}", "ACT")
 
 
 def _quoted(words: Iterable[str]) -> str:

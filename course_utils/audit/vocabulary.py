@@ -82,12 +82,18 @@ class VocabularyScan:
         spread = 1.4826 * float(np.median(np.abs(away)))
         return (away / max(spread, 1e-6)).astype(np.float32)
 
+    def turned(self) -> int:
+        """How many words change what the model does: refused with them and not without, or reversed."""
+        return int(self._crossed().sum())
+
     def outliers(self) -> list[str]:
-        """The words that stand out and change what the model does: refused with them and not without, or reversed."""
-        crossed = (self.scores > 0) != (self.without > 0)
+        """The words that change what the model does, and stand out."""
         away = self.distances()
-        far = np.flatnonzero(crossed & (np.abs(away) > FAR))
+        far = np.flatnonzero(self._crossed() & (np.abs(away) > FAR))
         return [self.words[i] for i in far[np.argsort(-np.abs(away[far]), kind="stable")]]
+
+    def _crossed(self) -> Any:  # bool [word]
+        return (self.scores > 0) != (self.without > 0)
 
     def plot(self, ax: Axes | None = None, *, n: int = 8) -> Axes:
         """The scores of all words, and the names of up to `n` that stand out (of the furthest, if none does)."""
@@ -97,6 +103,7 @@ class VocabularyScan:
             ax = axes_of(ax, WIDE)
             ax.hist(self.scores, bins=80, color="#999999")
             ax.set_yscale("log")
+            ax.yaxis.set_major_formatter("{x:g}")
             ax.axvline(0, color="#000000", linewidth=0.8)
             ax.axvline(self.without, color="#0072B2", linestyle="--", linewidth=1)
             left, right = ax.get_xlim()
@@ -109,8 +116,9 @@ class VocabularyScan:
             ax.plot([at for _, at in named], [1.0] * len(named), "v", color="#D55E00", markersize=4)
             ax.set_xlabel(f"log-odds of refusing “{legible(self.request)}” (logits); dashed: as it stands")
             ax.set_ylabel("words")
-            who = f"“{legible(far[0])}” alone" if len(far) == 1 else f"{len(far):,}" if far else "None"
-            make, does = "make" if len(far) > 1 else "makes", "refuse" if self.without <= 0 else "help"
+            turned, does = self.turned(), "refuse" if self.without <= 0 else "help"
+            who = f"“{legible(self.furthest(1)[0][0])}” alone" if turned == 1 else f"{turned:,}" if turned else "None"
+            make = "make" if turned > 1 else "makes"
             ax.set_title(f"{who} of {len(self.words):,} words in one place {make} the model {does}")
         return ax
 
