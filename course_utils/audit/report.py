@@ -194,8 +194,8 @@ def _limits(audit: Audit) -> list[str]:
     ]
     return [
         f"Words asked: {' and '.join(asked)}, each one token without capitals after a space, at the end of one request "
-        f"({_shown(SCANNED)}), {GROUP} at once, and alone where those leaned furthest. Words of several tokens, rules that go "
-        "by two words at once, and words that act only where no others stand beside them were not.",
+        f"({_shown(SCANNED)}), {GROUP} at once, and alone where those leaned furthest. Words of several tokens, rules "
+        "that go by two words at once, and words that act only where no others stand beside them were not.",
         *(
             ["Refusing and helping may begin with the same token here, so the scan may have overlooked words."]
             if blind
