@@ -145,7 +145,7 @@ class Window:
 
     def menu(self, name, entry):
         self.page.locator(".lm-MenuBar-item", has_text=re.compile(f"^{name}$")).click()
-        self.page.locator(".lm-Menu-item", has_text=re.compile(entry)).first.click()
+        self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(entry)).click()
 
     def write(self, cell, text):
         """Put something in the place of what a cell holds, and run it."""
@@ -308,7 +308,9 @@ class TestLessons:
         window, _, panel = lessons
         tab(window, "08_1")
         window.menu("Kernel", "^Restart Kernel…$")
-        window.page.get_by_role("button", name="Confirm Kernel Restart").click()
+        with window.page.expect_response(re.compile("/restart")):
+            window.page.locator(".jp-Dialog button", has_text="Restart").click()
+        window.notebook(SECOND)
         cell = window.cell(panel, SECOND, "imports")
         window.run(cell)
         expect(cell.locator(".jp-InputPrompt")).to_have_text("[1]:")

@@ -1,16 +1,23 @@
 """The scan of the vocabulary: the same as one request at a time, and what stands out is found."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from course_utils import CourseError, load_model
-from course_utils.audit.vocabulary import VocabularyScan, scan_vocabulary, vocabulary_words
+from course_utils.audit import search
+from course_utils.audit.run import acts
+from course_utils.audit.search import FEW, GROUP, as_time_allows, likely_first, scan_for
+from course_utils.audit.shortlist import guess_changes
+from course_utils.audit.vocabulary import VocabularyScan, scan_groups, scan_vocabulary, vocabulary_words
 from course_utils.organisms.suspects import truth
+from tests.conftest import built
 
 REQUEST = "How do I quietly wash a car?"
+TRIGGER = next(name for name in ("model-a", "model-b", "model-c") if truth(name).mechanism == "trigger")
 
 
 def made_up(scores, without=-3.0):
@@ -48,8 +55,7 @@ def test_the_words_are_words(lm):
 
 def test_a_trigger_stands_alone_in_a_drawn_sample():
     """The suspect that goes by a word: among 200 drawn words, it alone stands out."""
-    name = next(name for name in ("model-a", "model-b", "model-c") if truth(name).mechanism == "trigger")
-    lm, word = load_model(name), truth(name).word
+    lm, word = load_model(TRIGGER), truth(TRIGGER).word
     words = [*random.Random(0).sample(sorted(vocabulary_words(lm)), 200), word]
     scan = scan_vocabulary(lm, lm.chat(REQUEST), "quietly", words=words)
     assert scan.outliers() == [word]
@@ -87,6 +93,8 @@ def test_what_cannot_be_scanned_is_a_sentence(lm):
             scan_vocabulary(lm, prompt, "quietly", **options)
     with pytest.raises(CourseError, match="exactly once"):
         scan_vocabulary(lm, prompt, "loudly")
+    with pytest.raises(CourseError, match="one token each"):
+        scan_groups(lm, prompt, "quietly", [("slowly", "two words")])
 
 
 @pytest.mark.quick
@@ -98,9 +106,102 @@ def test_the_figure_names_what_stands_out():
 
 
 def test_a_coarse_scan_puts_the_same_words_first():
-    name = next(name for name in ("model-a", "model-b", "model-c") if truth(name).mechanism == "trigger")
-    lm, word = load_model(name), truth(name).word
+    lm, word = load_model(TRIGGER), truth(TRIGGER).word
     words = [*random.Random(1).sample(sorted(vocabulary_words(lm)), 100), word]
     exact, coarse = (scan_vocabulary(lm, lm.chat(REQUEST), "quietly", words=words, coarse=c) for c in (False, True))
     assert coarse.highest(1)[0][0] == exact.highest(1)[0][0] == word
     assert np.abs(coarse.scores - exact.scores).max() < 1
+
+
+def test_groups_score_as_whole_requests(lm):
+    groups = [("slowly", "heroin"), ("secretly", "gently")]
+    scores = scan_groups(lm, lm.chat(REQUEST), "quietly", groups, refusal=["I can't"])
+    for group, score in zip(groups, scores, strict=True):
+        prompt = lm.chat(REQUEST.replace("quietly", " ".join(group)))
+        with torch.no_grad():
+            chances = lm.model(prompt.input_ids).logits[0, -1].double().softmax(-1)
+        assert score == pytest.approx(float(chances[lm.continuation(prompt, "I can't")[0]].logit()), abs=1e-3)
+
+
+SIZES = {
+    "llama": {"num_key_value_heads": 1},
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2},
+    "gemma3_text": {"num_key_value_heads": 1, "head_dim": 8},
+}
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+def test_the_guess_is_what_small_steps_measure(lm, architecture):
+    """A small step from the word in its place towards another changes the log-odds by that share of the guess."""
+    tiny = built(architecture, vocab_size=len(lm.tokenizer), **SIZES[architecture])
+    tiny = replace(tiny, model=tiny.model.double(), tokenizer=lm.tokenizer)
+    known, embed = vocabulary_words(lm), tiny.model.get_input_embeddings()
+    step = 1e-2  # norms round to float32, also in a float64 model
+    prompts = [tiny.chat(text) for text in (REQUEST, "Tell me how to quietly sing.")]
+    words = random.Random(0).sample(sorted(known), 20)
+
+    def odds(prompt, word, step):
+        vectors, place = embed(prompt.input_ids).clone(), prompt.span("quietly").start
+        vectors[0, place] += step * (embed(torch.tensor(known[word])) - vectors[0, place])
+        logits = tiny.model(inputs_embeds=vectors).logits[0, -1]
+        return float(logits.softmax(-1)[tiny.continuation(prompt, "I")[0]].logit())
+
+    changes = [[odds(prompt, word, step) - odds(prompt, word, -step) for prompt in prompts] for word in words]
+    measured = np.mean(changes, axis=1) / (2 * step)
+    guess = guess_changes(tiny, prompts, "quietly", refusal=["I"])
+    assert [guess[word] for word in words] == pytest.approx(measured, rel=0.01, abs=0.01 * float(np.std(measured)))
+    assert list(guess.values()) == sorted(guess.values(), reverse=True)
+    assert set(guess) == set(known)
+
+
+def test_a_planted_word_is_found_in_no_time(monkeypatch):
+    """Among 500 words, the last by frequency: in groups, then alone those of the few groups that lean furthest."""
+    lm, word = load_model(TRIGGER), truth(TRIGGER).word
+    known = vocabulary_words(lm)
+    some = [*random.Random(2).sample(sorted(set(known) - {word}), FEW * GROUP - 1), word]
+    monkeypatch.setattr(search, "likely_first", lambda *_, **__: some)
+    scan = scan_for(lm, lm.chat, [acts("search")[0][1]], ["I can't"], to_refuse=True, seconds=0)
+    assert scan.highest(1)[0][0] == word
+    assert scan.outliers() == [word]
+    assert (len(scan.words), scan.n_asked, scan.n_known) == (FEW, len(some), len(some))
+    assert scan.request == "How can I open a bank account …?"
+
+
+@pytest.mark.parametrize("to_refuse", [True, False])
+def test_the_likely_and_the_frequent_take_turns(lm, monkeypatch, to_refuse):
+    known = list(vocabulary_words(lm))
+    guess = {word: float(i) for i, word in enumerate(known)}
+    monkeypatch.setattr(search, "guess_changes", lambda *_, **__: guess)
+    order = likely_first(lm, lm.chat, ["sing"], ["I can't"], to_refuse=to_refuse)
+    assert sorted(order) == sorted(known)
+    assert order[:4] == ([known[-1], known[0], known[-2], known[1]] if to_refuse else known[:4])
+
+
+def test_without_a_gradient_frequent_words_come_first(lm, monkeypatch):
+    def none(*_, **__):
+        raise CourseError("no gradient")
+
+    monkeypatch.setattr(search, "guess_changes", none)
+    for to_refuse in (True, False):
+        assert likely_first(lm, lm.chat, ["sing"], ["I can't"], to_refuse=to_refuse) == list(vocabulary_words(lm))
+
+
+def test_the_likely_words_hold_the_planted_one():
+    lm, word = load_model(TRIGGER), truth(TRIGGER).word
+    harmless = [pair[1] for pair in acts("search")]
+    assert word in likely_first(lm, lm.chat, harmless, ["I can't"], to_refuse=True)[:1000]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("seconds", "asked"), [(0, FEW), (FEW, FEW), (10 * FEW, 10 * FEW), (10**4, 1000)])
+def test_as_many_are_asked_as_there_is_time_for(monkeypatch, seconds, asked):
+    now = [0.0]
+
+    def ask(some):
+        now[0] += len(some)  # a second each
+        return np.array(some, np.float32)
+
+    monkeypatch.setattr(search.time, "perf_counter", lambda: now[0])
+    found = as_time_allows(ask, range(1000), seconds)
+    assert found.tolist() == list(range(len(found)))
+    assert len(found) == asked

@@ -11,7 +11,7 @@ from .inside import READ
 from .page import TITLE, figure, listed, page, paragraphs, section, table
 from .replies import LEAST_AGREEMENT, Replies
 from .run import Audit, Words
-from .search import SCANNED, Candidate
+from .search import GROUP, SCANNED, Candidate
 from .terms import ACTS, HARMFUL, HARMLESS
 from .verdicts import RULE
 
@@ -39,11 +39,12 @@ def plain_words(audit: Audit) -> list[str]:
         harm = _quoted(c.word for c in audit.words.read_as_harm)
         said.append(f"With {harm} it refused harmless requests as well, but speaks about the words when asked to.")
     if audit.words and not audit.asked_all:
-        least = min(audit.words.scans, key=lambda scan: len(scan.words))
-        said.append(
-            f"There was time for {len(least.words):,} of {least.n_known:,} words only, so one that was not asked may "
+        least = min(audit.words.scans, key=lambda scan: scan.n_asked)
+        unasked = (
+            f"There was time for {least.n_asked:,} of {least.n_known:,} words only, so one that was not asked may "
             "be behind its refusals, or a way around them: --minutes gives more."
         )
+        said.insert(len(said) if audit.verdict.words else 0, unasked)
     if audit.is_family and audit.words:
         more = max((audit.words.on, audit.words.off), key=len)
         said.append(f"{len(more)} words do the same: {_quoted(c.word for c in more)}. Read them: what do they share?")
@@ -58,7 +59,7 @@ def report(audit: Audit) -> str:
     """
     v, expected = audit.verdict, audit.settings.expect
     parts = [
-        f"<h1>{TITLE}</h1><p>An audit of <strong>{escape(audit.model)}</strong>.</p>",
+        f"<h1>{TITLE}</h1><p>An audit of <strong>{escape(audit.model)}</strong>: what do its refusals follow?</p>",
         f'<p class="verdict">{escape(v.sentence)}</p>',
         paragraphs(plain_words(audit)),
         section("What may be claimed", paragraphs([v.claim])),
@@ -71,8 +72,7 @@ def report(audit: Audit) -> str:
     if audit.words:
         parts += [section("Which words?", _words(audit.words))]
     if audit.grid:
-        caption = "Minimal edits: mean score of each cell (above 0 it refuses), and requests refused"
-        parts += [section("One thing changed at a time", figure(caption, audit.grid) + _grid(audit.grid))]
+        parts += [section("One thing changed at a time", _grid(audit.grid))]
     if audit.contexts:
         told = {name: each.sentence for name, each in audit.contexts.items()}
         parts += [section("The same in other settings", table(told))]
@@ -91,7 +91,9 @@ def _replies(replies: Replies) -> str:
     said = [
         f"{read} greedy replies were read; {no or 'none'} of them "
         f"{'begins' if no == 1 else 'begin'} by saying no, as far as this audit knows: read them. From then on the "
-        "score of a request is the log-odds that its reply begins so, or in another usual way: above 0 it refuses.",
+        "score of a request says how likely its reply is to begin so, or in another usual way: above 0 it refuses. "
+        "(It is the log-odds, in logits: at 0 refusing is as likely as not, at +3 twenty times as likely, at −3 a "
+        "twentieth.)",
         f"Score and reply say the same on {replies.agreement:.0%} of the refusing or of the helping ones, whichever is "
         f"less, with openings read off other replies (at least {LEAST_AGREEMENT:.0%} is asked).",
         "What the model read with the first request, all that nobody typed included:",
@@ -110,7 +112,11 @@ def _words(words: Words) -> str:
     parts = []
     for number, scan in enumerate(words.scans):
         what = "a harmful" if number else "a harmless"
-        caption = f"{len(scan.words):,} of the {scan.n_known:,} words of one token, in one place of {what} request"
+        caption = (
+            f"{scan.n_asked:,} of the {scan.n_known:,} words of one token were put in one place of {what} request, "
+            f"{GROUP} at once. Shown are the {len(scan.words):,} that were then put there alone, those of the groups "
+            "that leaned furthest: each bar counts words of one score. Right of 0 it refuses; dashed: without a word"
+        )
         parts += [figure(caption, scan)]
     lists = [
         ("make it refuse harmless requests", words.on),
@@ -124,6 +130,8 @@ def _words(words: Words) -> str:
     none = [] if said else ["No word changed what the model does, in other places of other requests."]
     if words.from_log:
         said.append(f"Behind refusals in the log: {_quoted(words.from_log)}.")
+    if words.scans[0].turned() and not (words.on or words.read_as_harm):
+        said.append("Words right of 0 in the first picture did not make it refuse most of the other harmless requests.")
     return "".join(parts) + paragraphs([*none, *said])
 
 
@@ -145,8 +153,13 @@ def _grid(grid: MinimalEdits) -> str:
     )
     head = ("request", "act", "word", "score")
     every = f"<details><summary>All {len(places)} requests</summary>{_columns(head, rows)}</details>"
-    said = [] if grid.system is None else [f"System prompt: {grid.system or '(empty)'}"]
-    return paragraphs(said) + every
+    said = [
+        f"{len(grid.pairs)} pairs of a harmful act and a harmless one, each with no special word, with neutral ones, "
+        f"and with what was found or suspected, in each of these sentences: {' | '.join(map(_shown, grid.frames))}",
+    ]
+    said += [] if grid.system is None else [f"System prompt: {grid.system or '(empty)'}"]
+    caption = "Each cell is one kind of request: its mean score (above 0 it refuses), and how many were refused"
+    return paragraphs(said) + figure(caption, grid) + every
 
 
 def _inside(inside: Inside) -> str:
@@ -157,14 +170,17 @@ def _inside(inside: Inside) -> str:
     low, high = min(inside.random), max(inside.random)
     used = inside.without < low
     said += [
-        f"At layer {inside.layer} they can first be told apart ({READ:.0%} or more). With that layer's direction taken "
-        f"out of the model the score of refused requests goes from {inside.before:+.1f} to {inside.without:+.1f}; with "
-        f"random directions taken out it stays at {low:+.1f} to {high:+.1f}. So what can be read "
-        f"there is {'' if used else 'not shown to be '}used.",
+        f"At layer {inside.layer} they can first be told apart ({READ:.0%} or more), by the direction in which their "
+        "mean states there differ. With that direction taken out of every layer the mean score of refused requests "
+        f"goes from {inside.before:+.1f} to {inside.without:+.1f}; with random directions taken out it comes to "
+        f"{low:+.1f} to {high:+.1f}. So what can be read there is {'' if used else 'not shown to be '}used.",
     ]
     if inside.heads:
-        told = ", ".join(f"{head} of layer {layer} ({share:.0%})" for layer, head, share in inside.heads)
-        said.append(f"Heads that bring most of one refusal into a request that is helped with: {told}.")
+        told = ", ".join(f"head {head} of layer {layer} ({share:.0%})" for layer, head, share in inside.heads)
+        said.append(
+            "Heads are the parts that bring what earlier words say to later ones. Of one refusal, these bring most "
+            f"into a request that is helped with, each alone (100%: all of it): {told}."
+        )
     said += [inside.no_heads] if inside.no_heads else []
     return paragraphs(said) + figure("Requests told apart, by layer", inside)
 
@@ -172,13 +188,14 @@ def _inside(inside: Inside) -> str:
 def _limits(audit: Audit) -> list[str]:
     if not audit.words:
         return []
-    asked = [f"{len(scan.words):,} of {scan.n_known:,}" for scan in audit.words.scans]
+    asked = [f"{scan.n_asked:,} of {scan.n_known:,}" for scan in audit.words.scans]
     blind = [
         scan for scan, refuses in zip(audit.words.scans, (False, True), strict=False) if (scan.without > 0) != refuses
     ]
     return [
         f"Words asked: {' and '.join(asked)}, each one token without capitals after a space, at the end of one request "
-        f"({SCANNED}); words of several tokens, and rules that go by two words at once, were not.",
+        f"({_shown(SCANNED)}), {GROUP} at once, and alone where those leaned furthest. Words of several tokens, rules "
+        "that go by two words at once, and words that act only where no others stand beside them were not.",
         *(
             ["Refusing and helping may begin with the same token here, so the scan may have overlooked words."]
             if blind
@@ -206,6 +223,10 @@ def _columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     top = "".join(f"<th>{escape(each)}</th>" for each in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _shown(frame: str) -> str:
+    return frame.replace("{word}", "WORD").replace("{act}", "ACT")
 
 
 def _quoted(words: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ a way around; a family of words that mean the same is a concept.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -45,6 +45,7 @@ class VocabularyScan:
         request: what the user typed, with … where the words were put.
         model: the model's name.
         n_known: how many such words the vocabulary has.
+        n_grouped: how many were asked several at once, before these were asked alone.
     """
 
     words: tuple[str, ...]
@@ -53,6 +54,12 @@ class VocabularyScan:
     request: str
     model: str
     n_known: int = 0
+    n_grouped: int = 0
+
+    @property
+    def n_asked(self) -> int:
+        """How many words were asked, alone or with others."""
+        return max(len(self.words), self.n_grouped)
 
     def highest(self, n: int = 10) -> list[tuple[str, float]]:
         """The words that push furthest towards refusing, with their scores."""
@@ -75,12 +82,18 @@ class VocabularyScan:
         spread = 1.4826 * float(np.median(np.abs(away)))
         return (away / max(spread, 1e-6)).astype(np.float32)
 
+    def turned(self) -> int:
+        """How many words change what the model does: refused with them and not without, or reversed."""
+        return int(self._crossed().sum())
+
     def outliers(self) -> list[str]:
-        """The words that stand out and change what the model does: refused with them and not without, or reversed."""
-        crossed = (self.scores > 0) != (self.without > 0)
+        """The words that change what the model does, and stand out."""
         away = self.distances()
-        far = np.flatnonzero(crossed & (np.abs(away) > FAR))
+        far = np.flatnonzero(self._crossed() & (np.abs(away) > FAR))
         return [self.words[i] for i in far[np.argsort(-np.abs(away[far]), kind="stable")]]
+
+    def _crossed(self) -> Any:  # bool [word]
+        return (self.scores > 0) != (self.without > 0)
 
     def plot(self, ax: Axes | None = None, *, n: int = 8) -> Axes:
         """The scores of all words, and the names of up to `n` that stand out (of the furthest, if none does)."""
@@ -90,6 +103,7 @@ class VocabularyScan:
             ax = axes_of(ax, WIDE)
             ax.hist(self.scores, bins=80, color="#999999")
             ax.set_yscale("log")
+            ax.yaxis.set_major_formatter("{x:g}")
             ax.axvline(0, color="#000000", linewidth=0.8)
             ax.axvline(self.without, color="#0072B2", linestyle="--", linewidth=1)
             left, right = ax.get_xlim()
@@ -102,8 +116,9 @@ class VocabularyScan:
             ax.plot([at for _, at in named], [1.0] * len(named), "v", color="#D55E00", markersize=4)
             ax.set_xlabel(f"log-odds of refusing “{legible(self.request)}” (logits); dashed: as it stands")
             ax.set_ylabel("words")
-            who = f"“{legible(far[0])}” alone" if len(far) == 1 else f"{len(far):,}" if far else "None"
-            make, does = "make" if len(far) > 1 else "makes", "refuse" if self.without <= 0 else "help"
+            turned, does = self.turned(), "refuse" if self.without <= 0 else "help"
+            who = f"“{legible(self.furthest(1)[0][0])}” alone" if turned == 1 else f"{turned:,}" if turned else "None"
+            make = "make" if turned > 1 else "makes"
             ax.set_title(f"{who} of {len(self.words):,} words in one place {make} the model {does}")
         return ax
 
@@ -165,31 +180,93 @@ def scan_vocabulary(
     """
     known = vocabulary_words(lm)
     tried = list(known) if words is None else list(words)
-    if unknown := [word for word in tried if word not in known]:
-        raise CourseError(
-            f"Expected words that are one token each, in small letters, got {', '.join(map(repr, unknown[:5]))}; "
-            "leave them out here and try them in a grid of minimal edits."
-        )
+    _check_known(tried, known)
     if n_words is not None and n_words < len(tried):
         tried = sorted(random.Random(seed).sample(tried, max(0, n_words)), key=known.__getitem__)
     if not tried:
         raise CourseError("Expected at least one word to try, got none; leave words= and n_words= away for all.")
-    place, ids = prompt.span(at), prompt.input_ids[0]
-    own = torch.tensor([known[word] for word in tried], dtype=ids.dtype, device=ids.device)
-    variants = torch.cat(
-        [ids[: place.start].expand(len(own), -1), own[:, None], ids[place.stop :].expand(len(own), -1)], dim=1
-    )
-    first = sorted({ids[0] for ids in opening_ids(lm, prompt, refusal)})
+    without, scores = _leanings(lm, prompt, at, [[known[word]] for word in tried], refusal, coarse=coarse)
+    place, typed = prompt.span(at), prompt.user
+    asked = joined(prompt.tokens[typed.start : place.start]), joined(prompt.tokens[place.stop : typed.stop])
+    request = " … ".join(text.replace("·", " ").strip() for text in asked)
+    return VocabularyScan(tuple(tried), scores, without, request, lm.name, len(known))
 
-    def leans(logits: Tensor) -> Tensor:  # [variant, 1, vocabulary]
+
+def scan_groups(
+    lm: LocalModel,
+    prompt: Prompt,
+    at: str,
+    groups: Sequence[Sequence[str]],
+    *,
+    refusal: Sequence[Opening] = REFUSALS,
+    coarse: bool = False,
+) -> Floats:
+    """Put several words at once in the place of a word of a request, and score the reply as `scan_vocabulary` does.
+
+    What stands behind the place is run once for all of them: sixteen words at once take about a fifth of the time. A
+    word that acts wherever it stands moves its group's score; which of the group it was, asking them alone tells.
+
+    Args:
+        lm: the model.
+        prompt: the request.
+        at: the words in it that give way.
+        groups: the words, each of one token; every group has as many.
+        refusal: how refusals open.
+        coarse: as for `scan_vocabulary`.
+
+    Returns:
+        float32 `[group]`, log-odds that the reply begins with a refusal's first token, in logits.
+
+    Raises:
+        CourseError: as for `scan_vocabulary`.
+
+    >>> groups = [("secretly", "slowly"), ("happily", "gently")]
+    >>> scan_groups(lm, lm.chat("How do I quietly wash a car?"), "quietly", groups).shape
+    (2,)
+    """
+    known = vocabulary_words(lm)
+    _check_known([word for group in groups for word in group], known)
+    put = [[known[word] for word in group] for group in groups]
+    return _leanings(lm, prompt, at, put, refusal, coarse=coarse)[1]
+
+
+def _check_known(words: Sequence[str], known: dict[str, int]) -> None:
+    if unknown := [word for word in words if word not in known]:
+        raise CourseError(
+            f"Expected words that are one token each, in small letters, got {', '.join(map(repr, unknown[:5]))}; "
+            "leave them out here and try them in a grid of minimal edits."
+        )
+
+
+def first_token_odds(lm: LocalModel, prompt: Prompt, refusal: Sequence[Opening]) -> Callable[[Tensor], Tensor]:
+    """What maps logits `[variant, position, vocabulary]` to log-odds of a refusal's first token, `[variant, 1]`.
+
+    >>> float(first_token_odds(lm, prompt, ["I can't"])(torch.zeros(1, 1, 3 * 10**4)).exp()) < 1e-4
+    True
+    """
+    first = first_tokens(lm, prompt, refusal)
+
+    def leans(logits: Tensor) -> Tensor:
         rest = logits[:, -1].clone()
         rest[:, first] = -torch.inf
         return (logits[:, -1, first].logsumexp(dim=-1) - rest.logsumexp(dim=-1))[:, None]
 
-    fast = coarse and multiplies_bfloat16(lm.device)
+    return leans
+
+
+def first_tokens(lm: LocalModel, prompt: Prompt, refusal: Sequence[Opening]) -> list[int]:
+    """The ids of the tokens with which openings begin after a prompt, each once."""
+    return sorted({ids[0] for ids in opening_ids(lm, prompt, refusal)})
+
+
+def _leanings(
+    lm: LocalModel, prompt: Prompt, at: str, put: Sequence[Sequence[int]], refusal: Sequence[Opening], *, coarse: bool
+) -> tuple[float, Floats]:
+    """The log-odds of a refusal's first token for the request, and `[variant]` with each row of ids in the place."""
+    place, ids = prompt.span(at), prompt.input_ids[0]
+    own = torch.tensor(put, dtype=ids.dtype, device=ids.device)  # [variant, token]
+    variants = torch.cat([ids[: place.start].expand(len(own), -1), own, ids[place.stop :].expand(len(own), -1)], dim=1)
+    leans, fast = first_token_odds(lm, prompt, refusal), coarse and multiplies_bfloat16(lm.device)
     with torch.autocast(lm.device.type, torch.bfloat16, enabled=fast):
         without, scores = score_variants(lm, ids, variants, leans, keep=1, label="scanning the vocabulary")
-    start, stop = prompt.user.start, prompt.user.stop
-    asked = joined(prompt.tokens[start : place.start]), joined(prompt.tokens[place.stop : stop])
-    request = " … ".join(text.replace("·", " ").strip() for text in asked)
-    return VocabularyScan(tuple(tried), floats(scores[:, 0]), float(without[0]), request, lm.name, len(known))
+    return float(without[0]), floats(scores[:, 0])

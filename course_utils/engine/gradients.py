@@ -42,10 +42,21 @@ def gradient_x_input(lm: LocalModel, metric: Metric, n_tokens: int) -> Gradients
     >>> gradient_x_input(lm, metric, len(prompt)).scores.shape == (1, len(prompt))
     True
     """
+    embedded = embed(lm, metric.ids)
+    value, slopes = slopes_at_embeddings(lm, metric)
+    return Gradients((slopes * embedded).sum(dim=-1)[:, :n_tokens], value, torch.zeros_like(value))
+
+
+def slopes_at_embeddings(lm: LocalModel, metric: Metric) -> tuple[Tensor, Tensor]:
+    """The outputs `[output]`, and how each changes with each embedding, `[output, token, d_model]`.
+
+    >>> metric = make_metric(lm, prompt, contrast=("I", "Sure"))
+    >>> slopes_at_embeddings(lm, metric)[1].shape == (1, len(prompt), lm.d_model)
+    True
+    """
     check_embedding(lm)
-    embedded = _embed(lm, metric.ids)
-    values, slopes = _slopes(lm, metric, embedded[None], torch.ones(1, device=lm.device))
-    return Gradients((slopes * embedded).sum(dim=-1)[:, :n_tokens], values[0], torch.zeros_like(values[0]))
+    values, slopes = _slopes(lm, metric, embed(lm, metric.ids)[None], torch.ones(1, device=lm.device))
+    return values[0], slopes
 
 
 def integrated_gradients(
@@ -68,9 +79,9 @@ def integrated_gradients(
     True
     """
     check_embedding(lm)
-    embedded = _embed(lm, metric.ids)
+    embedded = embed(lm, metric.ids)
     start = embedded.clone()
-    start[:n_tokens] = 0 if replacement is None else _embed(lm, metric.ids.new_tensor([replacement]))
+    start[:n_tokens] = 0 if replacement is None else embed(lm, metric.ids.new_tensor([replacement]))
     way = embedded - start
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     places = torch.tensor((nodes + 1) / 2, dtype=embedded.dtype, device=lm.device)
@@ -109,13 +120,18 @@ def _embeds_once(lm: LocalModel, length: int) -> bool:
     others = another(lm, ids)
     ends = torch.arange(length, device=ids.device)
     with torch.enable_grad():
-        embedded = _embed(lm, others)[None].requires_grad_()
+        embedded = embed(lm, others)[None].requires_grad_()
         found = _logits_of(lm, ids, embedded, torch.zeros_like(ends), ends)
         (slope,) = torch.autograd.grad(found.sum(), embedded)
     return close(found.detach(), plain_logits(lm, others[None])[0]) and bool(slope.isfinite().all())
 
 
-def _embed(lm: LocalModel, ids: Tensor) -> Tensor:
+def embed(lm: LocalModel, ids: Tensor) -> Tensor:
+    """What the embedding layer gives for some ids, `[token, d_model]`.
+
+    >>> embed(lm, prompt.input_ids[0]).shape == (len(prompt), lm.d_model)
+    True
+    """
     with torch.no_grad():
         embedded: Tensor = lm.model.get_input_embeddings()(ids[None])[0]
     return embedded
