@@ -52,7 +52,7 @@ CONTENTS = (
     Chapter("For a model of your own", ("docs/methods.md", "docs/audit.md", "docs/architectures.md")),
     Chapter(
         "To teach",
-        ("docs/class.md", "docs/write_an_exercise.md", "docs/sandbox.md", "notebooks/instructor_*.ipynb"),
+        ("docs/class.md", "docs/write_an_exercise.md", "docs/sandbox.md", "docs/grading_desk.ipynb"),
     ),
     Chapter(
         "About the course",
