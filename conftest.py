@@ -11,18 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processor: a thread
 
 
 # what takes longest, so that no worker is left alone with it
-FIRST = ("test_sandbox", "test_exercises", "08_3", "08_4", "test_write_an_exercise")
-
-
-APART = ("exercise", "architecture")  # parameters whose tests share nothing, so that workers may divide them
-
-
-def pytest_itemcollected(item):
-    """Have one worker run a file's tests, which share what is costly; but let others take each exercise of a file."""
-    if item.config.pluginmanager.hasplugin("xdist"):
-        given = item.callspec.params if hasattr(item, "callspec") else {}
-        apart = [str(given[name]) for name in APART if name in given]
-        item.add_marker(pytest.mark.xdist_group("-".join([item.path.name, *apart])))
+FIRST = ("test_sandbox", "test_exercises", "test_architectures", "08_3", "08_4", "test_write_an_exercise")
 
 
 @pytest.hookimpl(trylast=True)
