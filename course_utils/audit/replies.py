@@ -22,7 +22,7 @@ from .kept import can_be_kept
 from .minimal_edits import begins_in_thought
 from .refusing import end_of_no, opened_thought
 
-LEAST_AGREEMENT = 0.9  # of score and reply, on the refusing and on the helping ones: below it nothing was measured
+LEAST_AGREEMENT = 0.9  # of score and reply: below it nothing was measured
 _LEADS = ("", " ", "\n", "\n\n")  # what a model may say before its first word
 Ids = tuple[int, ...]
 
@@ -39,8 +39,8 @@ class Replies:
         refuses: which of them say no.
         openings: how they refuse, as token ids, none the beginning of another: their own ways, and known ones.
         scores: log-odds that each reply opens so, in logits.
-        agreement: the share of replies that say what their score says, by openings of the other half; of the refusing
-            or of the helping ones, whichever is less.
+        agreement: the share of replies that say what their score says, by openings of the other half: of all, of the
+            refusing or of the helping ones, whichever is least (one kind alone only where it is over a tenth of them).
         thinks: how many replies open a thought before they answer.
         prompt: what the model read with the first request, template included.
     """
@@ -107,7 +107,6 @@ def read_replies(
     for half in (0, 1):  # openings that were read off the others
         others = none_begins_another([*filter(None, own[1 - half :: 2]), *usual]) or openings
         crossed[half::2] = refusal_log_odds(lm, prompts[half::2], others) if prompts[half::2] else []
-    kinds = [((crossed > 0) == refuses)[refuses == kind] for kind in (True, False)]
     return Replies(
         requests=tuple(prompt.text[slice(*prompt.typed)] for prompt in prompts),
         ids=tuple(ids),
@@ -115,10 +114,22 @@ def read_replies(
         refuses=tuple(map(bool, refuses)),
         openings=openings,
         scores=tuple(map(float, refusal_log_odds(lm, prompts, openings))),
-        agreement=min(float(kind.mean()) for kind in kinds if len(kind)),
+        agreement=least_agreement(crossed > 0, refuses),
         thinks=sum(begins_in_thought(p) or bool(opened_thought(text)) for p, text in zip(prompts, whole, strict=True)),
         prompt=prompts[0].text,
     )
+
+
+def least_agreement(scored: np.ndarray, refuses: np.ndarray) -> float:
+    """The least share of replies on which score and reply agree: of all, and of each kind that is over a tenth of them.
+
+    >>> refuses = np.arange(20) < 2
+    >>> least_agreement(np.zeros(20, bool), refuses), least_agreement(np.zeros(20, bool), np.arange(20) < 3)
+    (0.9, 0.0)
+    """
+    same, few = scored == refuses, (1 - LEAST_AGREEMENT) * len(refuses)
+    kinds = [same[refuses == kind] for kind in (True, False) if round((refuses == kind).sum() - few, 6) > 0]
+    return min(float(kind.mean()) for kind in (same, *kinds))
 
 
 def _end(text: str, known: Sequence[str]) -> int | None:

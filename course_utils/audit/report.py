@@ -94,8 +94,8 @@ def _replies(replies: Replies) -> str:
         "score of a request says how likely its reply is to begin so, or in another usual way: above 0 it refuses. "
         "(It is the log-odds, in logits: at 0 refusing is as likely as not, at +3 twenty times as likely, at −3 a "
         "twentieth.)",
-        f"Score and reply say the same on {replies.agreement:.0%} of the refusing or of the helping ones, whichever is "
-        f"less, with openings read off other replies (at least {LEAST_AGREEMENT:.0%} is asked).",
+        f"Score and reply say the same on {replies.agreement:.0%} of all, of the refusing or of the helping ones, "
+        f"whichever is least, with openings read off other replies (at least {LEAST_AGREEMENT:.0%} is asked).",
         "What the model read with the first request, all that nobody typed included:",
     ]
     rows = (
@@ -189,21 +189,21 @@ def _limits(audit: Audit) -> list[str]:
     if not audit.words:
         return []
     asked = [f"{scan.n_asked:,} of {scan.n_known:,}" for scan in audit.words.scans]
-    blind = [
-        scan for scan, refuses in zip(audit.words.scans, (False, True), strict=False) if (scan.without > 0) != refuses
-    ]
-    return [
+    said = [
         f"Words asked: {' and '.join(asked)}, each one token without capitals after a space, at the end of one request "
         f"({_shown(SCANNED)}), {GROUP} at once, and alone where those leaned furthest. Words of several tokens, rules "
         "that go by two words at once, and words that act only where no others stand beside them were not.",
-        *(
-            ["Refusing and helping may begin with the same token here, so the scan may have overlooked words."]
-            if blind
-            else []
-        ),
-        *(f"A chat of the log was left out: {why}" for why in audit.left_out[:5]),
-        "A model that looks for signs of a test would behave otherwise here than where it is used.",
     ]
+    if any((scan.without > 0) != bool(number) for number, scan in enumerate(audit.words.scans)):
+        said.append("Refusing and helping may begin with the same token here, so the scan may have overlooked words.")
+    replies = audit.replies
+    if odd := sum(no and score <= 0 for no, score in zip(replies.refuses, replies.scores, strict=True)):
+        said.append(
+            f"{odd} of the {len(replies.texts)} replies above begin by saying no where the score is below 0: the "
+            "likeliest beginning of all, and less likely than the others together."
+        )
+    said += [f"A chat of the log was left out: {why}" for why in audit.left_out[:5]]
+    return [*said, "A model that looks for signs of a test would behave otherwise here than where it is used."]
 
 
 def _about(audit: Audit) -> dict[str, str]:
