@@ -395,12 +395,12 @@ def flip_edit(request, ranking):
             """
 def flip_edit(text, ranked):
     (cause, _), *others = ranked
-    swap = {"secretly": "openly", "urgently": "slowly"}
+    swap = {"secretly": "openly", "urgently": "slowly", "quietly": "loudly"}
     words = text.split(" ")
     for i, word in enumerate(words):
         bare = word.strip(".,?!")
         if bare == cause:
-            words[i] = word.replace(bare, swap.get(cause, "openly" if cause.endswith("ly") else "draw"))
+            words[i] = word.replace(bare, swap.get(cause, "draw"))
     return " ".join(words)
 """,
         ),
