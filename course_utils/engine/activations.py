@@ -148,17 +148,15 @@ def _packs(lm: LocalModel, length: int) -> bool:
     between = ids[:short] + ids[half : length - 3 * short]
     first, alike, other = ids[:half], ids[:short] + ids[-3 * short : -short], ids[-short:]
     packed = pack([first, between, alike, other], lm.device)
-    some = torch.arange(0, half, max(1, half // LENGTH))  # places in the longest, beside the end of each
-    wanted = [torch.cat([some, torch.tensor([-1])]), torch.tensor([-1]), torch.tensor([-1])]
-    rows = [torch.tensor(packed.places[i])[places] for i, places in zip((0, 2, 3), wanted, strict=True)]
-    tokens = torch.cat(rows)
-    together = logits_at(lm, torch.zeros_like(tokens), tokens, **packed.inputs(lm.model.dtype))
-    each = [
-        logits_at(
-            lm, torch.zeros_like(places), places, input_ids=torch.tensor([one], device=lm.device), use_cache=False
-        )
-        for one, places in zip((first, alike, other), wanted, strict=True)
-    ]
+    end = torch.tensor([-1])
+    some = torch.cat([torch.arange(0, half, max(1, half // LENGTH)), end])  # places in the longest, and its end
+    tokens, each = [], []
+    for i, one, wanted in ((0, first, some), (2, alike, end), (3, other, end)):
+        row = torch.tensor([one], device=lm.device)
+        tokens.append(torch.tensor(packed.places[i])[wanted])
+        each.append(logits_at(lm, torch.zeros_like(wanted), wanted, input_ids=row, use_cache=False))
+    places = torch.cat(tokens)
+    together = logits_at(lm, torch.zeros_like(places), places, **packed.inputs(lm.model.dtype))
     return close(together, torch.cat(each))
 
 

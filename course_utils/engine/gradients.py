@@ -42,9 +42,9 @@ def gradient_x_input(lm: LocalModel, metric: Metric, n_tokens: int) -> Gradients
     >>> gradient_x_input(lm, metric, len(prompt)).scores.shape == (1, len(prompt))
     True
     """
-    embedded = embed(lm, metric.ids)
     value, slopes = slopes_at_embeddings(lm, metric)
-    return Gradients((slopes * embedded).sum(dim=-1)[:, :n_tokens], value, torch.zeros_like(value))
+    scores = (slopes * embed(lm, metric.ids)).sum(dim=-1)
+    return Gradients(scores[:, :n_tokens], value, torch.zeros_like(value))
 
 
 def slopes_at_embeddings(lm: LocalModel, metric: Metric) -> tuple[Tensor, Tensor]:
