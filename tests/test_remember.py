@@ -44,7 +44,7 @@ def test_stored_keys_go_on_and_are_not_shared():
     whole = plain.model(ids).logits[:, 4:]
     for _ in range(2):
         stored = kept.model(ids[:, :4]).past_key_values
-        assert torch.allclose(kept.model(ids[:, 4:], past_key_values=stored).logits, whole)
+        assert torch.allclose(kept.model(ids[:, 4:], past_key_values=stored).logits, whole, atol=1e-5)
 
 
 @torch.no_grad()
@@ -56,4 +56,5 @@ def test_what_a_large_model_shares_with_an_earlier_text_agrees_up_to_rounding(mo
     variants = ids.repeat(2, 1)
     variants[0, 5], variants[1, 6] = 9, 11
     for given in (longer, ids, variants, variants.flip(0), ids, longer):
-        assert torch.allclose(kept.model(given).logits, plain.model(given).logits)
+        # the angles of the positions are float32, and on some processors the last bits of a cosine depend on its place
+        assert torch.allclose(kept.model(given).logits, plain.model(given).logits, atol=1e-5)

@@ -192,6 +192,12 @@ class TestWhatEndsOrSurvives:
                 "double started more than 80 processes and threads|can't start new thread",
             ),
             (
+                "import threading, time\nthreading.stack_size(1 << 16)\n"
+                "for i in range(90): threading.Thread(target=time.sleep, args=(100,)).start()",
+                "not run,not run,passed|failed,failed,passed",  # the cell ends before anybody has looked
+                "double started more than 80 processes and threads|can't start new thread",
+            ),
+            (
                 """
                 import os, time, numpy
                 for i in range(4):
@@ -221,7 +227,20 @@ class TestWhatEndsOrSurvives:
                 "",
             ),
         ],
-        ids=["loop", "swallows", "exit", "kill", "forks", "threads", "memory", "files", "flood", "message", "children"],
+        ids=[
+            "loop",
+            "swallows",
+            "exit",
+            "kill",
+            "forks",
+            "threads",
+            "sleepers",
+            "memory",
+            "files",
+            "flood",
+            "message",
+            "children",
+        ],
     )
     def test_blame_is_on_the_cell(self, mine, inside, code, statuses, told):
         began = time.monotonic()

@@ -189,6 +189,15 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
             self.interrupted, self.waits = self.looked, self.clock.waits
             self.interrupt()
 
+    def why_no_more(self) -> str:
+        """Why no other cell can run, or "": the kernel is gone, or its sandbox uses more than it may and is ended."""
+        watch, why = getattr(self.km.provisioner, "watch", None), ""
+        with suppress(psutil.Error):  # it is gone
+            why = watch.look() if watch else ""
+        if why and self.is_alive():
+            self.stop()
+        return why or ("" if self.is_alive() else self.why_gone())
+
     def why_gone(self) -> str:
         """What ended the kernel: the sandbox's word, if it was that."""
         provisioner = getattr(getattr(self, "km", None), "provisioner", None)
@@ -223,9 +232,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     before, _settings["cell"] = _settings["cell"], getattr(item, "cell_num", -1)
     kernel = getattr(item.parent, "kernel", None)
-    if kernel is not None and not kernel.ended and not kernel.is_alive():  # it ended between two cells
-        kernel.ended = kernel.why_gone()
-        _blame(before, kernel.ended)
+    if kernel is not None and not kernel.ended:
+        kernel.ended = kernel.why_no_more()
+        if kernel.ended:  # what the last cell did shows only now
+            _blame(before, kernel.ended)
     _tell({"began": _settings["cell"]})
 
 

@@ -114,7 +114,7 @@ class Watch(threading.Thread):
     def __init__(self, first: psutil.Process, limits: dict[str, Any], group: Group | None = None) -> None:
         super().__init__(name="sandbox-watch", daemon=True)
         self.first, self.limits, self.group, self.why = first, limits, group, ""
-        self._disks: dict[str, int] = {}
+        self._looks, self._disks = threading.Lock(), dict[str, int]()
         self._ours = psutil.Process()
         self._held_before = _resident(self._ours)
 
@@ -122,8 +122,7 @@ class Watch(threading.Thread):
         """Look again and again until the sandbox has ended."""
         pause = threading.Event()
         try:
-            while self.first.is_running() and not self.why:
-                self.why = self._excess()
+            while self.first.is_running() and not self.look():
                 pause.wait(EVERY)
         except psutil.NoSuchProcess:
             pass
@@ -132,6 +131,12 @@ class Watch(threading.Thread):
             self.end()
             for number in self._disks.values():
                 os.close(number)
+
+    def look(self) -> str:
+        """Look once, and say `why`; whoever is about to run the next cell asks too, so that the blame is on the last."""
+        with self._looks:
+            self.why = self.why or self._excess()
+        return self.why
 
     def end(self) -> None:
         """Kill the first process; when it is gone, so is everything."""
