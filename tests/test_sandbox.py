@@ -797,6 +797,12 @@ class TestOneWarmKernelAfterAnother:
         assert inside(mine).passed
         assert fork_client.parent().address != address
 
+    def test_a_kernel_knows_where_the_models_are_now(self, mine, inside, tmp_path, monkeypatch):
+        mine.cells.append(new_code_cell("import os\nprint(os.environ['COURSE_CACHE'])", id="looks"))
+        before = text_of(inside(mine), "looks").strip()
+        monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
+        assert text_of(inside(mine), "looks").strip() == str(tmp_path) != before
+
     @pytest.mark.slow
     def test_many_leave_nothing(self, mine, inside):
         assert inside(mine).passed

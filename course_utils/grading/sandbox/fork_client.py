@@ -55,7 +55,7 @@ class Parent:
     """
 
     def __init__(self) -> None:
-        self.folder = scratch.new_folder()
+        self.folder, self.environment = scratch.new_folder(), bubblewrap.environment()
         self.address = str(self.folder / "s")
         self.process: subprocess.Popen[bytes] | None = None
         ready, write = os.pipe()
@@ -82,7 +82,7 @@ class Parent:
                 arguments = [script, str(listener.fileno()), str(write), json.dumps(MODULES)]
                 self.process = subprocess.Popen(
                     [*bubblewrap.command(bubblewrap.readable(), 1 << 26, forks=True), "--", sys.executable, *arguments],
-                    env=bubblewrap.environment() | {"OPENBLAS_NUM_THREADS": "1"},
+                    env=self.environment | {"OPENBLAS_NUM_THREADS": "1"},
                     pass_fds=[listener.fileno(), write],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -98,6 +98,11 @@ class Parent:
         """Whether it can be asked."""
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def knows_the_models(self) -> bool:
+        """Whether its kernels look for models where they are now."""
+        return self.environment["COURSE_CACHE"] == bubblewrap.environment()["COURSE_CACHE"]
+
     def end(self) -> None:
         """End it, and all kernels with it."""
         if self.process is not None:
@@ -108,14 +113,14 @@ class Parent:
 
 
 def parent() -> Parent:
-    """The process that forks, started if there is none.
+    """The process that forks, started if there is none, or if its kernels would look for models where none are now.
 
     Raises:
         CourseError: it does not start.
     """
     global _parent  # noqa: PLW0603
     with _lock:
-        if _parent is None or not _parent.lives:
+        if _parent is None or not _parent.lives or not _parent.knows_the_models:
             end()
             _parent = Parent()
             atexit.register(end)

@@ -133,7 +133,7 @@ class Watch(threading.Thread):
                 os.close(number)
 
     def look(self) -> str:
-        """Look once, and say `why`; whoever is about to run the next cell asks too, so that the blame is on the last."""
+        """Look once, and say `why`; asked before each cell, too, so that the blame is on the one before."""
         with self._looks:
             self.why = self.why or self._excess()
         return self.why
