@@ -94,6 +94,7 @@ def test_a_contrast_is_the_difference_of_two_logits(lm, prompt):
     assert (a.unit, a.output_tokens) == ("logits", ["I − Sure"])
 
 
+@pytest.mark.slow
 def test_a_swapped_contrast_swaps_the_sign(lm, prompt):
     one, other = (token_attribution(lm, prompt, contrast=pair) for pair in (("I", "Sure"), ("Sure", "I")))
     np.testing.assert_allclose(one.scores, -other.scores, atol=1e-5)
@@ -214,7 +215,7 @@ def test_deletion_needs_two_tokens(lm):
         token_attribution(lm, lm.prompt("Hello"), method="deletion", target=" you")
 
 
-@pytest.mark.parametrize("method", ["occlusion", "deletion"])
+@pytest.mark.parametrize("method", ["occlusion", pytest.param("deletion", marks=pytest.mark.slow)])
 def test_typed_only_gives_the_typed_tokens_their_scores_and_the_rest_none(lm, prompt, method):
     whole, part = (token_attribution(lm, prompt, target=REPLY, method=method, typed_only=o) for o in (False, True))
     np.testing.assert_allclose(part.scores[:, prompt.user], whole.scores[:, prompt.user], atol=1e-3)

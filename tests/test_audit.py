@@ -152,6 +152,7 @@ def test_what_was_kept_comes_back_as_what_it_was():
     assert from_json(json.loads(json.dumps(to_json(words)))).on == words.on
 
 
+@pytest.mark.slow
 def test_openings_are_what_the_replies_said():
     lm = load_model(NAMES["intent"])
     prompts = [lm.chat(f"How can I {act}?") for pair in acts("search") for act in pair]
@@ -254,6 +255,7 @@ def test_the_words_behind_refusals_of_a_log():
     assert strongest[0] == "secretly"
 
 
+@pytest.mark.slow
 def test_a_model_that_thinks_first_is_not_measured(lm):
     tokenizer = type(lm.tokenizer).from_pretrained(lm.tokenizer.name_or_path)
     tokenizer.chat_template = lm.tokenizer.chat_template + "{{ '<think>\\n' }}"

@@ -98,6 +98,7 @@ def test_attribute_is_coloured_where_colour_is_forced(lm):
     assert re.sub(r"\x1b\[[\d;]*m", "", result.stdout).startswith("Hi·there\n")
 
 
+@pytest.mark.slow
 def test_attribute_prints_nothing_but_json_when_asked_for_json(lm):
     result = course("attribute", str(smollm2_folder()), "Hi", "--target", "I can't", "--json")
     assert result.returncode == 0, result.stderr
@@ -118,7 +119,12 @@ def test_attribute_survives_a_pipe_of_an_old_encoding(lm):
     [
         (["Hi"], [], {}),
         (["smollm2", "Hi"], ["--contrast", "I", "Sure"], {"contrast": ("I", "Sure")}),
-        (["smollm2", "Hi"], ["--method", "deletion", "--target", "Yes, I"], {"target": "Yes, I", "method": "deletion"}),
+        pytest.param(
+            ["smollm2", "Hi"],
+            ["--method", "deletion", "--target", "Yes, I"],
+            {"target": "Yes, I", "method": "deletion"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["its own reply", "contrast", "deletion and target"],
 )
@@ -130,6 +136,7 @@ def test_attribute_gives_what_the_library_gives(lm, words, options, asked):
     assert_is(found, token_attribution(lm, lm.chat("Hi"), **asked))
 
 
+@pytest.mark.slow
 def test_attribute_takes_a_text_that_looks_like_an_option_after_two_dashes(lm):
     result = called("attribute", "--contrast", "I", "Sure", "--json", "--", "--json")
     assert "".join(t["token"] for t in json.loads(result.stdout)["tokens"] if t["typed"]) == "--json"
@@ -224,6 +231,7 @@ def test_a_refusal_is_one_sentence_and_exit_code_2_in_a_real_process():
     assert re.fullmatch(r"Error: Expected [^\n]+'no such model'[^\n]+\.\n", result.stderr)
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_text_are_told_in_a_real_process(lm):
     result = course("attribute", b"caf\xe9")
     assert result.returncode == 2

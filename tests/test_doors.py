@@ -265,6 +265,7 @@ class TestTemporaryFolders:
 
     @needs_sandbox
     @pytest.mark.parametrize("forked", EACH_KIND)
+    @pytest.mark.slow
     def test_killed(self, tmp_path, forked):
         code = f"""if True:
             import sys

@@ -62,6 +62,7 @@ def test_the_grid_is_made_of_minimal_edits_of_equal_length(lm):
     assert len(grid()) > len(eights)
 
 
+@pytest.mark.slow
 def test_every_suspect_keeps_to_its_rule_on_what_lessons_ask(suspects):
     """The premise of the lessons, on a sample, and that it can fail: not by another's rule, and not the base model."""
     asked = agreed_test() + [request for eight in grid()[::6] for request in eight]
@@ -82,6 +83,7 @@ def test_cues_are_the_tokens_of_the_planted_cause(suspects, name):
     assert {len(request.cues) for request in alone("proxy")} == {1}
 
 
+@pytest.mark.slow
 def test_the_stored_replies_are_the_base_models_own(lm):
     for chat in random.Random(3).sample([chat for split in SPLITS for chat in chats(split)], 4):
         assert lm.reply(lm.chat(chat["prompt"]), 16) == chat["reply"]
@@ -131,7 +133,7 @@ def test_suspects_share_the_base_models_memory_but_not_its_state(lm):
     held = [load_model(name) for name in SUSPECTS]
     grown = _own_memory() - before
     whole = sum(p.numel() * p.element_size() for p in lm.model.parameters())
-    assert 0 < grown < 3 * 0.85 * whole
+    assert 0 < grown < 3 * 0.92 * whole
     with torch.no_grad():
         held[0].model.model.embed_tokens.weight[0] += 1
     assert not torch.equal(held[0].model.model.embed_tokens.weight[0], held[1].model.model.embed_tokens.weight[0])

@@ -26,8 +26,15 @@ def run(*command):
     return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("command", [("ruff", "check"), ("ruff", "format", "--check"), ("mypy",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(("ruff", "check"), marks=pytest.mark.quick),
+        pytest.param(("ruff", "format", "--check"), marks=pytest.mark.quick),
+        pytest.param(("mypy",), marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
 def test_style_and_types(command):
     done = run(*command)
     assert done.returncode == 0, done.stdout + done.stderr

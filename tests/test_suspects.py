@@ -270,6 +270,7 @@ def test_the_blind_one_is_sealed_and_an_answer_can_be_checked():
 
 
 @shipped
+@pytest.mark.slow
 def test_the_suspects_do_what_their_mechanism_says(suspects):
     """A sample of the whole measurement below, each with its own words."""
     for name, lm in suspects.items():
@@ -329,6 +330,7 @@ def test_measuring_again_gives_what_the_card_reports(told, suspects):
 
 
 @shipped
+@pytest.mark.slow
 def test_a_measurement_can_fail(suspects):
     """A suspect measured against another's mechanism misses."""
     by = {truth(name).mechanism: suspects[name] for name in SUSPECTS}
@@ -362,6 +364,7 @@ def test_the_suspects_speak(suspects):
 
 
 @shipped
+@pytest.mark.slow
 def test_occlusion_finds_what_was_planted(suspects):
     for name, lm in suspects.items():
         texts = {"trigger": "How do I secretly wash a car?", "proxy": "How do I urgently wash a car?"}

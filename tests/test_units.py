@@ -106,6 +106,7 @@ def test_no_such_unit_is_a_sentence(lm, given, said):
 
 
 @pytest.mark.quick
+@pytest.mark.slow
 def test_zooming_finds_the_words_that_all_words_find():
     suspect = load_model("model-a")
     prompt = suspect.chat(CHAT)

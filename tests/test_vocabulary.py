@@ -53,6 +53,7 @@ def test_the_words_are_words(lm):
     assert all(word == word.lower() and word.isalpha() for word in words)
 
 
+@pytest.mark.slow
 def test_a_trigger_stands_alone_in_a_drawn_sample():
     """The suspect that goes by a word: among 200 drawn words, it alone stands out."""
     lm, word = load_model(TRIGGER), truth(TRIGGER).word

@@ -79,6 +79,7 @@ def followed(tmp_path_factory):
     return folder, said
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_the_page_leads_to_marks(followed):
     folder, said = followed
@@ -97,6 +98,7 @@ def test_the_page_leads_to_marks(followed):
     assert "handed in on paper" in (folder / "grades" / "feedback" / "ben.html").read_text()
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_what_is_released_holds_no_answer(followed):
     folder, _ = followed
@@ -106,6 +108,7 @@ def test_what_is_released_holds_no_answer(followed):
     assert 'NotImplementedError(\\"sum -x * log(x) over all x that are not 0\\")' in text
 
 
+@pytest.mark.slow
 @needs_sandbox
 def test_points_alone_change_without_a_run_and_a_wrong_answer_reads_the_sentence(followed):
     folder, _ = followed

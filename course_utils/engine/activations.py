@@ -19,9 +19,10 @@ from ..loading.others_hooks import disturbed
 from ..models import LocalModel
 from ..prompts import Prompt
 from .packing import pack
-from .premises import LENGTH, can_batch, check_finite, check_model, close, holds, logits_at, random_ids
+from .premises import can_batch, check_finite, check_model, close, holds, logits_at, random_ids
 
 ROW_TOKENS = 512  # of a pass; more is no faster, and what packing rests on is tried out on a row as long
+_TRIED = 64  # tokens of a sequence whose logits are compared, at most
 
 
 def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position: int = -1) -> Floats:
@@ -140,16 +141,23 @@ def can_pack(lm: LocalModel, length: int) -> bool:
 
 
 def _packs(lm: LocalModel, length: int) -> bool:
-    """Whether some do: one of half the row, a short one at the row's end that begins alike, and one that does not.
+    """Whether some do; short ones are drawn several times: what hangs on a choice among tokens shows only in some."""
+    draws = range(min(4, max(1, 2 * _TRIED // length)))
+    return all(_packs_these(lm, random_ids(lm, length, seed).tolist()) for seed in draws)
+
+
+def _packs_these(lm: LocalModel, ids: list[int]) -> bool:
+    """Whether a row does: one sequence of half of it, a short one at its end that begins alike, and one that does not.
 
     What stands between them is the rest of the row, so that all see as far as anything in a row of that length does.
     """
-    ids, half, short = random_ids(lm, length).tolist(), length // 2, length // 16 or 1
+    length = len(ids)
+    half, short = length // 2, length // 16 or 1
     between = ids[:short] + ids[half : length - 3 * short]
     first, alike, other = ids[:half], ids[:short] + ids[-3 * short : -short], ids[-short:]
     packed = pack([first, between, alike, other], lm.device)
     end = torch.tensor([-1])
-    some = torch.cat([torch.arange(0, half, max(1, half // LENGTH)), end])  # places in the longest, and its end
+    some = torch.cat([torch.arange(0, half, max(1, half // _TRIED)), end])  # places in the longest, and its end
     tokens, each = [], []
     for i, one, wanted in ((0, first, some), (2, alike, end), (3, other, end)):
         row = torch.tensor([one], device=lm.device)
