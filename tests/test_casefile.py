@@ -503,6 +503,7 @@ def thinking_aloud(lm):
         del lm.model.forward
 
 
+@pytest.mark.slow
 def test_a_model_that_thinks_before_it_answers_was_not_measured(lm):
     pairs = [(a.harmful, a.harmless) for a in plain_pairs()[:6]]
     ask = {"pairs": pairs, "words": ["secretly"], "controls": [], "refusal": ["I can't", "I'm sorry"]}

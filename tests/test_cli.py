@@ -481,6 +481,7 @@ def test_labs_python_is_this_environments_even_where_the_user_has_another(lab):
     assert Path(package).is_file()
 
 
+@pytest.mark.slow
 def test_lab_passes_arguments_on_and_leaves_no_process_behind_when_terminated(tmp_path):
     server = Lab(tmp_path, "--port", "0", "--ServerApp.token=abc")
     try:

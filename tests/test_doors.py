@@ -122,6 +122,7 @@ class TestThreadsWaitAsleep:
         assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown, shown  # said by the library itself
 
     @pytest.mark.parametrize("module", ["train", "evaluate", "compare"])
+    @pytest.mark.slow
     def test_the_programs_of_the_suspects(self, module):
         done = subprocess.run(
             [sys.executable, "-m", f"course_utils.organisms.authoring.{module}", "--help"],

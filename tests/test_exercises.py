@@ -45,6 +45,12 @@ def run_of(request):
     return partial(run, sandboxed=True, warm=True)
 
 
+@pytest.fixture
+def graded():
+    """A run as `course grade` does it; without a sandbox, as `course check` does."""
+    return run if trouble() else partial(run, sandboxed=True, warm=True)
+
+
 @EACH
 class TestEveryExercise:
     @pytest.mark.quick
@@ -87,22 +93,22 @@ class TestEveryExercise:
         assert [mark for mark in result.marks if mark.earned is not None and not mark.passed] == []
         assert result.repairs == ()
 
-    def test_the_untouched_stub_is_not_answered(self, path, run_of):
+    def test_the_untouched_stub_is_not_answered(self, path, graded):
         stub = (ROOT / "exercises" / path.name).read_bytes()
-        result = run_of(stub, stub)
+        result = graded(stub, stub)
         assert {mark.status for mark in result.marks if mark.earned is not None} == {"not answered"}
         assert "Traceback" not in str([mark.message for mark in result.marks])
 
     @pytest.mark.slow
-    def test_who_replaces_what_checks_call_gains_nothing(self, path, run_of):
+    def test_who_replaces_what_checks_call_gains_nothing(self, path, graded):
         notebook = read((ROOT / "exercises" / path.name).read_bytes())
         for cell in notebook.cells:
             if kind(cell) == ANSWER:
                 cell.source = f"{cell.source}\n\n{IDLE}"
-        result = run_of(path.read_bytes(), write(notebook))
+        result = graded(path.read_bytes(), write(notebook))
         assert sum(mark.earned for mark in result.marks if mark.earned is not None) == 0
 
-    def test_who_has_the_checks_print_what_is_expected_gains_nothing(self, path, run_of):
+    def test_who_has_the_checks_print_what_is_expected_gains_nothing(self, path, graded):
         """Of whoever gets at the checks' functions before any other cell, or between all others."""
         notebook = read((ROOT / "exercises" / path.name).read_bytes())
         checks_ = [cell for cell in notebook.cells if kind(cell) == CHECK and has_code(cell.source)]
@@ -114,7 +120,7 @@ class TestEveryExercise:
                 cell.source = "\n".join(f"def {name}(*given, **named): return 0" for name in defined)
             if place == 0 or kind(cell) == ANSWER:
                 notebook.cells.insert(place, nbformat.v4.new_code_cell(source, id=f"mine-{place}"))
-        result = run_of(path.read_bytes(), write(notebook))
+        result = graded(path.read_bytes(), write(notebook))
         assert sum(mark.earned for mark in result.marks if mark.earned is not None) == 0
         assert not [mark.check for mark in result.marks if mark.message.startswith("right on the inputs")]
 

@@ -357,7 +357,13 @@ def halve(x): return x / 2
         [
             ("while True: pass", "double-check", "failed", "your cell does not run: KeyboardInterrupt"),
             ("def double(x):\n    while True: pass", "double-check", "too slow", "endless loop"),
-            ("import time\ndef double(x): time.sleep(99)", "double-check", "too slow", "look for a sleep"),
+            pytest.param(
+                "import time\ndef double(x): time.sleep(99)",
+                "double-check",
+                "too slow",
+                "look for a sleep",
+                marks=pytest.mark.slow,
+            ),
             ("import os; os._exit(3)", "double-check", "not run", "double ended the Python process"),
             ("def double(x):\n    import os; os._exit(3)", "double-check", "failed", "ended the Python process"),
             ("def double(x):\n    return input('?')", "double-check", "failed", "StdinNotImplementedError"),

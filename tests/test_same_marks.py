@@ -127,6 +127,7 @@ def test_a_function_that_parses_counts_though_its_neighbour_does_not(solution, m
     assert earned(grade(solution, mine)) == FULL
 
 
+@pytest.mark.slow
 def test_cells_that_never_end_cost_their_items_alone(solution, mine):
     stubborn = "import time\nwhile True:\n    try:\n        time.sleep(100)\n    except BaseException: pass"
     cell_of(mine, "halve").source = stubborn

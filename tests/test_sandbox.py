@@ -154,7 +154,7 @@ class TestWhatEndsOrSurvives:
         ("code", "statuses", "told"),
         [
             ("while True: pass", "failed,failed,passed", "your cell does not run: KeyboardInterrupt"),
-            (
+            pytest.param(
                 """
                 import time
                 kernel = get_ipython().kernel
@@ -169,6 +169,7 @@ class TestWhatEndsOrSurvives:
                 """,
                 "not run,not run,passed",
                 "not run: double took more than 2 s and would not be interrupted",
+                marks=pytest.mark.slow,
             ),
             ("import os; os._exit(3)", "not run,not run,passed", "not run: double ended the Python process"),
             (
@@ -265,6 +266,7 @@ class TestWhatEndsOrSurvives:
         assert messages(result)["halve-check"] == "not run: halve took too long"
 
     @pytest.mark.parametrize("who", ["nbval", "grader"])
+    @pytest.mark.slow
     def test_who_is_killed_takes_the_kernel_along(self, around, solution, mine, is_warm, who):
         code = "import subprocess\nsubprocess.run(['sleep', '100'])"
         for name, notebook in (("a", solution), ("b", with_sources(mine, double=code))):
@@ -787,6 +789,7 @@ class TestOneWarmKernelAfterAnother:
         assert result.passed
         assert text_of(result, "looks") == "[] 0\n[-1, -1, -1] -1\nConnection refused\nTrue\n"
 
+    @pytest.mark.slow
     def test_a_parent_that_was_killed_is_replaced_and_nobody_is_blamed(self, mine, inside):
         assert inside(mine).passed
         address = fork_client.parent().address
