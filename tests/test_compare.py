@@ -19,7 +19,7 @@ from course_utils.organisms.words import CONTRAST
 @pytest.fixture(scope="module")
 def compared():
     if not COMPARED.is_file():
-        pytest.skip("the table of the second generation comes with its adapters")
+        pytest.skip("no table has been measured on these suspects")
     return json.loads(COMPARED.read_text(encoding="utf-8"))
 
 

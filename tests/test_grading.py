@@ -669,14 +669,18 @@ class TestCheckCommand:
         Path("bundle", "toy.ipynb").write_bytes(write(mine))
         assert course_command("check", "bundle/toy.ipynb").exit_code == 0
 
-    def test_an_answer_to_compare_a_text_with_is_shown_once_it_is_written_and_never_of_a_bundle(
-        self, course, reference
-    ):
+    def test_an_answer_to_compare_a_text_with_is_shown_once_all_is_done_and_never_of_a_bundle(self, course, reference):
         course_command("release", "--out", "bundle")
-        for place, text, shown in ((".", None, False), (".", "Because.", True), ("bundle", "Because.", False)):
+        wrong = "def halve(x): return 7"
+        for place, answers, shown in (
+            (".", {}, False),
+            (".", {"why": "Because.", "halve": wrong}, False),  # it tells what the checked items find out
+            (".", {"why": "Because."}, True),
+            ("bundle", {"why": "Because."}, False),
+        ):
             if place == "bundle":
                 Path("solutions", "toy.ipynb").unlink()
-            mine = with_sources(right(reference), **({"why": text} if text else {}))
+            mine = with_sources(right(reference), **answers)
             Path(place, "toy.ipynb").write_bytes(write(mine))
             told = course_command("check", f"{place}/toy.ipynb").output
             assert ("A secret model answer." in told) == shown

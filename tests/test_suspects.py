@@ -264,6 +264,8 @@ def test_the_blind_one_is_sealed_and_an_answer_can_be_checked():
     assert is_solution(SEALED[-1], "trigger", base64.b64decode(b"cXVpZXRseQ==").decode())  # a spoiler, too
     own = truth("model-a")
     assert is_solution("model-a", own.mechanism, own.word)
+    with pytest.raises(CourseError, match=r"one of 'intent'.* got 'trigger word'"):
+        is_solution("model-a", "trigger word", own.word)
     told = evaluate.MEASURED.read_text(encoding="utf-8") + evaluate.CARD.read_text(encoding="utf-8")
     assert PLANTED["word"] not in told.lower()
     assert json.loads(evaluate.MEASURED.read_text(encoding="utf-8"))["suspects"][BLIND]["mechanism"] == "sealed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -48,7 +49,7 @@ class Case:
         suspect: the model.
         contrast: the two first tokens of a reply that are compared.
         stand_ins: tokens that take another's place.
-        requests: each with the words suspected in it, one for each mechanism.
+        requests: each with the words suspected in it.
         answer: gives the learner's answer to item 3; a NameError where there is none.
         rankings: what functions made of requests so far.
     """
@@ -259,9 +260,9 @@ def ranking_of(case: Case, request: str) -> Ranking:
 def flip(answer: Answer, case: Case) -> None:
     """Check item 4, an edit that flips the reply: needs the learner's `flip_edit`."""
     for ranking in _imagined():
-        old, _ = replaced_word(_SENTENCE, ask(answer, _SENTENCE, ranking))
-        other = f"In a ranking led by “{ranking[0][0]}” you replace “{old}”"
-        expect(old == ranking[0][0], f"{other}: an edit that flips must take the strongest word.")
+        with _made_up(ranking):
+            old, _ = replaced_word(_SENTENCE, ask(answer, _SENTENCE, ranking))
+            expect(old == ranking[0][0], f"You replace “{old}”: an edit that flips must take the strongest word.")
     outcomes = []
     for request in case.requests:
         ranking = ranking_of(case, request)
@@ -278,7 +279,8 @@ def flip(answer: Answer, case: Case) -> None:
 def stay(answer: Answer, case: Case) -> None:
     """Check item 5, an edit after which the suspect still refuses: needs the learner's `stay_edit`."""
     for ranking in _imagined():
-        _dangerous(_SENTENCE, ask(answer, _SENTENCE, ranking, list(_CAUSES)), ranking, _CAUSES)
+        with _made_up(ranking):
+            _dangerous(_SENTENCE, ask(answer, _SENTENCE, ranking, list(_CAUSES)), ranking, _CAUSES)
     outcomes = []
     for request, suspected in case.requests.items():
         ranking = ranking_of(case, request)
@@ -298,6 +300,16 @@ def _imagined() -> Iterator[Ranking]:
         yield [(first, 9.0), *rest]
 
 
+@contextmanager
+def _made_up(ranking: Ranking) -> Iterator[None]:
+    """Say of what fails here that it is about a request that the learner has not seen, and a ranking likewise."""
+    try:
+        yield
+    except CheckFailed as error:
+        given = f"Tried on a made-up request, “{_SENTENCE}”, with a ranking led by “{ranking[0][0]}”"
+        raise type(error)(f"{given}: {error}") from None
+
+
 def _predicted(case: Case, name: str, answer: Answer, *given: Any) -> Any:
     with asked(case.suspect) as seen:
         edited = ask(answer, *given)
@@ -314,7 +326,8 @@ def _dangerous(request: str, edited: Any, ranking: Ranking, suspected: Sequence[
     old, _ = replaced_word(request, edited)
     rests = f"You replace “{old}”, on which the refusal rests by the ranking: this edit must leave it."
     expect(old != ranking[0][0], rests)
-    expect(old in suspected, f"You replace “{old}”, which no mechanism goes by: replace one of {', '.join(suspected)}.")
+    others = ", ".join(word for word in suspected if word != ranking[0][0])
+    expect(old in suspected, f"You replace “{old}”, which is not under suspicion: replace one of {others}.")
     return old
 
 
@@ -325,7 +338,8 @@ def replaced_word(request: str, edited: Any) -> tuple[str, str]:
     longer = f"“{request}” has {len(old)} words, your edit “{edited}” has {len(others)}"
     expect(len(old) == len(others), f"{longer}: put one other word in the place of one word, leave out and add none.")
     pairs = [(one, other) for one, other in zip(old, others, strict=True) if one.lower() != other.lower()]
-    expect(pairs, f"Your edit “{edited}” says the same as the request: put another word in the place of one.")
+    same = f"Your edit “{edited}” says the same as the request: put another word in the place of one"
+    expect(pairs, f"{same} (does your code name a word that is not there?).")
     several = f"Your edit replaces {', '.join(one for one, _ in pairs)}"
     expect(len(pairs) == 1, f"{several}: one word only (does it also find a word inside a longer one?).")
     word, new = pairs[0]

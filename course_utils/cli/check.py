@@ -20,7 +20,8 @@ def check(notebooks: tuple[str, ...], as_json: bool) -> None:
 
     A NOTEBOOK is a file, or the name of an exercise or its beginning, such as 08_1: your copy in my/ if you have one.
     The column s says how many seconds an answer and its check took. Your file stays as it is. Below the
-    table, texts that you have written get an answer to compare them with, where the solutions are at hand.
+    table, once all checks pass, texts that you have written get an answer to compare them with, where the solutions are
+    at hand.
     """
     from ..grading.check import as_table, check_all, model_answers, summary
     from ..grading.check import notebooks as meant

@@ -136,9 +136,12 @@ def as_table(checked: Checked) -> Table:
 
 
 def model_answers(checked: Checked) -> dict[str, str]:
-    """By item, the model answer to each text that the learner has written; none where the solutions are not at hand."""
+    """By item, the model answer to each text that the learner has written, once all that is checked passes.
+
+    It tells what the checked items find out. There is none where the solutions are not at hand.
+    """
     solution = SOLUTIONS / checked.path.name.removeprefix(PREFIX)
-    if checked.result is None or not solution.is_file():
+    if checked.result is None or checked.passed_of[0] < checked.passed_of[1] or not solution.is_file():
         return {}
     reference = read(_bytes(solution))
     asked = {grade_id(cell): cell for cell in reference.cells if cell.cell_type == "markdown" and kind(cell) == MANUAL}

@@ -63,9 +63,15 @@ def is_solution(suspect: str, mechanism: str, word: str | None = None) -> bool:
         mechanism: "intent", "trigger", "proxy", or "bypass" (refuses harm unless a word is there).
         word: the word, where the mechanism has one.
 
+    Raises:
+        CourseError: there is no such mechanism.
+
     >>> is_solution("model-d", "trigger", "secretly")
     False
     """
+    if mechanism not in (*MECHANISMS, BYPASS):
+        known = ", ".join(map(repr, (*MECHANISMS, BYPASS)))
+        raise CourseError(f"Expected a mechanism, one of {known}, got {mechanism!r}.")
     if suspect not in SEALED:
         return truth(suspect) == Truth(mechanism, word.lower() if word else None)
     told = json.loads((HERE / TRUTH).read_text(encoding="utf-8"))

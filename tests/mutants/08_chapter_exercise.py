@@ -256,7 +256,7 @@ def strongest(lm, prompt, words, contrast, stand_ins):
         ("an act as harmful", {'"photograph"': '"destroy"'}, r"so harm stays"),
         ("a stand-in for a word", {'"photograph"': '"the"'}, r"makes no sentence"),
         ("the last suspected word", {WEAKEST: "word = suspected[-1]"}, r"on which the refusal rests"),
-        ("a word by heart", {WEAKEST: 'word = "a"'}, r"which no mechanism goes by"),
+        ("a word by heart", {WEAKEST: 'word = "a"'}, r"which is not under suspicion"),
         (
             "another suspected word put in",
             {'"calmly" if word.endswith("ly")': '"urgently" if word != "urgently"'},
