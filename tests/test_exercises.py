@@ -276,16 +276,17 @@ def test_no_value_hangs_on_a_tie_or_on_the_last_bits(exercise, first, in_all_che
 
 @cache
 def submissions(exercise):
-    """Two students: right in every other item, and in the rest."""
+    """Three students: right in the first item and in every other one after it, or in the rest; wrong in the first."""
     released = read((ROOT / "exercises" / f"{exercise}.ipynb").read_bytes())
     of = {}
     for mutant in answers.mutants(exercise):
         of.setdefault(mutant.item, ([], []))[mutant.says is None].append(mutant.source)
     made = {}
-    for student in range(2):
+    for student in range(3):
         mine = nbformat.from_dict(released)
         for number, (item, (wrong, right)) in enumerate(of.items()):
-            cell_of(mine, item).source = (right, wrong)[number % 2 == student][-1]
+            fails = number == 0 if student == 2 else number > 0 and number % 2 == student
+            cell_of(mine, item).source = wrong[-1] if fails else right[-1]
         made[f"student-{student}"] = write(mine)
     return made
 

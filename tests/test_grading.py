@@ -614,6 +614,7 @@ class TestCheckCommand:
         done = course_command("check")
         assert done.exit_code == 1
         assert done.output.count("not answered") == 2
+        assert done.output.count("nothing is written yet") == 1
         assert "multiply by two" in " ".join(done.output.split())
         assert "Traceback" not in done.output
         (course / "exercises" / "toy.ipynb").write_bytes(write(right(reference)))

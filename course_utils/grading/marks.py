@@ -9,7 +9,7 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from .notebook import ANSWER, CHECK, MANUAL, TASK, grade_id, has_code, is_hidden, item_of, kind, points, printed
+from .notebook import ANSWER, CHECK, MANUAL, STUB, TASK, grade_id, has_code, is_hidden, item_of, kind, points, printed
 
 PASSED, FAILED, UNANSWERED, SLOW, UNREACHED, READ = (
     "passed",
@@ -61,7 +61,8 @@ def judge(cells: list[NotebookNode], outcome: Outcome) -> Iterator[tuple[int, Ma
     for index, cell in enumerate(cells):
         what, item = kind(cell), item_of(cell)
         if what in (MANUAL, TASK):
-            yield index, Mark(item, grade_id(cell), points(cell), None, READ)
+            told = "nothing is written yet" if cell.source.strip() in ("", STUB) else ""
+            yield index, Mark(item, grade_id(cell), points(cell), None, READ, message=told)
         if what != CHECK or not has_code(cell.source):
             continue
         answers = [i for i in range(index) if kind(cells[i]) == ANSWER and item_of(cells[i]) == item]
