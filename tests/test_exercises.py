@@ -98,6 +98,8 @@ class TestEveryExercise:
         result = graded(stub, stub)
         assert {mark.status for mark in result.marks if mark.earned is not None} == {"not answered"}
         assert "Traceback" not in str([mark.message for mark in result.marks])
+        asked = [mark.message for mark in result.marks if mark.earned is not None and mark.check.endswith("-check")]
+        assert [told for told in asked if not re.match(r"\w+ is not answered yet\.", told)] == []
 
     @pytest.mark.slow
     def test_who_replaces_what_checks_call_gains_nothing(self, path, graded):

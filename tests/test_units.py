@@ -105,7 +105,6 @@ def test_no_such_unit_is_a_sentence(lm, given, said):
         token_attribution(lm, lm.chat("Hi there"), contrast=("I", "Sure"), **given)
 
 
-@pytest.mark.quick
 @pytest.mark.slow
 def test_zooming_finds_the_words_that_all_words_find():
     suspect = load_model("model-a")

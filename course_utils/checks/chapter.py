@@ -16,7 +16,7 @@ from ..attribution import token_attribution
 from ..organisms.requests import harmful_verbs
 from ..organisms.suspects import reaction_of
 from ..prompts import Prompt, covering
-from .answers import Answer, CheckFailed, ask, expect, expect_shape, show
+from .answers import Answer, CheckFailed, NotAnswered, ask, expect, expect_shape, show
 from .spies import asked, planted, rows_read
 
 if TYPE_CHECKING:
@@ -305,9 +305,11 @@ def _made_up(ranking: Ranking) -> Iterator[None]:
     """Say of what fails here that it is about a request that the learner has not seen, and a ranking likewise."""
     try:
         yield
+    except NotAnswered:
+        raise
     except CheckFailed as error:
         given = f"Tried on a made-up request, “{_SENTENCE}”, with a ranking led by “{ranking[0][0]}”"
-        raise type(error)(f"{given}: {error}") from None
+        raise CheckFailed(f"{given}: {error}") from None
 
 
 def _predicted(case: Case, name: str, answer: Answer, *given: Any) -> Any:

@@ -46,7 +46,7 @@ from ..words import CONTRAST
 
 COMPARED, PAGE = DATA.parent / "compared.json", Path(__file__).parents[3] / "docs" / "measured.md"
 BEGIN, END = "<!-- compared: begin -->", "<!-- compared: end -->"
-STEPS, PERMUTATIONS = 20, 4  # as in docs/measured.md's own timings; an hour of one core for 30 requests a suspect
+STEPS, PERMUTATIONS = 20, 4  # as in docs/measured.md's own timings
 LAYER, TEXTS = 15, 400  # the sparse dictionary's layer, the middle one, fixed beforehand; and requests it learns from
 Scores = NDArray[np.float32]
 METRICS = ("hit@1", "hit@3", "comprehensiveness", "sufficiency", "seconds")
