@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from ..processes import Pool, with_package, without_grammar
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PLUGINS = ("nbval.plugin", "course_utils.grading.runner.nbval_plugin")  # handed over: a search by name takes long
 _FORKS = sys.platform.startswith("linux")
 _closed = threading.Event()
 
@@ -106,16 +108,18 @@ def _end(session: Popen[str], late: threading.Event) -> None:
 def _import_all() -> None:
     """What takes long, once for all runs: pytest with its plugins, nbval, jupyter_client, nbformat's validator."""
     import gc
-    from importlib import import_module
 
     without_grammar()
     import nbformat
     from _pytest.config import default_plugins
 
-    ours = ("course_utils.grading.runner.nbval_plugin", "course_utils.grading.sandbox.provisioner")
-    for name in (*(f"_pytest.{plugin}" for plugin in default_plugins), "IPython.display", *ours):
+    from jupyter_client.provisioning.factory import KernelProvisionerFactory
+
+    others = (*PLUGINS, "course_utils.grading.sandbox.provisioner", "IPython.display")
+    for name in (*(f"_pytest.{plugin}" for plugin in default_plugins), *others):
         import_module(name)
     nbformat.validate(nbformat.v4.new_notebook())
+    KernelProvisionerFactory.instance()  # which reads the metadata of every package
     gc.freeze()  # no fork looks through it again
 
 
@@ -150,7 +154,7 @@ def _run(told: dict[str, Any]) -> int:
     os.environ.clear()
     os.environ.update(told["environment"])
     os.chdir(told["folder"])
-    return int(pytest.main(told["arguments"]))
+    return int(pytest.main(told["arguments"], [import_module(name) for name in PLUGINS]))
 
 
 if __name__ == "__main__":

@@ -198,8 +198,7 @@ def _nbval(notebook: NotebookNode, limits: Limits, place: _Place) -> tuple[str, 
         (outside / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
         arguments = ["-c", str(outside / "pytest.ini"), f"--rootdir={outside}", "--noconftest", "-q"]
         unused = ("cacheprovider", "unraisableexception", "threadexception")  # these collect garbage again and again
-        for plugin in (*(f"no:{name}" for name in unused), "nbval.plugin", "course_utils.grading.runner.nbval_plugin"):
-            arguments += ["-p", plugin]
+        arguments += [f"-pno:{name}" for name in unused]
         log = outside / "log"
         code = run_pytest([*arguments, "--nbval", *which, str(target)], outside, environment, log, limits.total_seconds)
         said = log.read_bytes()[:20_000].decode("utf-8", "replace") if log.is_file() else ""

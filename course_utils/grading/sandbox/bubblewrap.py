@@ -143,7 +143,8 @@ def readable(more: Sequence[Path] = ()) -> list[tuple[str, str]]:
     places = [str(path.absolute()) for path in wanted if path.exists()]
     fonts = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "matplotlib")
     found = [(str(path), f"{HOME}/.cache/matplotlib/{path.name}") for path in fonts.glob("fontlist*.json")]
-    whole = {place for place in places if not any(Path(other) in Path(place).parents for other in [*places, *_SYSTEM])}
+    seen = {*places, *_SYSTEM}  # and with them what lies below
+    whole = {place for place in places if seen.isdisjoint(map(str, Path(place).parents))}
     return [(place, place) for place in sorted(whole - set(_SYSTEM))] + found
 
 

@@ -29,17 +29,20 @@ import psutil
 
 from ...errors import CourseError
 from .. import scratch
+from ..processes import PACKAGE
 from . import bubblewrap
 
 MODULES = (
     "numpy", "torch", "transformers", "transformers.models.llama", "transformers.models.llama.modeling_llama",
-    "tokenizers", "scipy.stats", "sklearn.linear_model", "sklearn.model_selection", "sklearn.pipeline",
-    "sklearn.preprocessing",
+    "transformers.tokenization_utils_tokenizers", "tokenizers", "tokenizers.trainers", "scipy.stats",
+    "sklearn.linear_model", "sklearn.model_selection", "sklearn.pipeline", "sklearn.preprocessing",
     "matplotlib.figure", "matplotlib.font_manager", "matplotlib.backends.backend_agg", "ipykernel.kernelapp",
-    "ipykernel.debugger", "IPython.core.completerlib", "IPython.extensions.storemagic", "tornado.platform.asyncio",
-    "pandas", "tqdm.auto", "course_utils.checks", "course_utils.models",
-    "course_utils.attribution", "course_utils.attention", "course_utils.probing", "course_utils.ablation",
-    "course_utils.patching", "course_utils.plots", "course_utils.grading.sandbox.kernel_main",
+    "ipykernel.debugger", "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.logger",
+    "IPython.core.oinspect", "IPython.extensions.storemagic", "tornado.platform.asyncio", "pandas", "tqdm.auto",
+    "course_utils.models", "course_utils.attribution", "course_utils.attention", "course_utils.probing",
+    "course_utils.ablation", "course_utils.patching", "course_utils.plots",
+    "course_utils.grading.sandbox.kernel_main",
+    *sorted(f"course_utils.checks.{path.stem}" for path in (PACKAGE / "checks").glob("[a-z]*.py")),
 )  # fmt: skip
 _PATIENCE = 120  # seconds for the imports
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
