@@ -3,6 +3,7 @@
 Importing this package is instant: torch and transformers load with the first name that needs them.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -45,3 +46,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
+
+
+if "torch" in sys.modules:  # loaded before us, and not told how to wait
+    from .loading.threads import too_many
+
+    too_many()

@@ -121,6 +121,26 @@ class TestThreadsWaitAsleep:
         ).stderr
         assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown, shown  # said by the library itself
 
+    @pytest.mark.skipif(not sys.platform.startswith("linux") or os.cpu_count() == 1, reason="nothing spins here")
+    def test_a_notebook_in_anybodys_jupyter_that_imports_torch_first(self):
+        """Processor time of short work with pauses in between: threads that spin use theirs up in the pauses."""
+        code = """if True:
+            import sys, time, torch
+            torch.set_num_threads(2)
+            if sys.argv[1] == "with us":
+                import course_utils.errors
+            numbers = torch.zeros(1 << 17).exp_()
+            began = time.process_time()
+            for _ in range(60):
+                numbers.fill_(1).exp_()
+                time.sleep(0.005)
+            print(time.process_time() - began)
+        """
+        alone, ours = (float(python(code, who)) for who in ("alone", "with us"))
+        assert ours < alone / 4, (ours, alone)
+        chosen = float(python(code, "with us", OMP_WAIT_POLICY="active"))
+        assert chosen > 4 * ours, "a choice of one's own stays"
+
     @pytest.mark.parametrize("module", ["train", "evaluate", "compare"])
     @pytest.mark.slow
     def test_the_programs_of_the_suspects(self, module):

@@ -1,11 +1,14 @@
 """torch's threads wait asleep: by default they spin, and beside any other program a pass takes ten times as long.
 
 The system's OpenMP reads its variable when torch is loaded, so every door to the course calls `wait_asleep` before.
+Where a notebook has imported torch first, in a Jupyter that is not ours, `too_many` has the same effect.
 """
 
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,3 +30,21 @@ def waiting_asleep() -> Iterator[None]:
     finally:
         if missing:
             os.environ.pop(POLICY, None)
+
+
+def too_many() -> None:
+    """Where torch is here already and spins: hold a second team of threads, since GNU's OpenMP spins a hundred times
+    less once it has more threads than processors; a choice of yours stays.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or POLICY in os.environ or not sys.platform.startswith("linux") or torch.get_num_threads() == 1:
+        return
+    there = threading.Event()
+
+    def hold() -> None:
+        torch.zeros(1 << 20).exp_()  # large enough to be shared out
+        there.set()
+        threading.Event().wait()
+
+    threading.Thread(target=hold, name="second-team", daemon=True).start()
+    there.wait()
