@@ -76,6 +76,47 @@ def test_a_cell_of_one_s_own_costs_nothing(solution, mine, before, source):
     assert earned(grade(solution, mine)) == FULL
 
 
+AT_WORK = """
+import logging, subprocess, sys, threading, time
+from IPython.display import HTML, clear_output, display
+from tqdm.auto import tqdm
+logging.basicConfig(stream=sys.stdout, level=logging.INFO)
+def work():
+    while True:
+        {shows}
+        time.sleep(0.002)
+threading.Thread(target=work, daemon=True).start()
+"""
+
+
+@pytest.mark.parametrize(
+    "shows",
+    [
+        "print('tick')",
+        "print('\\rtick\\b\\b', end='')",
+        "print('tick', file=sys.stderr)",
+        "logging.info('tick')",
+        "display(HTML('tick'))",
+        "sys.displayhook('tick')",
+        "clear_output()",
+        "subprocess.run('echo tick', shell=True)",
+        "tqdm(range(2)).update()",
+        "1 / 0",
+    ],
+)
+def test_what_a_thread_goes_on_showing_meanwhile_costs_nothing(solution, mine, shows):
+    put(mine, "double", AT_WORK.format(shows=shows))
+    result = grade(solution, mine)
+    assert earned(result) == FULL and not result.messages, result
+
+
+def test_a_thread_that_floods_costs_no_more_than_what_runs_beside_it(solution, mine):
+    put(mine, "double", "import threading\n\ndef work():\n    while True: print('flood' * 20)\n\n"
+                        "threading.Thread(target=work, daemon=True).start()")  # fmt: skip
+    marks = [earned(grade(solution, mine)) for _ in range(3)]
+    assert marks[0] == marks[1] == marks[2] == FULL, marks
+
+
 def test_a_helper_in_a_cell_of_one_s_own_and_another_of_that_name_later(solution, mine):
     cell_of(mine, "double").source = "def double(x): return helper(x)"
     cell_of(mine, "halve").source = "def helper(x): return x / 2\ndef halve(x): return helper(x)"

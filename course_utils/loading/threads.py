@@ -33,8 +33,9 @@ def waiting_asleep() -> Iterator[None]:
 
 
 def too_many() -> None:
-    """Where torch is here already and spins: hold a second team of threads, since GNU's OpenMP spins a hundred times
-    less once it has more threads than processors; a choice of yours stays.
+    """Hold a second team of threads where torch is here already and spins; a choice of yours stays.
+
+    Once it has more threads than there are processors, GNU's OpenMP spins a thousand times less.
     """
     torch = sys.modules.get("torch")
     if torch is None or POLICY in os.environ or not sys.platform.startswith("linux") or torch.get_num_threads() == 1:

@@ -112,7 +112,6 @@ def _import_all() -> None:
     without_grammar()
     import nbformat
     from _pytest.config import default_plugins
-
     from jupyter_client.provisioning.factory import KernelProvisionerFactory
 
     others = (*PLUGINS, "course_utils.grading.sandbox.provisioner", "IPython.display")

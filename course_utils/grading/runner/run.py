@@ -72,9 +72,9 @@ def run(
     plan = schedule(merged, f"\x1e{secrets.token_hex(8)}\n")
     parent = _parent() if sandboxed and warm and not readable else None
     place = _Place(kernel, beside, readable if sandboxed else None, parent)
-    status, lines, messages = _nbval(plan.notebook, limits, place)
+    status, lines, messages = _nbval(plan, set(), limits, place)
     if parent is not None and not parent.lives:  # it was ended from outside, which is nobody's fault inside
-        status, lines, messages = _nbval(plan.notebook, limits, replace(place, parent=None))
+        status, lines, messages = _nbval(plan, set(), limits, replace(place, parent=None))
     outcome = seen = _by_place(plan, lines)
     judged, cut = dict(judge(plan.cells, outcome)), set[int]()
     deadline = began + limits.total_seconds * (2 if status == SLOW else 1)
@@ -84,7 +84,7 @@ def run(
         left = deadline - time.perf_counter()
         if not missing or left < 1:
             break
-        _, lines, _ = _nbval(plan.without(cut), replace(limits, total_seconds=left), place)  # for what they kept back
+        _, lines, _ = _nbval(plan, cut, replace(limits, total_seconds=left), place)  # for what they kept back
         outcome = _by_place(plan, lines)
         again = dict(judge(plan.cells, outcome))
         judged |= {index: again[index] for index in missing}
@@ -92,7 +92,7 @@ def run(
             i: o for i, o in seen.items() if i not in missing
         }
     if below := _in_the_way(plan, merged.added - set(merged.belongs), judged):
-        _, lines, _ = _nbval(plan.without(cut | below), limits, place)
+        _, lines, _ = _nbval(plan, cut | below, limits, place)
         again = dict(judge(plan.cells, _by_place(plan, lines)))
         judged |= {index: mark for index, mark in again.items() if mark.passed and is_hidden(plan.cells[index])}
     in_order = sorted(judged, key=lambda index: plan.places[index])
@@ -167,8 +167,12 @@ def _parent() -> Parent | None:
     return None if fork_client.trouble() else fork_client.parent()
 
 
-def _nbval(notebook: NotebookNode, limits: Limits, place: _Place) -> tuple[str, list[dict[str, Any]], list[str]]:
-    """Run nbval in a process of its own; its status, what our plugin wrote down, and what it said if it failed."""
+def _nbval(plan: Schedule, cut: set[int], limits: Limits, place: _Place) -> tuple[str, list[dict[str, Any]], list[str]]:
+    """Run nbval in a process of its own, without some of the cells.
+
+    Returns:
+        Its status, what our plugin wrote down, and what it said if it failed.
+    """
     with scratch.folder() as folder:
         outside, inside = Path(folder, "outside"), Path(folder, "inside")
         outside.mkdir(mode=0o700)
@@ -176,13 +180,14 @@ def _nbval(notebook: NotebookNode, limits: Limits, place: _Place) -> tuple[str, 
         if place.beside is not None:
             shutil.copytree(place.beside, inside / place.beside.name)
         target, report, settings = outside / "merged.ipynb", outside / "report", outside / "settings"
-        target.write_bytes(write(notebook))
+        target.write_bytes(write(plan.without(cut)))
         report.touch()
         told = {
             "notebook": str(target),
             "report": str(report),
             "folder": str(inside),
             "parent": os.getpid(),
+            "token": plan.token,
             **vars(limits),
         }
         settings.write_text(json.dumps(told), encoding="utf-8")

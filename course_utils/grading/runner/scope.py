@@ -12,12 +12,14 @@ import builtins
 import contextlib
 import linecache
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from types import FunctionType, ModuleType
 from typing import Any
 
-_builtins, _stdout = vars(builtins).copy(), sys.stdout
+_builtins = vars(builtins).copy()
+_stdout: Any = sys.stdout
 _modules: dict[ModuleType, dict[str, Any]] = {}  # the course's own, and what they held before a learner came
 _functions: dict[FunctionType, tuple[Any, ...]] = {}  # the same of each of their functions
 _own: dict[str, Any] = {"__name__": "__main__", "__builtins__": _builtins.copy()}
@@ -75,12 +77,19 @@ def keep(place: str) -> None:
 
 
 def check(source: str, name: str, names: Iterable[str], token: str, place: str = "") -> None:
-    """Run a check of the functions with these names, and say at its end, by a token, that it was run.
+    """Run a check of the functions with these names; a token says where what it prints begins and that it was run.
 
     With a place, names mean what they meant when `keep(place)` was called.
     """
     learners = _learners()
     _restore()
+    with _printing_alone():
+        _stdout.write(token)
+        _check(learners, source, name, names, place)
+        _stdout.write(token)
+
+
+def _check(learners: dict[str, Any], source: str, name: str, names: Iterable[str], place: str) -> None:
     if kept := _kept.get(place):
         learners.clear()
         learners.update(kept)
@@ -95,12 +104,22 @@ def check(source: str, name: str, names: Iterable[str], token: str, place: str =
         learners.update({key: new[key] for key in free})
         _lent.update(free)
         _own.update(_given)
-    sys.stdout.write(token)
 
 
 def _new(before: dict[str, Any]) -> dict[str, Any]:
     """What the course's names have come to mean since."""
     return {key: value for key, value in _own.items() if key not in before or before[key] is not value}
+
+
+@contextlib.contextmanager
+def _printing_alone() -> Iterator[None]:
+    """Let no other thread print: a learner's may still be at it, and a check is judged by what is printed."""
+    write, ours = _stdout.write, threading.get_ident()
+    _stdout.write = lambda text: write(text) if threading.get_ident() == ours else len(text)
+    try:
+        yield
+    finally:
+        del _stdout.write
 
 
 @contextlib.contextmanager
