@@ -76,6 +76,23 @@ def test_a_cell_of_one_s_own_costs_nothing(solution, mine, before, source):
     assert earned(grade(solution, mine)) == FULL
 
 
+@pytest.mark.parametrize("cell", ["setup", "double-check", "double-hidden", "halve-check"])
+@pytest.mark.parametrize("where", ["above", "below"])
+def test_what_a_student_writes_into_a_cell_of_the_course_s_own_is_there(solution, mine, cell, where):
+    """An import beside the others, a helper, the answer itself: on the student's machine it ran."""
+    line = "import math as m\nhelp_me = lambda x: (\n    m.trunc(2) * x)"
+    if cell == "setup":
+        cell_of(mine, "double").source = "def double(x): return help_me(x)"
+    else:
+        line = f"{line}\ndef double(x):\n    return help_me(x)"
+        cell_of(mine, "double").source = cell_of(mine, "double").source.replace(
+            "return x + x", "raise NotImplementedError()"
+        )
+    written = cell_of(mine, cell)
+    written.source = f"{line}\n{written.source}" if where == "above" else f"{written.source}\n{line}"
+    assert earned(grade(solution, mine)) == FULL
+
+
 AT_WORK = """
 import logging, subprocess, sys, threading, time
 from IPython.display import HTML, clear_output, display
@@ -107,7 +124,8 @@ threading.Thread(target=work, daemon=True).start()
 def test_what_a_thread_goes_on_showing_meanwhile_costs_nothing(solution, mine, shows):
     put(mine, "double", AT_WORK.format(shows=shows))
     result = grade(solution, mine)
-    assert earned(result) == FULL and not result.messages, result
+    assert earned(result) == FULL
+    assert not result.messages
 
 
 def test_a_thread_that_floods_costs_no_more_than_what_runs_beside_it(solution, mine):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import nbformat
 from nbformat import NotebookNode
@@ -39,7 +40,8 @@ def merge(reference: NotebookNode, submission: NotebookNode) -> Merged:
     """The reference with the answers of a submission, found by `grade_id`, then cell id, then position.
 
     What was not handed in is the stub that was handed out, never the reference's own answer. Cells that the learner
-    added stay after the cell that they followed, further copies of an answer too. Nothing of a learner's can mark a
+    added stay after the cell that they followed, further copies of an answer too, and lines that they wrote into a cell
+    of the course's own become a cell after it. Nothing of a learner's can mark a
     cell as to be skipped or expected to fail.
     """
     released = student_view(reference).cells
@@ -54,6 +56,9 @@ def merge(reference: NotebookNode, submission: NotebookNode) -> Merged:
             cells.append(_answered(released[place], own, is_elsewhere=found.is_elsewhere(released[place])))
         elif place >= 0:
             cells.append(_checked(reference.cells[place]))
+            if more := found.written_into(place):
+                added.add(len(cells))
+                cells.append(_freed(nbformat.v4.new_code_cell(more), f"into-{place}", taken))
         for index in found.free.get(place, []):
             added.add(len(cells))
             if (copied := found.copies.get(index)) is not None:
@@ -175,6 +180,18 @@ class _Matching:
         further = [index for index, copied in self.copies.items() if copied == place]
         return [self.of[place], *further] if self.reference[place].cell_type != "code" else [self.of[place]]
 
+    def written_into(self, place: int) -> str:
+        """The lines that a learner wrote into a cell of the course's own: such a cell is put back as it was."""
+        cell = self.reference[place]
+        own = self.submission[self.of[place]] if place in self.of else cell
+        if not (cell.cell_type == own.cell_type == "code") or _same(own, self.raw[place]):
+            return ""
+        there = set(cell.source.splitlines())
+        runs = groupby(own.source.splitlines(), key=lambda line: line in there)
+        blocks = [list(lines) for is_there, lines in runs if not is_there]
+        whole = ["\n".join(lines) for lines in blocks if not lines[0][:1].isspace()]  # else from inside of something
+        return "\n".join(block for block in whole if has_code(block))
+
     def _by_position(self, place: int) -> None:
         """An answer without its marks: of the code between its neighbours, what defines its function, or the first."""
         before = max((self.of[p] for p in self.of if p < place), default=-1)
@@ -206,7 +223,8 @@ class _Matching:
             if own.cell_type != cell.cell_type:
                 self.repairs.append(f"Cell {name} had become a {own.cell_type} cell: it is {cell.cell_type} again.")
             elif what not in _OWN and _is_run(cell) and not (_same(own, cell) or _same(own, self.raw[place])):
-                self.repairs.append(f"Cell {name} was edited: the original runs in its place.")
+                more = ", then what you added" if self.written_into(place) else " in its place"
+                self.repairs.append(f"Cell {name} was edited: the original runs{more}.")
 
     def _added(self) -> dict[int, list[int]]:
         """The cells that the learner added, by the place of the reference's cell that they follow."""
