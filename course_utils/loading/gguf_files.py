@@ -11,6 +11,7 @@ import shutil
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,14 @@ ROPE_FREQS = "rope_freqs.weight"
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY, _F32 = 8, 9, 0
 _ALIGNMENT = 32
+
+
+def tell_version() -> None:
+    """Let transformers find gguf's version: with Python 3.10 its earlier versions look where it is not."""
+    import gguf
+
+    if not hasattr(gguf, "__version__"):
+        gguf.__version__ = version("gguf")
 
 
 class Stored(NamedTuple):

@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 from ..errors import CourseError, first_line
 from .devices import fitting_dtype
-from .gguf_files import Gguf, join, parts_of, read_gguf
+from .gguf_files import Gguf, join, parts_of, read_gguf, tell_version
 from .smollm2 import offline, quiet_transformers
 from .sources import ADAPTERS, BUILT_IN, DEFAULT, EXPECTED, Source
 from .weights import check_gguf, check_loaded, merged, rescale_rotary
@@ -70,6 +70,11 @@ def load(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
         raise CourseError(
             f"{name} has no fast tokenizer, so tokens cannot be placed in the text; choose another model."
         )
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes up without files
+        raise CourseError(
+            f"Expected the tokenizer beside the weights of {name}, and found none; put the tokenizer files of the model "
+            "that it was trained from there (tokenizer.json, tokenizer_config.json), or save the tokenizer with it."
+        )
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -85,6 +90,7 @@ def _folder(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
 def _gguf(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
+    tell_version()
     parts = parts_of(read_gguf(Path(source.place, str(source.gguf_file))))
     gguf = parts[0]
     with tempfile.TemporaryDirectory(prefix="course-gguf-", ignore_cleanup_errors=True) as folder:
