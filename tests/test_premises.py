@@ -17,6 +17,7 @@ from course_utils.engine.activations import can_pack, next_logits
 from course_utils.engine.interventions import can_restart, run_once
 from course_utils.engine.prefix_sharing import can_share
 from course_utils.hooks import edit
+from course_utils.loading.stored_keys import cache_in
 
 pytestmark = pytest.mark.quick
 TEXT, CONTRAST = words(3, 14, 15, 9, 26, 5, 35, 8), (" w1", " w2")
@@ -73,7 +74,7 @@ def test_a_model_that_is_run_in_another_way_is_tried_again():
     layer = lm.model.model.layers[1]
 
     def from_the_cache(self, hidden_states, **named):
-        past = named.get("past_key_values")
+        past = cache_in(named)
         shift = 0 if past is None else past.get_seq_length()
         return hidden_states + shift + 0 * type(self).forward(self, hidden_states, **named)
 

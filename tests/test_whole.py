@@ -196,7 +196,10 @@ def same_or_told(folder, ids, right):
     if not loaded:
         return "told"
     torch.testing.assert_close(logits(loaded.model, ids), right)
-    loaded.prompt("w3 w4")
+    try:
+        loaded.prompt("w3 w4")
+    except CourseError:  # transformers 5.4 makes another tokenizer of the same words
+        return "told"
     return "same"
 
 

@@ -72,8 +72,8 @@ def load(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
         )
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes up without files
         raise CourseError(
-            f"Expected the tokenizer beside the weights of {name}, and found none; put the tokenizer files of the model "
-            "that it was trained from there (tokenizer.json, tokenizer_config.json), or save the tokenizer with it."
+            f"Expected the tokenizer beside the weights of {name}, and found none; put tokenizer.json and "
+            "tokenizer_config.json of the model that it was trained from there, or save it with its tokenizer."
         )
     return model.eval().requires_grad_(False), tokenizer
 
