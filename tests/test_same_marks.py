@@ -225,6 +225,24 @@ def test_what_the_exercise_shows_gains_nothing(solution, released, cheat):
         assert "did not run as it stands" in " ".join(result.messages)
 
 
+TOKEN = """
+def {name}(x):
+    import sys
+    frame = sys._getframe()
+    while "token" not in frame.f_locals:
+        frame = frame.f_back
+    sys.modules["course_utils.grading.runner.scope"]._stdout.write({known!r} + frame.f_locals["token"])
+    {then}
+"""
+
+
+@pytest.mark.parametrize("then", ["return x", "raise SystemExit", "print('x')", "import os; os._exit(0)"])
+def test_who_finds_the_token_cannot_end_a_check_early(solution, released, then):
+    for name, known in (("double", "3.0 -8\n"), ("halve", "1.5 -2.5\n")):
+        cell_of(released, name).source = TOKEN.format(name=name, known=known, then=then)
+    assert sum(earned(grade(solution, released)).values()) == 0
+
+
 LEFT_OUT = {
     "an empty notebook": lambda cells: [],
     "answers deleted": lambda cells: [cell for cell in cells if kind(cell) not in (ANSWER, MANUAL)],

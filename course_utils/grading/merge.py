@@ -41,8 +41,8 @@ def merge(reference: NotebookNode, submission: NotebookNode) -> Merged:
 
     What was not handed in is the stub that was handed out, never the reference's own answer. Cells that the learner
     added stay after the cell that they followed, further copies of an answer too, and lines that they wrote into a cell
-    of the course's own become a cell after it. Nothing of a learner's can mark a
-    cell as to be skipped or expected to fail.
+    of the course's own become a cell after it. Nothing of a learner's can mark a cell as to be skipped or expected to
+    fail.
     """
     released = student_view(reference).cells
     found = _Matching(released, submission.cells, reference.cells)

@@ -70,7 +70,7 @@ def load(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
         raise CourseError(
             f"{name} has no fast tokenizer, so tokens cannot be placed in the text; choose another model."
         )
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # what transformers makes up without files
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes up without files
         raise CourseError(
             f"Expected the tokenizer beside the weights of {name}, and found none; put tokenizer.json and "
             "tokenizer_config.json of the model that it was trained from there, or save it with its tokenizer."

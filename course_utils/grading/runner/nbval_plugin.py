@@ -228,11 +228,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def _coalesced(outputs: Any, merge: Any = nbval.plugin.coalesce_streams) -> Any:
     """Outputs as nbval compares them; of a check what it printed itself, between two tokens, and the second.
 
-    What else is shown meanwhile comes from threads that a learner's cell has left at work.
+    What else is shown meanwhile comes from threads that a learner's cell has left at work. A third token is no check's.
     """
     outputs, token = merge(outputs), _settings["token"]
     for output in outputs:
-        if output.output_type == "stream" and output.name == "stdout" and output.text.count(token) > 1:
+        if output.output_type == "stream" and output.name == "stdout" and output.text.count(token) == 2:
             output.text = output.text.split(token)[1] + token
             return [output]
     return outputs
