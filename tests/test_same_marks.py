@@ -77,7 +77,7 @@ def test_a_cell_of_one_s_own_costs_nothing(solution, mine, before, source):
 
 
 @pytest.mark.parametrize("cell", ["setup", "double-check", "double-hidden", "halve-check"])
-@pytest.mark.parametrize("where", ["above", "below"])
+@pytest.mark.parametrize("where", ["above", pytest.param("below", marks=pytest.mark.slow)])
 def test_what_a_student_writes_into_a_cell_of_the_course_s_own_is_there(solution, mine, cell, where):
     """An import beside the others, a helper, the answer itself: on the student's machine it ran."""
     line = "import math as m\nhelp_me = lambda x: (\n    m.trunc(2) * x)"
@@ -106,21 +106,19 @@ threading.Thread(target=work, daemon=True).start()
 """
 
 
-@pytest.mark.parametrize(
-    "shows",
-    [
-        "print('tick')",
-        "print('\\rtick\\b\\b', end='')",
-        "print('tick', file=sys.stderr)",
-        "logging.info('tick')",
-        "display(HTML('tick'))",
-        "sys.displayhook('tick')",
-        "clear_output()",
-        "subprocess.run('echo tick', shell=True)",
-        "tqdm(range(2)).update()",
-        "1 / 0",
-    ],
-)
+SHOWS = [
+    "print('tick')",
+    "print('tick', file=sys.stderr)",
+    "display(HTML('tick'))",
+    "subprocess.run('echo tick', shell=True)",
+]
+SHOWS_TOO = [
+    "print('\\rtick\\b\\b', end='')", "logging.info('tick')", "sys.displayhook('tick')", "clear_output()",
+    "tqdm(range(2)).update()", "1 / 0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shows", [*SHOWS, *(pytest.param(each, marks=pytest.mark.slow) for each in SHOWS_TOO)])
 def test_what_a_thread_goes_on_showing_meanwhile_costs_nothing(solution, mine, shows):
     put(mine, "double", AT_WORK.format(shows=shows))
     result = grade(solution, mine)
