@@ -22,7 +22,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 import course_utils
 from course_utils import CourseError
 from course_utils._output_digest import sealed
-from course_utils.grading import scratch
+from course_utils.grading import processes, scratch
 from course_utils.grading.notebook import METADATA, read, student_view, write
 from course_utils.grading.result import DONE, SLOW, Limits
 from course_utils.grading.runner.run import run
@@ -688,6 +688,29 @@ def test_no_cheat_gains_a_mark_that_is_checked_in_secret(mine, inside, code):
     assert result.status == DONE
     assert outcomes(result)["double-hidden"] in ("failed", "too slow")
     assert {mark.check: mark.earned for mark in result.marks}["double-hidden"] == 0
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_what_descends_from_a_process_is_what_psutil_finds(monkeypatch, told):
+    monkeypatch.setattr(processes, "_TOLD", told and processes._TOLD)
+    tree = """if True:
+        import subprocess, sys, threading, time
+        def begin():
+            depth, source = int(sys.argv[1]), sys.argv[2]
+            subprocess.run([sys.executable, "-c", source, str(depth - 1), source]) if depth else time.sleep(60)
+        for _ in range(2):
+            threading.Thread(target=begin).start()
+    """
+    with subprocess.Popen([sys.executable, "-c", tree, "2", tree]) as first:
+        try:
+            mine = psutil.Process(first.pid)
+            wait_until(lambda: len(mine.children(recursive=True)) == 6)
+            assert {each.pid for each in processes.below(mine)} == {each.pid for each in mine.children(recursive=True)}
+        finally:
+            for each in [*processes.below(psutil.Process(first.pid)), first]:
+                each.kill()
+    with pytest.raises(psutil.NoSuchProcess):
+        processes.below(mine)
 
 
 class TestWithoutASandbox:

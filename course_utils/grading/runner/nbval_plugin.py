@@ -23,6 +23,7 @@ from jupyter_client.manager import KernelManager
 from nbval.kernel import NbvalKernelspecManager, RunningKernel
 
 from ...loading.threads import wait_asleep
+from ..processes import below
 from ..result import SETTINGS
 
 MOST_MESSAGES = 20_000  # of one cell
@@ -69,7 +70,7 @@ def _worked(first: psutil.Process | None) -> float:
     """Seconds of processor time of a process and of all below it, those that have ended among them."""
     total = 0.0
     try:
-        for process in [first, *first.children(recursive=True)] if first else []:
+        for process in [first, *below(first)] if first else []:
             with suppress(psutil.Error):
                 total += sum(process.cpu_times()[:4])
     except psutil.Error:

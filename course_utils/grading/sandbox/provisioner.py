@@ -16,6 +16,7 @@ import psutil
 from jupyter_client.provisioning import LocalProvisioner
 from traitlets import Bool, Dict, List, Unicode
 
+from ..processes import below
 from .bubblewrap import CONNECTION, SCRATCH, command, environment, refusals
 from .control_groups import Group, make
 from .fork_client import ask, request
@@ -165,7 +166,7 @@ class Watch(threading.Thread):
     def _excess(self) -> str:
         if found := self.too_much():
             return found
-        tree = self.first.children(recursive=True)
+        tree = below(self.first)
         if len(tree) > self.limits["processes"] or sum(map(_threads, tree)) > self.limits["processes"]:
             return self._processes
         written, files = self._on_disk(tree)
