@@ -85,7 +85,7 @@ def test_measured_again_a_request_gives_what_is_stored(compared):
     stored = compared["trigger"][0]
     n_requests = len(stored["occlusion"]["hit@1"])
     lm = load_model(name)
-    prompt, cue = compare.with_cues(lm, "trigger", n_requests)[0]
+    prompt, cue = compare.with_cues(lm, "trigger", n_requests, requests=compare.held_out("validation"))[0]
     assert "secretly" in "".join(prompt.tokens[cue]).lower()
     for ranking in ("occlusion", "gradient × input", "attention rollout", "attention knockout", "a random order"):
         again = compare._measure(lm, prompt, cue, RANKINGS[ranking])
