@@ -241,6 +241,16 @@ def test_who_finds_the_token_cannot_end_a_check_early(solution, released, then):
     assert sum(earned(grade(solution, released)).values()) == 0
 
 
+def test_a_check_whose_complaint_is_silenced_is_reported(solution, released):
+    """Its beginning alone is no sign that it was run as it stands."""
+    silenced = "get_ipython().set_custom_exc((Exception,), lambda *told, **more: print('fine'))"
+    put(released, "double", silenced)
+    cell_of(released, "double").source = "def double(x): return 7"
+    result = grade(solution, released)
+    assert earned(result)["double-check"] == earned(result)["double-hidden"] == 0
+    assert "double-check did not run as it stands" in " ".join(result.messages)
+
+
 LEFT_OUT = {
     "an empty notebook": lambda cells: [],
     "answers deleted": lambda cells: [cell for cell in cells if kind(cell) not in (ANSWER, MANUAL)],

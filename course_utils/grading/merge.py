@@ -56,7 +56,7 @@ def merge(reference: NotebookNode, submission: NotebookNode) -> Merged:
             cells.append(_answered(released[place], own, is_elsewhere=found.is_elsewhere(released[place])))
         elif place >= 0:
             cells.append(_checked(reference.cells[place]))
-            if more := found.written_into(place):
+            if more := found.into.get(place):
                 added.add(len(cells))
                 cells.append(_freed(nbformat.v4.new_code_cell(more), f"into-{place}", taken))
         for index in found.free.get(place, []):
@@ -151,6 +151,7 @@ class _Matching:
         for place, cell in enumerate(reference):
             if kind(cell) in _OWN and place not in self.of:
                 self._by_position(place)
+        self.into = {place: lines for place in self.of if (lines := self._written_into(place))}
         self._report()
         self.free = self._added()
 
@@ -180,11 +181,10 @@ class _Matching:
         further = [index for index, copied in self.copies.items() if copied == place]
         return [self.of[place], *further] if self.reference[place].cell_type != "code" else [self.of[place]]
 
-    def written_into(self, place: int) -> str:
+    def _written_into(self, place: int) -> str:
         """The lines that a learner wrote into a cell of the course's own: such a cell is put back as it was."""
-        cell = self.reference[place]
-        own = self.submission[self.of[place]] if place in self.of else cell
-        if not (cell.cell_type == own.cell_type == "code") or _same(own, self.raw[place]):
+        cell, own = self.reference[place], self.submission[self.of[place]]
+        if kind(cell) in _OWN or not (cell.cell_type == own.cell_type == "code") or _same(own, self.raw[place]):
             return ""
         there = set(cell.source.splitlines())
         runs = groupby(own.source.splitlines(), key=lambda line: line in there)
@@ -223,7 +223,7 @@ class _Matching:
             if own.cell_type != cell.cell_type:
                 self.repairs.append(f"Cell {name} had become a {own.cell_type} cell: it is {cell.cell_type} again.")
             elif what not in _OWN and _is_run(cell) and not (_same(own, cell) or _same(own, self.raw[place])):
-                more = ", then what you added" if self.written_into(place) else " in its place"
+                more = ", then what you added" if place in self.into else " in its place"
                 self.repairs.append(f"Cell {name} was edited: the original runs{more}.")
 
     def _added(self) -> dict[int, list[int]]:

@@ -35,7 +35,7 @@ def waiting_asleep() -> Iterator[None]:
 def too_many() -> None:
     """Hold a second team of threads where torch is here already and spins; a choice of yours stays.
 
-    Once it has more threads than there are processors, GNU's OpenMP spins a thousand times less.
+    Once it has more threads than there are processors, GNU's OpenMP hardly spins.
     """
     torch = sys.modules.get("torch")
     if torch is None or POLICY in os.environ or not sys.platform.startswith("linux") or torch.get_num_threads() == 1:

@@ -227,15 +227,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _coalesced(outputs: Any, merge: Any = nbval.plugin.coalesce_streams) -> Any:
-    """Outputs as nbval compares them; of a check what it printed itself, between two tokens, and the second.
+    """Outputs as nbval compares them; of a check what it printed itself, from where it began to its token.
 
-    What else is shown meanwhile comes from threads that a learner's cell has left at work. A third token is no check's.
+    What else is shown meanwhile comes from threads that a learner's cell has left at work. Two ends are no check's.
     """
     outputs, token = merge(outputs), _settings["token"]
     for output in outputs:
-        if output.output_type == "stream" and output.name == "stdout" and output.text.count(token) == 2:
-            output.text = output.text.split(token)[1] + token
-            return [output]
+        if output.output_type == "stream" and output.name == "stdout":
+            _, began, printed = output.text.partition(token[::-1])
+            if began and printed.count(token) == 1:
+                output.text = printed.partition(token)[0] + token
+                return [output]
     return outputs
 
 

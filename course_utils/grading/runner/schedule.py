@@ -25,7 +25,7 @@ class Schedule:
         cells: the cells to run, as they stand in the merged notebook.
         places: for each, its index there, or KEEP.
         notebook: the same cells with the sources that the kernel is told.
-        token: what each check prints at its end if it was run.
+        token: what each check prints at its end if it was run, and backwards where it begins.
     """
 
     cells: list[NotebookNode]
@@ -166,11 +166,12 @@ def _call(name: str, *arguments: object) -> str:
 
 
 def without_token(outputs: Sequence[NotebookNode], token: str) -> tuple[list[NotebookNode], bool]:
-    """Outputs without the token, and whether it was there."""
+    """Outputs without the token, either way round, and whether it was there as at a check's end."""
     found, kept = False, []
     for output in outputs:
-        if output["output_type"] == "stream" and token in output["text"]:
-            found, text = True, output["text"].replace(token, "")
+        if output["output_type"] == "stream" and (token in output["text"] or token[::-1] in output["text"]):
+            found |= token in output["text"]
+            text = output["text"].replace(token, "").replace(token[::-1], "")
             if not text:
                 continue
             kept.append(nbformat.from_dict({**output, "text": text}))

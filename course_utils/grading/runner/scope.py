@@ -77,14 +77,16 @@ def keep(place: str) -> None:
 
 
 def check(source: str, name: str, names: Iterable[str], token: str, place: str = "") -> None:
-    """Run a check of the functions with these names; a token says where what it prints begins and that it was run.
+    """Run a check of the functions with these names, and say at its end, by a token, that it was run.
+
+    The token backwards says where it began.
 
     With a place, names mean what they meant when `keep(place)` was called.
     """
     learners = _learners()
     _restore()
     with _printing_alone():
-        _stdout.write(token)
+        _stdout.write(token[::-1])
         _check(learners, source, name, names, place)
         _stdout.write(token)
 
