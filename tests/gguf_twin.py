@@ -1,6 +1,7 @@
 """A small Llama written as GGUF, as llama.cpp's converter does, beside the same model in a folder."""
 
 import math
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,15 @@ def llama3_factors(scaling, head_dim=16, theta=10000.0):
     return np.array(factors, dtype=np.float32)
 
 
-def renamed(key, architecture="llama", layers=2):
+@cache
+def _names(architecture, layers):
     kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    return get_tensor_name_map(kind, layers)
+
+
+def renamed(key, architecture="llama", layers=2):
     stem, _, end = key.rpartition(".")
-    return f"{get_tensor_name_map(kind, layers).get_name(stem)}.{end}"
+    return f"{_names(architecture, layers).get_name(stem)}.{end}"
 
 
 def permuted(key, weight, heads, kv_heads):
@@ -67,6 +73,8 @@ def tensors_of(made, architecture="llama"):
     weights = {k: v.numpy() for k, v in made.state_dict().items() if not (tied and k == "lm_head.weight")}
     if architecture == "llama":
         weights = {k: permuted(k, v, *heads) for k, v in weights.items()}
+    if architecture.startswith("gemma"):
+        weights = {k: v + 1 if "norm" in k else v for k, v in weights.items()}
     layers = made.config.num_hidden_layers
     return {renamed(k, architecture, layers): np.ascontiguousarray(v) for k, v in weights.items()}
 

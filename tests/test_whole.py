@@ -326,6 +326,15 @@ def test_other_scalings_that_the_file_states_are_rebuilt(tmp_path, rope, keys):
         torch.testing.assert_close(logits(loaded, ids_of(length)), logits(made, ids_of(length)), atol=2e-3, rtol=1e-3)
 
 
+# Gemma: layers with a window and without have their own rotary positions, and no key says how attention is scaled
+GEMMA = {"attention.key_length": 32, "attention.value_length": 32, "attention.sliding_window": 7}
+GEMMA2 = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+GEMMA_PLAIN = {
+    kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("sliding_attention", "full_attention")
+}
+GEMMA_LINEAR = GEMMA_PLAIN | {"full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 8.0}}
+
+
 @pytest.mark.parametrize(
     ("kind", "architecture", "sizes", "keys"),
     [
@@ -334,6 +343,11 @@ def test_other_scalings_that_the_file_states_are_rebuilt(tmp_path, rope, keys):
         ("stablelm", "stablelm", {"layer_norm_eps": 1e-2, "partial_rotary_factor": 0.5},
          {"rope.dimension_count": 8, "attention.layer_norm_epsilon": 1e-2}),
         ("starcoder2", "starcoder2", {"norm_epsilon": 1e-2, "sliding_window": 7}, {"attention.layer_norm_epsilon": 1e-2, "attention.sliding_window": 7}),
+        ("gemma3_text", "gemma3", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 7, "num_hidden_layers": 6, "rope_parameters": GEMMA_LINEAR},
+         GEMMA | {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}),
+        ("gemma3_text", "gemma3", {"head_dim": 32, "query_pre_attn_scalar": 16, "sliding_window": 7, "num_hidden_layers": 62, "rope_parameters": GEMMA_PLAIN}, GEMMA),
+        ("gemma2", "gemma2", {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 7}, GEMMA | GEMMA2),
+        ("gemma2", "gemma2", {"head_dim": 32, "query_pre_attn_scalar": 16, "sliding_window": 7, "num_hidden_layers": 46}, GEMMA | GEMMA2),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -535,6 +549,13 @@ def adapted(folder, where, config=None, **options):
     return where, logits(peft.eval(), ids_of(9))
 
 
+def keep_plain(adapter):
+    """Keep those of an adapter's settings that others' tools write, too."""
+    plain = {"peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "target_modules"}
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k in plain}))
+
+
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True}, {"bias": "all"}, {"lora_alpha": 3}, {"rank_pattern": {"q_proj": 1}},
                                      {"modules_to_save": ["lm_head"]}, {"layers_to_transform": [1]}], ids=str)  # fmt: skip
 def test_adapters_of_lora_are_merged(folder, tmp_path, options):
@@ -545,6 +566,46 @@ def test_adapters_of_lora_are_merged(folder, tmp_path, options):
     with_base = load_model(folder, adapter=adapter)
     torch.testing.assert_close(logits(with_base.model, ids_of(9)), right, atol=1e-4, rtol=1e-4)
     assert str(adapter) in with_base.name
+
+
+@pytest.mark.parametrize("is_plain", [False, True])
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_one_of_two_that_share_a_weight_changes_that_one(tmp_path, target, is_plain):
+    from peft import LoraConfig
+
+    tiny_model("llama", tie_word_embeddings=True).model.float().save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    config = LoraConfig(r=2, target_modules=["q_proj", target], task_type="CAUSAL_LM")
+    adapter, right = adapted(tmp_path / "model", tmp_path / "adapter", config)
+    if is_plain:
+        keep_plain(adapter)
+    lm = load_model(adapter)
+    torch.testing.assert_close(logits(lm.model, ids_of(9)), right, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("target", ["c_proj", "c_attn", "attn.c_proj"])
+def test_a_plain_adapter_of_weights_kept_the_other_way_round(tmp_path, target):
+    from peft import LoraConfig
+
+    tiny_model("gpt2", n_inner=24).model.float().save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    config = LoraConfig(r=2, target_modules=[target], task_type="CAUSAL_LM")
+    adapter, right = adapted(tmp_path / "model", tmp_path / "adapter", config)
+    keep_plain(adapter)
+    torch.testing.assert_close(logits(load_model(adapter).model, ids_of(9)), right, atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_that_runs_layers_twice_is_told(folder, tmp_path):
+    adapter, _ = adapted(folder, tmp_path / "adapter", layer_replication=[[0, 2], [1, 3]])
+    with told("layer_replication"):
+        load_model(adapter)
+
+
+def test_an_adapters_own_version_of_its_base_is_loaded(folder, tmp_path):
+    adapter, _ = adapted(folder, tmp_path / "adapter", revision="v1")
+    config_of_adapter = adapter / "adapter_config.json"
+    config_of_adapter.write_text(config_of_adapter.read_text().replace(str(folder), "nobody/nothing"))
+    assert find(str(adapter)).revision == "v1"
 
 
 def test_ia3_is_merged_and_a_prefix_is_told(folder, tmp_path):
@@ -579,9 +640,7 @@ def test_an_adapter_that_is_not_whole_or_of_another_model_is_told(folder, tmp_pa
 def test_adapters_without_the_library_are_held_to_the_same(folder, tmp_path):
     """As ours are: only the plainest settings, which the package adds into the weights by itself."""
     adapter, right = adapted(folder, tmp_path / "adapter")
-    plain = {"peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "target_modules"}
-    told_of = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({k: v for k, v in told_of.items() if k in plain}))
+    keep_plain(adapter)
     torch.testing.assert_close(logits(load_model(adapter).model, ids_of(9)), right, atol=1e-4, rtol=1e-4)
     path = adapter / "adapter_model.safetensors"
     whole = unpacked(path.read_bytes())

@@ -27,6 +27,7 @@ _STATED = {  # keys of a GGUF file, and what configurations call them
     "final_logit_softcapping": ("final_logit_softcapping",),
     "logit_scale": ("logit_scale",),
 }
+_WIDE_GEMMA = {"gemma2": 46, "gemma3": 62}  # layers of the sizes whose attention is scaled by width / heads
 
 
 class Wanted(NamedTuple):
@@ -64,7 +65,7 @@ def load(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
         ) from error
     except Exception as error:  # files of strangers, read by five libraries: each raises what it likes
         raise CourseError(
-            f"Could not load {name} ({first_line(error)}); expected {EXPECTED}, whole and of a kind transformers reads."
+            f"Could not load {name} ({first_line(error)}); expected {EXPECTED}, whole, a causal language model of a kind transformers reads."
         ) from error
     if not tokenizer.is_fast:
         raise CourseError(
@@ -81,7 +82,11 @@ def load(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
 def _folder(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
-    where = {"local_files_only": wanted.local_only, "revision": wanted.revision or "main"}
+    where: dict[str, Any] = {
+        "local_files_only": wanted.local_only,
+        "revision": wanted.revision or source.revision or "main",
+        "trust_remote_code": False,  # else transformers asks at the prompt whether to run a stranger's code
+    }
     config = AutoConfig.from_pretrained(source.place, **where)
     tokenizer = AutoTokenizer.from_pretrained(source.place, **where)
     return _model(name, source.place, config, wanted, **where), tokenizer
@@ -135,13 +140,17 @@ def _as_stated(config: Any, gguf: Gguf) -> Any:
     if rotary and rope and "partial_rotary_factor" in rope:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         config.rope_parameters = {**rope, "partial_rotary_factor": rotary / size}
+    if hasattr(config, "query_pre_attn_scalar"):  # Gemma's, which no key states; llama.cpp goes by the layers, too
+        wide = config.num_hidden_layers == _WIDE_GEMMA.get(str(gguf.told.get("general.architecture")))
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if wide else config.head_dim
     return _scaled(config, gguf)
 
 
 def _scaled(config: Any, gguf: Gguf) -> Any:
     """The configuration with the scaling of rotary positions that a GGUF file states and transformers passes over."""
     kind, factor = (gguf.of_the_architecture(f"rope.scaling.{key}") for key in ("type", "factor"))
-    own = getattr(config, "rope_parameters", None) or {}
+    every = getattr(config, "rope_parameters", None) or {}
+    own = every.get("full_attention", every)  # Gemma's layers with a window are not scaled
     if kind in (None, "none") or own.get("rope_type", "default") != "default":
         return config
     if kind not in ("linear", "yarn") or not factor:
@@ -152,7 +161,7 @@ def _scaled(config: Any, gguf: Gguf) -> Any:
     scaling = {**own, "rope_type": kind, "factor": float(factor)}
     if original := gguf.of_the_architecture("rope.scaling.original_context_length"):
         scaling["original_max_position_embeddings"] = original
-    config.rope_parameters = scaling
+    config.rope_parameters = {**every, "full_attention": scaling} if own is not every else scaling
     return config
 
 

@@ -35,6 +35,7 @@ class Source:
         place: a folder or hub id.
         gguf_file: the GGUF file in it, if that holds the weights.
         on_hub: whether the place is a hub id.
+        revision: which version of it an adapter was trained on.
         adapters: folders of adapters, each on top of those before it.
         gguf_adapters: LoRA adapters in Ollama's form.
         system: the system text that Ollama puts before a chat.
@@ -44,6 +45,7 @@ class Source:
     place: str
     gguf_file: str | None = None
     on_hub: bool = False
+    revision: str | None = None
     adapters: tuple[str, ...] = ()
     gguf_adapters: tuple[Path, ...] = ()
     system: str | None = None
@@ -132,7 +134,8 @@ def _adapter_source(folder: Path) -> Source:
     """The base model that an adapter names, with the adapter."""
     try:
         check_files(folder)
-        base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        told = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base = told["base_model_name_or_path"]
         if not isinstance(base, str):
             raise ValueError(f"it names {base!r}")
         if not Path(base).expanduser().exists() and (folder / base).exists():  # as from the adapter's own folder
@@ -146,7 +149,7 @@ def _adapter_source(folder: Path) -> Source:
             f"Expected {folder / ADAPTER_CONFIG} to name the model it was trained on ({first_line(error)}); "
             "export the adapter again, or give the model and this folder as adapter=."
         ) from error
-    return replace(find(base), adapters=(str(folder),))
+    return replace(find(base), adapters=(str(folder),), revision=told.get("revision"))
 
 
 def _in_ollama(name: str) -> Source:

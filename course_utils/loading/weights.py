@@ -16,6 +16,7 @@ from .sources import ADAPTER_CONFIG
 
 _PLAIN = {"peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "target_modules"}
 _OTHER_TOWERS = re.compile(r"(^|\.)(visual|vision|audio|speech|image|multi_modal|mm_|embed_vision|embed_audio|mtp)")
+_MASKS = re.compile(r"(attn|attention)\.(bias|masked_bias|causal_mask)$")  # made anew by today's classes
 _BEYOND_TEXT = re.compile(r"\.nextn\.|^(v|a|mm)\.")
 
 
@@ -27,7 +28,7 @@ def check_loaded(name: str, model: Any, info: Mapping[str, Any]) -> None:
         model: the model that was loaded.
         info: what transformers says about it (`output_loading_info`), without the keys that its class knows to be idle.
     """
-    unexpected = [key for key in info["unexpected_keys"] if not _OTHER_TOWERS.search(key)]
+    unexpected = [key for key in info["unexpected_keys"] if not (_OTHER_TOWERS.search(key) or _MASKS.search(key))]
     shapes = [f"{key} {list(stored)} for {list(made)}" for key, stored, made in sorted(info["mismatched_keys"])]
     faults = [
         f"{said} ({_some(keys)})"
@@ -111,10 +112,31 @@ def merged(model: Any, adapter: str) -> Any:
     """
     folder = Path(adapter)
     told = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    targets = told.get("target_modules")
-    if set(told) == _PLAIN and told["peft_type"] == "LORA" and isinstance(targets, list):
+    if told.get("layer_replication"):
+        raise CourseError(
+            f"Expected an adapter of the layers that the model has, got {folder}, which runs some of them twice "
+            "(layer_replication); merge it with peft, and give the folder of the whole model."
+        )
+    if set(told) == _PLAIN and told["peft_type"] == "LORA" and _of_linear(model, told["target_modules"]):
         return _with_products(model, folder / "adapter_model.safetensors", told)  # ours: peft takes a second to import
     return _by_peft(model, folder)
+
+
+def _of_linear(model: Any, targets: Any) -> bool:
+    """Whether an adapter's targets are the last names of layers' modules that keep their weights as `[out, in]`."""
+    if not isinstance(targets, list) or any("." in str(target) for target in targets):
+        return False
+    named = [module for name, module in model.named_modules() if name.rpartition(".")[2] in targets]
+    return all(isinstance(module, torch.nn.Linear) for module in named) and model.get_output_embeddings() not in named
+
+
+def _untie(model: Any, stored: Iterable[str]) -> None:
+    """Give the unembedding a weight of its own if an adapter changes it or the embedding: not both, then."""
+    both = (model.get_output_embeddings(), model.get_input_embeddings())
+    names = [name for name, module in model.named_modules() if module in both]
+    if both[0].weight is both[1].weight and any(f".{name}.lora_" in key for key in stored for name in names):
+        both[0].weight = torch.nn.Parameter(both[0].weight.clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
 
 
 def _by_peft(model: Any, folder: Path) -> Any:
@@ -124,6 +146,7 @@ def _by_peft(model: Any, folder: Path) -> Any:
     rows = [len(weight) for key, weight in stored.items() if re.search(r"(embed_tokens|wte|lm_head)\.weight$", key)]
     if rows and max(rows) > len(model.get_input_embeddings().weight):  # trained with tokens of its own
         model.resize_token_embeddings(max(rows), mean_resizing=False)
+    _untie(model, stored)
     adapted = PeftModel.from_pretrained(model, str(folder))
     kind = adapted.peft_config["default"].peft_type.value
     if not hasattr(adapted.base_model, "merge_and_unload"):

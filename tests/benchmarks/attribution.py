@@ -1,16 +1,21 @@
 """How fast is token attribution, beside its peers and beside the arithmetic that cannot be saved? All in one run.
 
-python tests/benchmarks/attribution.py           # ratios, about three minutes on two cores
-python tests/benchmarks/attribution.py --memory  # peak memory for a prompt of 1,000 tokens, about twelve minutes
+python tests/benchmarks/attribution.py               # ratios, about three minutes on two cores
+python tests/benchmarks/attribution.py --memory      # peak memory for a prompt of 1,000 tokens, about twelve minutes
+python tests/benchmarks/attribution.py --interpreto  # beside Interpreto, in an environment made for it, five minutes
 """
 
 import argparse
 import logging
 import os
 import resource
+import subprocess
 import sys
+import tempfile
 import time
+import venv
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,14 +47,19 @@ def multiply_rate(size=2048, repeats=5):
     return size**3 / timed(lambda: a @ b, repeats)[0]
 
 
-def floor_seconds(lm, n_prompt, n_reply):
-    """Time for the multiply-adds of the suffixes that really differ, and no more, at the machine's own rate."""
+def multiply_adds(lm, n_prompt, n_reply, *, whole=False):
+    """Those of the suffixes that really differ and of the scored logits; or of whole passes with all their logits."""
     layers = sum(p.numel() for p in lm.model.model.layers.parameters() if p.dim() == 2)
     n = n_prompt + n_reply - 1
-    suffixes = sum(n - i for i in range(n_prompt))
-    attention = sum(2 * lm.n_layers * lm.d_model * (n - i) * (n + i) / 2 for i in range(n_prompt))
-    unembedding = n_prompt * n_reply * lm.d_model * lm.config.vocab_size
-    return (layers * suffixes + attention + unembedding) / multiply_rate()
+    starts = [0 if whole else i for i in range(n_prompt)]
+    attention = sum(2 * lm.n_layers * lm.d_model * (n - i) * (n + i) / 2 for i in starts)
+    unembedding = n_prompt * (n if whole else n_reply) * lm.d_model * lm.config.vocab_size
+    return layers * sum(n - i for i in starts) + attention + unembedding
+
+
+def floor_seconds(lm, n_prompt, n_reply):
+    """Time for the multiply-adds that cannot be saved, at the machine's own rate."""
+    return multiply_adds(lm, n_prompt, n_reply) / multiply_rate()
 
 
 @torch.no_grad()
@@ -128,6 +138,42 @@ def ratios():
     report("transformers from the GGUF file", timed(from_gguf)[0], loading)
 
 
+def with_interpreto():
+    """Make an environment with Interpreto, whose requirements clash with Inseq's, and compare there."""
+    root = Path(__file__).resolve().parents[2]
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        python = Path(folder) / ("Scripts" if os.name == "nt" else "bin") / "python"
+        wanted = [f"torch=={torch.__version__.partition('+')[0]}", "interpreto==0.5.*", "-e", str(root)]
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+        subprocess.run([python, __file__, "--beside-interpreto"], check=True)
+
+
+def beside_interpreto():
+    """Occlusion beside Interpreto's, at each of three batch sizes, in turn."""
+    from interpreto import Granularity, Occlusion
+    from interpreto.attributions import InferenceModes
+
+    lm, theirs = load_model("smollm2"), load_model("smollm2")  # theirs gets a token more
+    prompt = lm.chat(TEXT)
+    n_reply = len(lm.continuation(prompt, REPLY))
+    how = {"granularity": Granularity.ALL_TOKENS, "inference_mode": InferenceModes.LOG_SOFTMAX}
+    peers = {size: Occlusion(theirs.model, theirs.tokenizer, batch_size=size, **how) for size in (4, 16, 64)}
+    assert (
+        peers[64](prompt.text, REPLY)[0].attributions.shape == token_attribution(lm, prompt, target=REPLY).scores.shape
+    )
+    rounds = []
+    for _ in range(5):
+        ours = timed(lambda: token_attribution(lm, prompt, target=REPLY))[0]
+        rounds.append([ours, *(timed(lambda peer=peer: peer(prompt.text, REPLY))[0] for peer in peers.values())])
+    ours, *seconds = np.median(rounds, axis=0)
+    report("token_attribution (median of 5)", ours, ours)
+    for size, each in zip(peers, seconds, strict=True):
+        report(f"Interpreto, batches of {size}", each, ours)
+    whole, floor = (multiply_adds(lm, len(prompt), n_reply, whole=whole) for whole in (True, False))
+    print(f"whole passes, all logits, hold {whole / floor:.1f} times the multiply-adds that cannot be saved")
+
+
 def memory():
     """Peak memory of the whole process for a long prompt (the batch shrinks as the prompt grows)."""
     lm = load_model("smollm2")
@@ -142,5 +188,7 @@ if __name__ == "__main__":
     os.environ["TQDM_DISABLE"] = "1"
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
-    memory() if parser.parse_args().memory else ratios()
+    parser.add_argument("--memory", dest="what", action="store_const", const=memory, default=ratios)
+    parser.add_argument("--interpreto", dest="what", action="store_const", const=with_interpreto)
+    parser.add_argument("--beside-interpreto", dest="what", action="store_const", const=beside_interpreto)
+    parser.parse_args().what()
