@@ -370,7 +370,7 @@ def halve(x): return x / 2
             ("def double(x):\n    return input('?')", "double-check", "failed", "StdinNotImplementedError"),
             ("def double(x):\n    raise SystemExit", "double-check", "failed", ""),
             ("def double(x): return double(x)", "double-check", "failed", "RecursionError"),
-            ("for i in range(10**6): print('flood' * 100)", "double-check", "not run", "printed more than"),
+            ("for i in range(10**6): print('flood' * 100)", "double-check", "not run", "showed more than"),
             ("%%bash\nexit 1", "double-check", "failed", "your cell does not run"),
         ],
     )

@@ -93,6 +93,84 @@ def test_what_a_student_writes_into_a_cell_of_the_course_s_own_is_there(solution
     assert earned(grade(solution, mine)) == FULL
 
 
+HELPER = '''
+@staticmethod
+def help_me(x):
+    """Help.
+
+    More.
+    """
+    twice = x + x  # 2 x
+
+    return twice
+'''
+
+
+@pytest.mark.parametrize("gap", ["\n\n", "\n", "; "])
+def test_a_function_written_into_a_cell_of_the_course_s_own_stays_whole(solution, mine, gap):
+    """Also where the cell has blank lines, and lines that the function has as well."""
+    own = '"""Set-up."""\n\nSUSPECT = "model-a"\n\n\ndef other(x):\n    twice = x + x\n    return twice\n\nONE = 1'
+    cell_of(solution, "setup").source = own
+    cell_of(mine, "setup").source = f"{own}{gap}TWO = 2\n{HELPER}"
+    cell_of(mine, "double").source = "def double(x): return help_me(x) * ONE * (TWO - 1)"
+    result = grade(solution, mine)
+    assert earned(result) == FULL
+    assert "# 2 x" in result.notebook.decode()
+
+
+def test_all_code_moved_into_the_first_cell_of_the_course_s_own(solution, mine):
+    codes = [cell for cell in mine.cells if cell.cell_type == "code"]
+    codes[0].source = "\n\n".join(cell.source for cell in codes)
+    mine.cells = [cell for cell in mine.cells if cell not in codes[1:]]
+    assert earned(grade(solution, mine)) == FULL
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def double(x):\n    # raise NotImplementedError('add')\n    return x + x",
+        'def double(x):\n    """Before: raise NotImplementedError."""\n    return x + x',
+        "def double(x):\n    if x is None: raise NotImplementedError\n    return x + x",
+        "class Base:\n    def f(self): raise NotImplementedError\ndef double(x): return x + x",
+    ],
+)
+def test_a_right_answer_that_speaks_of_the_stub_and_an_experiment_below(solution, mine, source):
+    cell_of(mine, "double").source = source
+    put(mine, "halve", "def double(x): return 3 * x  # what if?")
+    assert earned(grade(solution, mine)) == FULL
+
+
+@pytest.mark.parametrize(
+    "show", ["display(HTML('x' * 4_000_000))", "print('x' * 2_000_000)", "len('" + "x" * 2_000_000 + "')"]
+)
+def test_a_cell_may_show_as_much_as_people_show(solution, mine, show):
+    cell_of(mine, "double").source += f"\nfrom IPython.display import HTML, display\n{show}"
+    put(mine, "halve", f"def half(x): return x / 2\n{show}")
+    cell_of(mine, "halve").source = "def halve(x): return half(x)"
+    result = grade_one(Work(write(solution), write(mine)))
+    assert earned(result) == FULL
+    assert not result.messages
+
+
+TEE = """
+import sys
+class Tee:
+    def __init__(self, stream): self.stream = stream
+    def write(self, text): self.stream.write(text)
+    def flush(self): self.stream.flush()
+sys.{0} = Tee(sys.{0})
+"""
+
+
+@pytest.mark.parametrize("before", ["double", "double-check", "halve"])
+@pytest.mark.parametrize(
+    "source", [TEE.format("stdout"), TEE.format("stderr"), "import sys\nsys.stdout = open('log.txt', 'w')"]
+)
+def test_who_sends_what_is_printed_elsewhere_loses_nothing(solution, mine, before, source):
+    put(mine, before, source)
+    assert earned(grade(solution, mine)) == FULL
+
+
 AT_WORK = """
 import logging, subprocess, sys, threading, time
 from IPython.display import HTML, clear_output, display

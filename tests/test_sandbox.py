@@ -218,9 +218,9 @@ class TestWhatEndsOrSurvives:
             (
                 "for i in range(10**6): print('flood' * 100)",
                 "not run,not run,passed",
-                "not run: double printed more than",
+                "not run: double showed more than",
             ),
-            ("print('x' * 10**7)", "not run,not run,passed", "not run: double printed more than"),
+            ("print('x' * 10**7)", "not run,not run,passed", "not run: double showed more than"),
             (
                 "import subprocess\nfor i in range(3): subprocess.Popen(['sleep', '100'], start_new_session=True)\n"
                 "def double(x): return 2 * x",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import Counter
 from dataclasses import dataclass, field
-from itertools import groupby
+from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
@@ -182,15 +184,17 @@ class _Matching:
         return [self.of[place], *further] if self.reference[place].cell_type != "code" else [self.of[place]]
 
     def _written_into(self, place: int) -> str:
-        """The lines that a learner wrote into a cell of the course's own: such a cell is put back as it was."""
+        """What a learner wrote into a cell of the course's own, by statements: such a cell is put back as it was."""
         cell, own = self.reference[place], self.submission[self.of[place]]
         if kind(cell) in _OWN or not (cell.cell_type == own.cell_type == "code") or _same(own, self.raw[place]):
             return ""
-        there = set(cell.source.splitlines())
-        runs = groupby(own.source.splitlines(), key=lambda line: line in there)
-        blocks = [list(lines) for is_there, lines in runs if not is_there]
-        whole = ["\n".join(lines) for lines in blocks if not lines[0][:1].isspace()]  # else from inside of something
-        return "\n".join(block for block in whole if has_code(block))
+        left, more = Counter(tree for tree, _ in _statements(cell.source)), []
+        for tree, text in _statements(own.source):
+            if left[tree]:
+                left[tree] -= 1
+            else:
+                more.append(text)
+        return "\n".join(more)
 
     def _by_position(self, place: int) -> None:
         """An answer without its marks: of the code between its neighbours, what defines its function, or the first."""
@@ -251,6 +255,28 @@ class _Matching:
 
 def _is_run(cell: NotebookNode) -> bool:
     return cell.cell_type == "code" and has_code(cell.source)
+
+
+def _statements(source: str) -> list[tuple[str, str]]:
+    """The statements of a cell, each as Python reads it and as it is written; none if Python can't read it.
+
+    Those that share a line are one.
+    """
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    transformer: Any = TransformerManager
+    try:
+        plain = transformer().transform_cell(source)
+        statements = ast.parse(plain).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    lines, found, end = re.split("\r\n|\r|\n", plain), list[tuple[str, str]](), 0
+    for statement in statements:
+        begin = min(node.lineno for node in (statement, *getattr(statement, "decorator_list", ())))
+        trees, begin = (found.pop()[0], end) if begin == end else ("", begin)
+        end = statement.end_lineno or begin
+        found.append((trees + ast.dump(statement), "\n".join(lines[begin - 1 : end])))
+    return found
 
 
 def _name(cell: NotebookNode) -> str:

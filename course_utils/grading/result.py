@@ -12,12 +12,12 @@ DONE, SLOW, BROKEN, REFUSED = "done", "timed out", "could not run", "refused"
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a run may take, in seconds, how much a cell may print, and what a sandbox holds.
+    """How long a run may take, in seconds, how much a cell may show, and what a sandbox holds.
 
     Attributes:
         cell_seconds: for one cell.
         total_seconds: for the whole notebook.
-        output_bytes: what one cell may print.
+        output_bytes: what one cell may print and show.
         memory_bytes: what the kernel and all that it starts may use (in a sandbox only, as what follows).
         processes: how many processes and threads there may be at once.
         disk_bytes: what may be written, to a disk that is in memory.
@@ -25,7 +25,7 @@ class Limits:
 
     cell_seconds: float = 60.0
     total_seconds: float = 300.0
-    output_bytes: int = 1_000_000
+    output_bytes: int = 20_000_000
     memory_bytes: int = 4_000_000_000
     processes: int = 512
     disk_bytes: int = 500_000_000

@@ -65,7 +65,8 @@ def load(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
         ) from error
     except Exception as error:  # files of strangers, read by five libraries: each raises what it likes
         raise CourseError(
-            f"Could not load {name} ({first_line(error)}); expected {EXPECTED}, whole, a causal language model of a kind transformers reads."
+            f"Could not load {name} ({first_line(error)}); expected {EXPECTED}, whole, a causal language model "
+            "of a kind transformers reads."
         ) from error
     if not tokenizer.is_fast:
         raise CourseError(

@@ -158,15 +158,18 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
         return message
 
     def _count(self, message: Any) -> None:
-        """Count what was said to the cell that said it, though it may come when the next is at work."""
+        """Count what was said to the cell that said it, though it may come when the next is at work.
+
+        What tells which code is run is the learner's source, and no output.
+        """
         cell = self.cells.get(message["parent_header"].get("msg_id", ""), _settings["cell"])
         said = message["content"]
         if "traceback" in said:  # which is long, and which nobody reads here
             said["traceback"] = []
-        self.sent[cell] += len(str(said))
+        self.sent[cell] += len(str(said)) if message["msg_type"] != "execute_input" else 0
         self.messages[cell] += 1
         if self.sent[cell] > _settings["output_bytes"]:
-            self._end(f"printed more than {_settings['output_bytes'] // 1000} kB", cell)
+            self._end(f"showed more than {_settings['output_bytes'] / 1e6:g} MB", cell)
         if self.messages[cell] > MOST_MESSAGES:
             self._end(f"sent more than {MOST_MESSAGES} messages", cell)
 
@@ -288,11 +291,12 @@ def _short(output: Any) -> Any:
     """An output as it came, as long as a reader can take; an error without its traceback, which nobody reads here."""
     if output["output_type"] == "error":
         return {**output, "evalue": str(output["evalue"])[:2000], "traceback": []}
-    size = len(str(output))
-    _settings["shown"] = _settings.get("shown", 0) + min(size, LONGEST)
-    if _settings["shown"] > MOST_SHOWN:
+    size, is_text = len(str(output)), output["output_type"] == "stream"
+    shown = _settings.get("shown", 0) + (min(size, LONGEST) if is_text else size)
+    if shown > MOST_SHOWN:
         return {"output_type": "stream", "name": "stderr", "text": "(more than is kept)\n"}
-    if output["output_type"] == "stream" and size > LONGEST:
+    _settings["shown"] = shown
+    if is_text and size > LONGEST:
         return {**output, "text": str(output["text"])[:LONGEST]}
     return output
 

@@ -46,7 +46,7 @@ def schedule(merged: Merged, token: str) -> Schedule:
     """All cells in order, but each check after all that belongs to its item, and hidden checks last.
 
     So nothing that a student is shown came out after a hidden check had gone in; what names meant where it stands is
-    kept for it. A check with further copies of its answer below it runs where it stands, too: the better mark counts.
+    kept for it. A check whose answer may stand below it runs where it stands, too: the better mark counts.
     """
     cells = merged.notebook.cells
     steps = [_Step(KEEP, _call("begin", _used(cells)))]
@@ -97,10 +97,9 @@ class _Step:
 
 def _ordered(merged: Merged) -> list[int]:
     """The cells, each as often and where it runs; a hidden check where names are kept for it."""
-    moves = [_later(merged, index) for index in range(len(merged.notebook.cells))]
-    order = [index for index, (later, also_here) in enumerate(moves) if not later or also_here]
-    for index, (later, _) in reversed(list(enumerate(moves))):
-        if later:
+    order = list(range(len(merged.notebook.cells)))
+    for index in reversed(order[:]):
+        if later := _later(merged, index):
             order.insert(order.index(later) + 1, index)
     return order
 
@@ -115,14 +114,14 @@ def _finally(source: str, then: str) -> str:
     return f"try:\n    {indented}\nfinally:\n    {then}"
 
 
-def _later(merged: Merged, index: int) -> tuple[int, bool]:
-    """The last cell below a check that belongs to its item (0: none), and whether the check runs where it stands, too.
+def _later(merged: Merged, index: int) -> int:
+    """The last cell below a check that belongs to its item (0: none): it runs after that, too.
 
-    What belongs to it: further copies of its answer, and what defines an answer that was left open.
+    What belongs to it: further copies of its answer, and what defines an answer that may have been left open.
     """
     cell = merged.notebook.cells[index]
     if not _is_check(cell):
-        return 0, True
+        return 0
     item, below = item_of(cell), [other for other in merged.added if other > index]
     answers = [one for one in merged.notebook.cells if kind(one) == ANSWER and item_of(one) == item]
     stubs = [one for one in merged.released if kind(one) == ANSWER and item_of(one) == item]
@@ -130,7 +129,7 @@ def _later(merged: Merged, index: int) -> tuple[int, bool]:
     is_left = any(map(is_open, answers))
     copies = [other for other in below if merged.belongs.get(other) == item]
     fills = [other for other in below if is_left and names & bound(_code(merged.notebook.cells[other]))]
-    return max([*copies, *fills], default=0), not is_left
+    return max([*copies, *fills], default=0)
 
 
 def _code(cell: NotebookNode) -> str:

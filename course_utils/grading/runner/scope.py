@@ -20,6 +20,7 @@ from typing import Any
 
 _builtins = vars(builtins).copy()
 _stdout: Any = sys.stdout
+_stderr: Any = sys.stderr
 _modules: dict[ModuleType, dict[str, Any]] = {}  # the course's own, and what they held before a learner came
 _functions: dict[FunctionType, tuple[Any, ...]] = {}  # the same of each of their functions
 _own: dict[str, Any] = {"__name__": "__main__", "__builtins__": _builtins.copy()}
@@ -48,13 +49,22 @@ def _remember() -> None:
 def _restore() -> None:
     """Put back what a learner's code may have changed under the course's own."""
     vars(builtins).update(_builtins)
-    sys.stdout = _stdout
+    for name, stream in (("stdout", _stdout), ("stderr", _stderr)):
+        if getattr(sys, name) is not stream:  # it has not been told since which cell is being run
+            setattr(sys, name, stream)
+            _told(stream)
     for module, names in _modules.items():
         vars(module).update(names)
     for function, (code, defaults, named) in _functions.items():
         function.__code__, function.__defaults__, function.__kwdefaults__ = code, defaults, named
     if torch := sys.modules.get("torch"):
         torch.set_default_device(None)
+
+
+def _told(stream: Any) -> None:
+    from IPython import get_ipython
+
+    stream.set_parent(get_ipython().get_parent())  # type: ignore[no-untyped-call]
 
 
 def locked(source: str, name: str) -> None:
