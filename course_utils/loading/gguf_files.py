@@ -11,6 +11,7 @@ import shutil
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -27,12 +28,18 @@ _STRING, _ARRAY, _F32 = 8, 9, 0
 _ALIGNMENT = 32
 
 
-def tell_version() -> None:
-    """Let transformers find gguf's version: with Python 3.10 its earlier versions look where it is not."""
+def prepare() -> None:
+    """Let transformers find gguf's version, and the names of tensors at once.
+
+    With Python 3.10 its earlier versions look for the version where it is not; and it makes the table of names anew for
+    each module, which takes most of the time: half a minute for a small model of 62 layers.
+    """
     import gguf
 
     if not hasattr(gguf, "__version__"):
         gguf.__version__ = version("gguf")
+    if not hasattr(gguf.get_tensor_name_map, "cache_info"):
+        gguf.get_tensor_name_map = lru_cache(maxsize=1)(gguf.get_tensor_name_map)
 
 
 class Stored(NamedTuple):

@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 from ..errors import CourseError, first_line
 from .devices import fitting_dtype
-from .gguf_files import Gguf, join, parts_of, read_gguf, tell_version
+from .gguf_files import Gguf, join, parts_of, prepare, read_gguf
 from .smollm2 import offline, quiet_transformers
 from .sources import ADAPTERS, BUILT_IN, DEFAULT, EXPECTED, Source
 from .weights import check_gguf, check_loaded, merged, rescale_rotary
@@ -96,7 +96,7 @@ def _folder(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
 def _gguf(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
-    tell_version()
+    prepare()
     parts = parts_of(read_gguf(Path(source.place, str(source.gguf_file))))
     gguf = parts[0]
     with tempfile.TemporaryDirectory(prefix="course-gguf-", ignore_cleanup_errors=True) as folder:

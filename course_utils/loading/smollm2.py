@@ -28,7 +28,7 @@ from platformdirs import user_cache_dir
 
 from .._progress import progress
 from ..errors import CourseError, first_line
-from .gguf_files import tell_version
+from .gguf_files import prepare
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
@@ -233,7 +233,7 @@ def _convert(gguf: Path, folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tell_version()
+    prepare()
     print("Converting SmolLM2 (once, about 15 seconds)", file=sys.stderr)
     with quiet_transformers():
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
