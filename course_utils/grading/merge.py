@@ -5,17 +5,20 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 
+from ..errors import CourseError
+from .limited import within
 from .notebook import ANSWER, CHECK, FREE, MANUAL, NOT_RUN, grade_id, has_code, item_of, kind, student_view
 
 _MARKER = re.compile(r"(?m)^([ \t]*#+[ \t]*)(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)[ \t]*$")
 _DEFINED = re.compile(r"(?m)^(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)")
 _ASSIGNED = re.compile(r"(?m)^(\w+)[ \t]*=(?!=)")
+_LONGEST = 100_000  # characters of a cell of the course's own that are looked through for what was written into it
 _OWN = (ANSWER, MANUAL)  # the cells that a learner writes
 
 
@@ -188,8 +191,10 @@ class _Matching:
         cell, own = self.reference[place], self.submission[self.of[place]]
         if kind(cell) in _OWN or not (cell.cell_type == own.cell_type == "code") or _same(own, self.raw[place]):
             return ""
-        left, more = Counter(tree for tree, _ in _statements(cell.source)), []
-        for tree, text in _statements(own.source):
+        left, more, mine = Counter(tree for tree, _ in statements(cell.source)), [], list[tuple[str, str]]()
+        with suppress(CourseError):  # a source can be such that Python's own parser gives out
+            mine = within(statements, own.source)
+        for tree, text in mine:
             if left[tree]:
                 left[tree] -= 1
             else:
@@ -257,25 +262,27 @@ def _is_run(cell: NotebookNode) -> bool:
     return cell.cell_type == "code" and has_code(cell.source)
 
 
-def _statements(source: str) -> list[tuple[str, str]]:
-    """The statements of a cell, each as Python reads it and as it is written; none if Python can't read it.
+def statements(source: str) -> list[tuple[str, str]]:
+    r"""The statements of a cell, each as Python reads it and as it is written; none if it can't, or is too long.
 
-    Those that share a line are one.
+    Those that share a line are one; a magic is one of its own.
+
+    >>> [text for _, text in statements("%matplotlib inline\nx = 1; y = 2")]
+    ['%matplotlib inline', 'x = 1; y = 2']
     """
-    from IPython.core.inputtransformer2 import TransformerManager
-
-    transformer: Any = TransformerManager
+    if len(source) > _LONGEST:
+        return []
+    found, end = list[tuple[str, str]](), 0
+    lines = re.split("\r\n|\r|\n", source)
+    plain = "\n".join(repr(line) if line[:1] in ("%", "!") else line for line in lines)
     try:
-        plain = transformer().transform_cell(source)
-        statements = ast.parse(plain).body
+        for statement in ast.parse(plain).body:
+            begin = min(node.lineno for node in (statement, *getattr(statement, "decorator_list", ())))
+            trees, begin = (found.pop()[0], end) if begin == end else ("", begin)
+            end = statement.end_lineno or begin
+            found.append((trees + ast.dump(statement), "\n".join(lines[begin - 1 : end])))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
-    lines, found, end = re.split("\r\n|\r|\n", plain), list[tuple[str, str]](), 0
-    for statement in statements:
-        begin = min(node.lineno for node in (statement, *getattr(statement, "decorator_list", ())))
-        trees, begin = (found.pop()[0], end) if begin == end else ("", begin)
-        end = statement.end_lineno or begin
-        found.append((trees + ast.dump(statement), "\n".join(lines[begin - 1 : end])))
     return found
 
 
