@@ -17,6 +17,7 @@ from course_utils.cli import main
 from course_utils.grading.classroom.export import FORMATS, About, titles_of
 from course_utils.grading.classroom.gradebook import Gradebook
 from course_utils.grading.classroom.late import Late
+from course_utils.grading.classroom.standing import Change
 from course_utils.grading.classroom.submissions import Submission
 from course_utils.grading.handout import release
 from course_utils.grading.marks import Mark
@@ -232,6 +233,35 @@ class TestLateInTheGradebook:
         book.take(Submission("ada", "toy", Path("in"), extension="3", **told), b"ada")
         policy.settle(book)
         assert next(book.current()).total == 8
+
+    @pytest.mark.parametrize(
+        ("first", "then"),
+        [
+            ({"handed_in": "2026-12-01T08:00:00+00:00"}, {"handed_in": "2026-12-04T08:00:00+00:00"}),
+            ({"handed_in": "2026-12-04T08:00:00+00:00"}, {"handed_in": "2026-12-01T08:00:00+00:00"}),
+            ({"handed_in": "2026-12-01T08:00:00+00:00"}, {}),
+            ({"late": False}, {"late": True}),
+        ],
+    )
+    def test_a_file_that_is_copied_or_downloaded_again_is_as_early_as_it_was(self, book, first, then):
+        policy = Late("10% per day", ["2026-12-01T09:00+00:00"])
+        handed_in(book, "ada", [8], **first)
+        for told in (then, first, then):
+            policy.settle(book)
+            book.take(Submission("ada", "toy", Path("copy"), **told), b"ada")
+        policy.settle(book)
+        assert (next(book.current()).total, next(book.current()).late) == (8, False)
+
+    def test_a_total_that_changes_is_told(self, book):
+        for student, when in (("ada", "2026-12-02T10:00:00+00:00"), ("ben", "2026-11-30T10:00:00+00:00")):
+            handed_in(book, student, [8], handed_in=when)
+        assert Late("10% per day", ["2026-12-03T09:00+00:00"]).settle(book) == []
+        assert Late("", ["2026-12-01T09:00+00:00"]).settle(book) == [Change("ada", "toy", "total", 8, 6.4)]
+        assert Late().settle(book) == []
+        handed_in(book, "cy", [8], handed_in="2026-12-02T10:00:00+00:00")  # nobody has seen another total of theirs
+        assert Late().settle(book) == []
+        told = command("grade", "--out", book.path.parent, "--late", "none")
+        assert "ada, toy, total: 6.4 before, 8 now cy, toy, total: 6.4 before, 8 now" in told
 
 
 def command(*arguments, code=0):

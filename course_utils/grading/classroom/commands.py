@@ -108,7 +108,7 @@ def grade_class(
             with tqdm(total=len(found.submissions), unit="notebook", disable=None) as bar:
                 options["progress"] = bar.update
                 report = grade(found, book, references, **options)
-        policy.settle(book)
+        report.changes += policy.settle(book)
         pages = write_feedback(book, out / "feedback") if submissions is not None or late or due else 0
         if submissions is not None:
             write_whole(out / "statistics.csv", table_of(statistics(book.current())))
@@ -118,6 +118,7 @@ def grade_class(
             _tell(report, pages, len(duplicates), out, found.notes)
             for told in earlier_overrides(book):
                 click.echo(f"note: {told}", err=True)
+        _tell_changes(report)
         if export:
             write_folder(FORMATS[export](book, about), out)
             click.echo(f"{export} in {out}")
@@ -267,14 +268,16 @@ def duplicates_in(book: Gradebook, references: Mapping[str, bytes], against: Pat
 def _tell(report: Report, pages: int, duplicates: int, out: Path, notes: Sequence[str] = ()) -> None:
     for told in (*notes, *report.left, *report.broken):
         click.echo(f"note: {told}", err=True)
-    for change in report.changes:
-        click.echo(
-            f"{change.student}, {change.exercise}, {change.check}: {change.before:g} before, {change.after:g} now"
-        )
     graded = f"{report.graded} graded, {report.known} had their marks, {len(report.left)} files left"
     click.echo(f"{graded}, {len(report.broken)} could not be run; feedback for {pages} in {out / 'feedback'}")
     if duplicates:
         click.echo(f"{duplicates} groups of answers resemble each other or the solution: {out / 'duplicates.csv'}")
+
+
+def _tell_changes(report: Report) -> None:
+    for change in report.changes:
+        came = f"{change.before:g} before, {change.after:g} now"
+        click.echo(f"{change.student}, {change.exercise}, {change.check}: {came}")
 
 
 def bytes_of(size: str) -> int:

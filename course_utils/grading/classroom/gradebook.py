@@ -75,38 +75,51 @@ class Gradebook:
                 raise
 
     def take(self, submission: Submission, content: bytes) -> int:
-        """Write down that a submission was handed in, and that it is the one that counts; its number here."""
+        """Write down that a submission was handed in, and that it is the one that counts; its number here.
+
+        What was there before stays as early as it was: copying or downloading a file again changes its time alone.
+        """
         digest = hashlib.sha256(content).hexdigest()
         who = (submission.student, submission.exercise)
         about = (submission.label, submission.handed_in, submission.extension)
         with self._change() as db:
-            turn = 1 + (db.execute("SELECT max(turn) FROM submission").fetchone()[0] or 0)
             latest = db.execute(
-                "SELECT id, digest FROM submission WHERE student = ? AND exercise = ? ORDER BY turn DESC LIMIT 1", who
+                "SELECT digest, turn FROM submission WHERE student = ? AND exercise = ? ORDER BY turn DESC LIMIT 1", who
             ).fetchone()
-            if latest and latest[1] == digest:
-                db.execute(
-                    "UPDATE submission SET number = ?, late = ?, place = ?, label = ?, handed_in = ?, extension = ?"
-                    " WHERE id = ?",
-                    (submission.number, submission.late, submission.place, *about, latest[0]),
-                )
-                return int(latest[0])
+            last = db.execute("SELECT max(turn) FROM submission").fetchone()[0] or 0
+            turn = latest[1] if latest and latest[0] == digest else last + 1
             told = (submission.number, submission.late, submission.place, _now(), turn, *about)
             found = db.execute(
                 "INSERT INTO submission (student, exercise, digest, number, late, place, taken, turn, label, handed_in,"
                 " extension) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
-                " number = excluded.number, late = excluded.late, place = excluded.place, turn = excluded.turn,"
-                " label = excluded.label, handed_in = excluded.handed_in, extension = excluded.extension RETURNING id",
+                " number = excluded.number, late = min(late, excluded.late), place = excluded.place,"
+                " turn = excluded.turn, label = excluded.label, extension = excluded.extension,"
+                " handed_in = iif('' IN (handed_in, excluded.handed_in), max(handed_in, excluded.handed_in),"
+                " min(handed_in, excluded.handed_in)) RETURNING id",
                 (*who, digest, *told),
             ).fetchone()
         return int(found[0])
 
-    def settle_late(self, penalty: Callable[[str, str, bool, str], tuple[float, str]]) -> None:
-        """Write what being late costs each submission, as a function of exercise, time, mark and extension says."""
+    def settle_late(self, penalty: Callable[[str, str, bool, str], tuple[float, str]]) -> list[Change]:
+        """Write what being late costs each submission, as a function of exercise, time, mark and extension says.
+
+        Returns:
+            The totals that this changed, of what had been settled before.
+        """
         rows = self._db.execute("SELECT id, exercise, handed_in, late, extension FROM submission").fetchall()
         found = [(*penalty(what, when, bool(late), extension), number) for number, what, when, late, extension in rows]
+        settled = int(self.setting("settled") or 0)
+        before = self._db.execute(
+            "SELECT submission, student, exercise, penalty FROM standing WHERE submission <= ?", (settled,)
+        ).fetchall()
         with self._change() as db:
             db.executemany("UPDATE submission SET penalty = ?, why = ? WHERE id = ?", found)
+        self.keep("settled", str(max((number for *_, number in found), default=0)))
+        shares = {number: share for share, _, number in found}
+        changed = [row for row in before if shares.get(row[0], row[3]) != row[3]]
+        both = [(next(self.current(what, who)), share) for _, who, what, share in changed]
+        totals = [(now, replace(now, penalty=share).total) for now, share in both]
+        return [Change(now.student, now.exercise, "total", was, now.total) for now, was in totals if was != now.total]
 
     def setting(self, name: str) -> str:
         """What was kept under a name, "" for nothing."""

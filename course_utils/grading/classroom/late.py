@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from ..late_penalty import due_dates, due_of, penalty, rule_of
 from .gradebook import Gradebook
+from .standing import Change
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Late:
         object.__setattr__(self, "_due", due_dates(self.due))
         rule_of(self.rule or "none")
 
-    def settle(self, book: Gradebook) -> None:
-        """Keep them in a gradebook, and write there what being late costs each submission."""
+    def settle(self, book: Gradebook) -> list[Change]:
+        """Keep them in a gradebook, and write there what being late costs each submission; the totals that changed."""
         if self.rule:
             book.keep("late", self.rule)
         if self._due:
@@ -38,4 +39,4 @@ class Late:
             found = penalty(rule, due_of(due, exercise), handed_in=handed_in, late=late, extension=extension)
             return found.share, found.why
 
-        book.settle_late(cost)
+        return book.settle_late(cost)

@@ -108,7 +108,7 @@ class Graded:
 
 @dataclass(frozen=True)
 class Change:
-    """A mark that came out otherwise than before on the same submission."""
+    """A mark, or the total without what being late costs, that came out otherwise than before on one submission."""
 
     student: str
     exercise: str
