@@ -2,6 +2,7 @@
 
 import csv
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,6 +255,28 @@ class TestLate:
         ):
             with pytest.raises(CourseError, match=told):
                 due_dates([wrong], ["toy"])
+
+    @pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone of a process cannot be set here")
+    @pytest.mark.parametrize(
+        ("due", "extension", "handed_in", "days"),
+        [
+            ("2026-10-20", "7", "2026-10-27T23:30", 0),  # summer time ends on the 25th
+            ("2026-10-20", "7", "2026-10-28T00:30", 1),
+            ("2026-10-24", "", "2026-10-25T23:30", 1),
+            ("2026-03-24", "7", "2026-03-31T23:30", 0),  # it begins on the 29th
+            ("2026-03-24", "7", "2026-04-01T00:30", 1),
+            ("2026-03-28", "", "2026-03-30T00:30", 2),
+            ("2026-10-20", "2026-10-27", "2026-10-27T23:30", 0),
+        ],
+    )
+    def test_a_day_over_which_the_clock_is_changed_is_a_day(self, monkeypatch, due, extension, handed_in, days):
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", "Europe/Berlin")
+            time.tzset()
+            kept = due_dates([due])[""]
+            found = penalty(rule_of("10% per day"), kept, handed_in=handed_in, late=False, extension=extension)
+        time.tzset()
+        assert found.share == pytest.approx(0.1 * days)
 
     def test_whatever_an_extension_is_it_gives_a_time_or_a_sentence(self):
         rng = random.Random(3)

@@ -118,8 +118,13 @@ def extended(due: datetime, extension: str) -> datetime:
         CourseError: it is neither a number of days nor a time.
     """
     if re.fullmatch(r"\d{1,4}(\.\d{1,4})?", extension):
-        return due + timedelta(days=float(extension))
+        return (_on_the_clock(due) + timedelta(days=float(extension))).astimezone()
     return max(due, moment(extension)) if extension else due
+
+
+def _on_the_clock(time: datetime) -> datetime:
+    """What the clock on this machine's wall shows: a day over which it is put forward or back is a day as well."""
+    return time.astimezone().replace(tzinfo=None)
 
 
 def penalty(rule: Rule | None, due: str, *, handed_in: str, late: bool, extension: str = "") -> Penalty:
@@ -149,13 +154,14 @@ def penalty(rule: Rule | None, due: str, *, handed_in: str, late: bool, extensio
 
 def _by_time(rule: Rule, due: datetime, handed_in: datetime, extension: str) -> Penalty:
     over = handed_in - due
+    passed = over if rule.unit == "hour" else _on_the_clock(handed_in) - _on_the_clock(due)
     granted = ", extended" if extension else ""
-    told = f"{_span(over)} after {due.strftime('%Y-%m-%d %H:%M %Z').strip()}{granted}"
+    told = f"{_span(passed)} after {due.strftime('%Y-%m-%d %H:%M %Z').strip()}{granted}"
     if over <= timedelta():
         return Penalty()
     if over <= rule.grace:
         return Penalty(0.0, f"{told}: within the time that costs nothing")
-    count = math.ceil(over / UNITS[rule.unit]) if rule.unit else 1
+    count = max(1, math.ceil(passed / UNITS[rule.unit])) if rule.unit else 1
     share = min(rule.share * count, rule.most)
     begun = f"{count} {rule.unit}{'s' if count > 1 else ''} begun, " if rule.unit else ""
     most = " (the most there is)" if share < rule.share * count else ""
