@@ -14,7 +14,7 @@ from nbformat.v4 import new_markdown_cell
 
 from course_utils import CourseError
 from course_utils.cli import main
-from course_utils.grading.classroom.export import FORMATS, About, titles_of
+from course_utils.grading.classroom.export import FORMATS, About, doubts, titles_of
 from course_utils.grading.classroom.gradebook import Gradebook
 from course_utils.grading.classroom.late import Late
 from course_utils.grading.classroom.standing import Change
@@ -104,9 +104,9 @@ def book(tmp_path):
 STUDENTS = {1234: ("Jane Doe", "Doe, Jane"), 99: ("Jo Roe", "Roe, Jo")}
 
 
-def handed_in(book, student, earned, **more):
+def handed_in(book, student, earned, exercise="toy", **more):
     notebook = write(read(b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'))
-    number = book.take(Submission(student, "toy", Path("in"), **more), student.encode())
+    number = book.take(Submission(student, exercise, Path("in"), **more), student.encode())
     marks = tuple(Mark(f"a{k}", f"a{k}", 8, one, "passed" if one else "to be read") for k, one in enumerate(earned))
     book.record(number, "r", "v", Result(DONE, marks, (), (), notebook, 1.0))
 
@@ -191,6 +191,48 @@ class TestMoodle:
                 CourseError, match=f"Expected submissions with {platform}'s names or numbers, found none"
             ):
                 FORMATS[f"{platform.lower()}-feedback"](book)
+
+
+@pytest.mark.quick
+class TestTwoNamesOfOneStudent:
+    """A class that was graded without its roster, and then with it."""
+
+    JANE = About(Roster((Student("jdoe", "Jane Doe", canvas_id="1234", moodle_id="55"),), "roster.csv"))
+
+    @pytest.mark.parametrize("names", [("doejane", "jdoe"), ("jdoe", "doejane")])
+    @pytest.mark.parametrize(
+        ("platform", "number", "label"),
+        [("canvas", "1234", "doejane_1234_777_toy.ipynb"), ("moodle", "55", "Jane Doe_55_assignsubmission_file")],
+    )
+    def test_what_was_graded_last_goes_out_and_it_is_said(self, book, platform, number, label, names):
+        for student, points in zip(names, (4, 8), strict=True):
+            handed_in(book, student, [points], number=number, label=label)
+        (sheet,) = FORMATS[platform](book, self.JANE).values()
+        lines = [line for line in sheet.decode().splitlines() if number in line]
+        assert len(lines) == 1
+        assert ",8" in lines[0]
+        (told,) = doubts(book, About(), platform, [])
+        assert told.startswith(f"{names[0]} and {names[1]} of the gradebook have {platform}'s number {number}: toy")
+        (pages,) = FORMATS[f"{platform}-feedback"](book, self.JANE).values()
+        with zipfile.ZipFile(io.BytesIO(pages)) as archive:
+            (page,) = map(archive.read, archive.namelist())
+        assert f"<title>{names[1]}<" in page.decode()
+
+    def test_two_exercises_under_two_names_are_one_line(self, book):
+        handed_in(book, "doejane", [4], number="1234", label="doejane_1234_777_toy.ipynb")
+        handed_in(book, "jdoe", [8], "tea", number="1234", label="doejane_1234_778_tea.ipynb")
+        assert table(FORMATS["canvas"](book, self.JANE)["canvas.csv"])[2:] == [
+            ["Jane Doe", "1234", "", "", "", "8", "4"],
+        ]
+
+    def test_who_and_what_is_not_of_this_class_is_said(self, book):
+        handed_in(book, "zoe", [8])
+        for form in ("canvas", "moodle-feedback"):
+            assert doubts(book, self.JANE, form, ["tea"]) == [
+                "The gradebook has students not in the roster, which are exported too: zoe.",
+                "The gradebook has exercises without a solution here, which are exported too: toy.",
+            ]
+        assert doubts(book, self.JANE, "csv", ["tea"]) == doubts(book, About(), "canvas", []) == []
 
 
 @pytest.mark.quick

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from getpass import getuser
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +25,7 @@ from ..result import Limits
 from ..sandbox import control_groups
 from .binding import bind
 from .earlier import earlier_in, needs_folder
-from .export import FORMATS, About, statistics, table_of, titles_of
+from .export import FORMATS, About, doubts, statistics, table_of, titles_of
 from .feedback import write_feedback
 from .grade import Report, grade, needs_sandbox, references_in
 from .gradebook import Gradebook
@@ -72,7 +72,8 @@ def grade_class(
         gradebook_in(out)
     folder, policy = reference or SOLUTIONS, Late(late, due)
     about = About(_class_in(roster, suspects), titles_of(titles))
-    due_dates(due, [path.stem for path in folder.glob("*.ipynb")])
+    exercises = [path.stem for path in folder.glob("*.ipynb")]
+    due_dates(due, exercises)
     if against is not None:  # before hours of grading
         needs_folder(against)
     options: dict[str, Any] = {}
@@ -120,9 +121,15 @@ def grade_class(
                 click.echo(f"note: {told}", err=True)
         _tell_changes(report)
         if export:
-            write_folder(FORMATS[export](book, about), out)
-            click.echo(f"{export} in {out}")
+            _export(book, about, export, exercises, out)
     return 1 if report.broken else 0
+
+
+def _export(book: Gradebook, about: About, form: str, exercises: Collection[str], out: Path) -> None:
+    write_folder(FORMATS[form](book, about), out)
+    click.echo(f"{form} in {out}")
+    for told in doubts(book, about, form, exercises):
+        click.echo(f"note: {told}", err=True)
 
 
 def _class_in(roster: Path | None, suspects: Path | None) -> Roster | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from statistics import median
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 _ITEMS = "student exercise item check points earned status comment late machine reason by"
+_MOST_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,48 @@ class About:
         if not platform and graded.number and not (found.canvas_id or found.moodle_id):
             numbers = {"canvas_id": graded.number, "moodle_id": graded.number}
         return replace(found, name=found.name or graded.student, **numbers)
+
+
+def counted(book: Gradebook, about: About, platform: str) -> tuple[list[Graded], list[str]]:
+    """What counts for each of a platform's students; a sentence for each of whom the gradebook has two names.
+
+    That happens where a class was graded without its roster and then with it: the later one counts.
+    """
+    current, notes = list(book.current()), []
+    latest: dict[tuple[str, str, str], Graded] = {}
+    for graded in sorted(current, key=lambda graded: graded.turn):
+        who = about.student(graded)
+        number = who.canvas_id if platform == "canvas" else _moodle_number(graded, who)
+        key = graded.exercise, number, "" if number else graded.student
+        if key in latest:
+            both = f"{latest[key].student} and {graded.student} of the gradebook have {platform}'s number {number}"
+            notes.append(f"{both}: {graded.exercise} counts as {graded.student}, graded last, has it.")
+        latest[key] = graded
+    kept = {graded.result for graded in latest.values()}
+    return [graded for graded in current if graded.result in kept], notes
+
+
+def doubts(book: Gradebook, about: About, form: str, exercises: Collection[str]) -> list[str]:
+    """A sentence for whatever goes out in a form and may not be meant to: two of one student, others than this class's.
+
+    Args:
+        book: the gradebook.
+        about: what an export is told besides.
+        form: of the export, a name in `FORMATS`.
+        exercises: that there are now; none where that is not known.
+    """
+    platform = form.partition("-")[0]
+    if platform not in ("canvas", "moodle"):
+        return []
+    found, notes = counted(book, about, platform)
+    known = {one.student for one in about.roster.students} if about.roster else set()
+    strangers = sorted({graded.student for graded in found} - known) if about.roster else []
+    others = sorted({graded.exercise for graded in found} - set(exercises)) if exercises else []
+    for what, names in (("students not in the roster", strangers), ("exercises without a solution here", others)):
+        if names:
+            more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+            notes.append(f"The gradebook has {what}, which are exported too: {', '.join(names[:_MOST_NAMED])}{more}.")
+    return notes
 
 
 def titles_of(given: Iterable[str]) -> dict[str, str]:
@@ -92,7 +135,7 @@ def as_canvas(book: Gradebook, about: About = About()) -> dict[str, bytes]:
     Canvas finds a student by ID, else by name, and an assignment by the number in brackets behind its title, else by
     the title; it takes an unknown title for a new assignment.
     """
-    found = list(book.current())
+    found, _ = counted(book, about, "canvas")
     exercises = sorted({graded.exercise for graded in found})
     worth = {graded.exercise: graded.points for graded in found}
     if unknown := [name for name in about.titles if name not in exercises]:
@@ -100,12 +143,13 @@ def as_canvas(book: Gradebook, about: About = About()) -> dict[str, bytes]:
     titles = [about.titles.get(exercise, exercise) for exercise in exercises]
     rows: Rows = [["Student", "ID", "SIS User ID", "SIS Login ID", "Section", *titles]]
     rows.append(["    Points Possible", "", "", "", "", *(f"{worth[exercise]:g}" for exercise in exercises)])
-    students: dict[tuple[str, str], tuple[Student, dict[str, str]]] = {}
+    theirs: dict[tuple[str, str], list[Graded]] = {}
     for graded in found:
-        who = about.student(graded)
-        key = (graded.student, who.canvas_id)
-        students.setdefault(key, (who, {}))[1][graded.exercise] = _total(graded)
-    for who, earned in students.values():
+        number = about.student(graded).canvas_id
+        theirs.setdefault((number, "" if number else graded.student), []).append(graded)
+    for each in theirs.values():
+        who = about.student(max(each, key=lambda graded: graded.turn))
+        earned = {graded.exercise: _total(graded) for graded in each}
         about_them = [who.name, who.canvas_id, "", who.email, who.section]
         rows.append([*about_them, *(earned.get(exercise, "") for exercise in exercises)])
     return {"canvas.csv": rows_as_csv(rows)}
@@ -121,7 +165,7 @@ def as_moodle(book: Gradebook, about: About = About()) -> dict[str, bytes]:
     sheets: dict[str, Rows] = {}
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     columns = ["Grade", "Maximum Grade", "Grade can be changed", "Last modified (submission)", "Last modified (grade)"]
-    for graded in book.current():
+    for graded in counted(book, about, "moodle")[0]:
         who = about.student(graded)
         number = _moodle_number(graded, who)
         comments = [f"late: {graded.why}"] if graded.why else []
@@ -161,7 +205,7 @@ def as_canvas_feedback(book: Gradebook, about: About = About()) -> dict[str, byt
     def name(graded: Graded) -> str | None:
         return f"{_stem(graded.label)}.html" if canvas_name(graded.label) else None
 
-    return _feedback(book, "canvas", name)
+    return _feedback(book, about, "canvas", name)
 
 
 def as_moodle_feedback(book: Gradebook, about: About = About()) -> dict[str, bytes]:
@@ -176,10 +220,10 @@ def as_moodle_feedback(book: Gradebook, about: About = About()) -> dict[str, byt
         who = re.sub(r"[_/\\\s]+", " ", told.student if told else graded.student).strip(" .~") or "student"
         return f"{who}_{number}_assignfeedback_file_{graded.exercise}.html" if number else None
 
-    return _feedback(book, "moodle", name)
+    return _feedback(book, about, "moodle", name)
 
 
-def _feedback(book: Gradebook, platform: str, name: Callable[[Graded], str | None]) -> dict[str, bytes]:
+def _feedback(book: Gradebook, about: About, platform: str, name: Callable[[Graded], str | None]) -> dict[str, bytes]:
     """Each exercise's pages under the names that a platform knows; nobody's whom it does not.
 
     Raises:
@@ -188,7 +232,7 @@ def _feedback(book: Gradebook, platform: str, name: Callable[[Graded], str | Non
     from .feedback import page_of
 
     files: dict[str, dict[str, bytes]] = {}
-    for graded in book.current():
+    for graded in counted(book, about, platform)[0]:
         if called := name(graded):
             files.setdefault(graded.exercise, {})[called] = page_of(book, graded.student, [graded])
     if not files:

@@ -186,7 +186,7 @@ class Gradebook:
         """What stands, by student and exercise: all, or those of one exercise, of one student."""
         found = self._db.execute(
             "SELECT student, exercise, number, late, status, seconds, repairs, messages, id, label, handed_in, penalty,"
-            " why FROM standing"
+            " why, (SELECT turn FROM submission WHERE id = standing.submission) FROM standing"
             " WHERE ? IN (exercise, '') AND ? IN (student, '') ORDER BY student, exercise",
             (exercise, student),
         ).fetchall()

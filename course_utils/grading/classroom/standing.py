@@ -63,6 +63,7 @@ class Graded:
         handed_in: when, "" where that is not known.
         penalty: the share of the points that being late costs.
         why: it costs that, "" where there is nothing to say.
+        turn: of two that were handed in, the later has the larger one.
     """
 
     student: str
@@ -79,6 +80,7 @@ class Graded:
     handed_in: str = ""
     penalty: float = 0.0
     why: str = ""
+    turn: int = 0
 
     @property
     def subtracted(self) -> float:
