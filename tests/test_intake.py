@@ -91,7 +91,7 @@ def test_each_platform_s_download_is_understood(put, tmp_path, layout, in_zip):
 
 
 @pytest.mark.parametrize(
-    "name", [f"{ONE}.ipynb", f"{ONE}-Copy1.ipynb", f"{ONE} (2).ipynb", f"{ONE.upper()}.IPYNB", f"{ONE.replace('_', ' ')}_final.ipynb", f"{ONE}_v2.ipynb"]
+    "name", [f"{ONE}.ipynb", f"{ONE}-Copy1.ipynb", f"{ONE} (2).ipynb", f"{ONE.upper()}.IPYNB", f"{ONE.replace('_', ' ')}_final.ipynb", f"{ONE}_v2.ipynb", f"exercise_{ONE}.ipynb", f"Exercise_{ONE} (1).ipynb"]
 )  # fmt: skip
 def test_a_copy_of_an_exercise_is_known_by_its_name(put, name):
     assert [one.exercise for one in take(put(f"ada/{name}"), EXERCISES).submissions] == [ONE]
@@ -244,6 +244,17 @@ class TestWhoseItIs:
         assert not taken.submissions
         assert len(taken.left) == 3
         assert "2 files are named as Canvas names them, and mine.ipynb beside them is not" in taken.notes[0]
+
+    def test_the_course_s_own_name_of_a_copy_is_no_platform_s(self, put):
+        loose = put(f"exercise_{ONE}.ipynb", f"exercise_{ONE} (1).ipynb")
+        taken = take(loose, EXERCISES)
+        assert not taken.submissions
+        assert [told.partition(" is in ")[2] for told in taken.left] == [
+            "no student's folder: put it into one called after its student."
+        ] * 2
+        taken = take(put(f"ada/exercise_{ONE}.ipynb", f"ben/{ONE}.ipynb", top=loose / "class"), EXERCISES)
+        assert [one.student for one in taken.submissions] == ["ada", "ben"]
+        assert not [told for told in taken.notes if "platform" in told]
 
     def test_more_than_two_numbers_are_told(self, put):
         taken = take(put(f"group_3_1234_777_{ONE}.ipynb", f"roe_12_777_{ONE}.ipynb"), EXERCISES)

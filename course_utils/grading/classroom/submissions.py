@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 
 from ...errors import CourseError, first_line
+from ...lesson.own import PREFIX
 from ..handout.suspects import FOLDER
 from ..notebook import LARGEST
 from ..people.owners import Owned, owned, plain_text, printable
@@ -386,7 +387,7 @@ def _named(given: str, exercises: Collection[str]) -> str:
     """The exercise that a name stands for, or stands for a copy of."""
     if len(given) > _LONGEST_NAME:
         return ""
-    stem = plain_name(given[:-6] if given.lower().endswith(".ipynb") else given)
+    stem = plain_name(given[:-6] if given.lower().endswith(".ipynb") else given).removeprefix(PREFIX)
     for exercise in sorted(exercises, key=len, reverse=True):
         plain = plain_name(exercise)
         if stem == plain or (stem.startswith(plain) and _COPY.fullmatch(stem, len(plain))):

@@ -92,7 +92,8 @@ def moodle_name(name: str) -> Owned | None:
 
 
 def _number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 20
+    """Whether a platform counts like this: never from a 0, as in exercise_08_1_…, the course's name for a copy."""
+    return text.isascii() and text.isdigit() and len(text) <= 20 and not text.startswith("0")
 
 
 def owned(
