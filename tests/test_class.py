@@ -398,13 +398,16 @@ class TestCommand:
         assert _results(tmp_path / "grades" / "course-gradebook.sqlite") == 0
 
 
-def test_from_the_terminal_to_the_files(submitted, monkeypatch, tmp_path):
+def test_from_the_terminal_to_the_files(submitted, monkeypatch, tmp_path, solution):
     monkeypatch.chdir(tmp_path)
+    (submitted / "ben" / "toy (1).ipynb").write_bytes(write(student_view(solution)))
+    os.utime(submitted / "ben" / "toy (1).ipynb", (4e9, 4e9))
     command = ["grade", "in", "--reference", "solutions", "--no-sandbox", "--export", "csv", "--timeout", "40"]
     done = CliRunner().invoke(main, command, catch_exceptions=False)
     assert done.exit_code == 0
     assert "5 graded, 0 had their marks" in done.output
     assert "No sandbox: the students' code can" in done.stderr
+    assert "ben/toy (1).ipynb has nothing written in it" in done.stderr
     assert sorted(path.name for path in (tmp_path / "grades").iterdir()) == [
         "course-gradebook.sqlite", "duplicates.csv", "feedback", "grades.csv", "overview.html", "statistics.csv",
         "totals.csv",

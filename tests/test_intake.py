@@ -9,11 +9,16 @@ import time
 import zipfile
 
 import pytest
+from nbformat.v4 import new_code_cell
 
 from course_utils import CourseError
 from course_utils.grading.classroom.submissions import take
-from course_utils.grading.notebook import LARGEST
+from course_utils.grading.classroom.untouched import as_released, untouched_in
+from course_utils.grading.handout.release import EXERCISES as EXERCISES_MADE
+from course_utils.grading.handout.release import SOLUTIONS, with_suspect
+from course_utils.grading.notebook import ANSWER, LARGEST, kind, read, student_view, write
 from course_utils.grading.people.owners import owned
+from tests.shared import right
 
 pytestmark = [pytest.mark.quick, pytest.mark.filterwarnings("ignore:Duplicate name")]
 EXERCISES = ("08_1_token_attribution", "08_chapter_exercise")
@@ -122,6 +127,36 @@ def test_of_two_the_later_counts(put):
     assert (
         take(put(f"d_1_20_{ONE}.ipynb", f"d_1_3_{ONE}-1.ipynb", top=folder / "c"), EXERCISES).submissions[0].order == 20
     )
+
+
+def test_a_later_one_with_nothing_written_in_it_takes_no_place(tmp_path, solution):
+    stub, mine = student_view(solution), right(student_view(solution))
+    helped = student_view(solution)
+    helped.cells.append(new_code_cell("half = 1 / 2"))
+    copies = {"ada": [mine, stub], "ben": [stub, stub], "cy": [mine, stub, helped], "dan": [stub, mine, stub]}
+    for student, notebooks in copies.items():
+        for k, notebook in enumerate(notebooks):
+            path = tmp_path / "in" / student / f"toy ({k}).ipynb"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(write(notebook))
+            os.utime(path, (1e9 + k, 1e9 + k))
+    found = take(tmp_path / "in", ["toy"], untouched=untouched_in({"toy": write(solution)}))
+    counts = {one.student: one.source.name for one in found.submissions}
+    assert counts == {"ada": "toy (0).ipynb", "ben": "toy (1).ipynb", "cy": "toy (2).ipynb", "dan": "toy (1).ipynb"}
+    told = [told.replace(str(tmp_path / "in"), "") for told in found.left if "nothing written" in told]
+    assert "/ada/toy (1).ipynb has nothing written in it: /ada/toy (0).ipynb, an earlier one, counts." in told
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize("path", sorted(SOLUTIONS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_what_is_handed_out_is_known_as_such(path):
+    reference, released = path.read_bytes(), (EXERCISES_MADE / path.name).read_bytes()
+    assert as_released(released, reference)
+    assert as_released(with_suspect(released, "model-c"), reference)
+    notebook = read(released)
+    answer = next(cell for cell in notebook.cells if kind(cell) == ANSWER)
+    answer.source += "\n    return 2"
+    assert not as_released(write(notebook), reference)
 
 
 def test_two_students_of_one_name_are_two(put):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from ..people.owners import canvas_name, moodle_name, plain_text, printable
@@ -13,13 +13,19 @@ from .submissions import Submission, Taken, latest
 _MOST_TOLD = 50
 
 
-def bind(taken: Taken, roster: Roster, exercises: Iterable[str] = ()) -> Taken:
+def bind(
+    taken: Taken,
+    roster: Roster,
+    exercises: Iterable[str] = (),
+    untouched: Callable[[Submission], bool] = lambda _: False,
+) -> Taken:
     """The submissions under the names of a roster, with its extensions; who matches nobody and who is missing is told.
 
     Args:
         taken: what was handed in.
         roster: the class.
         exercises: for which everybody should have handed in; without them those that anybody did.
+        untouched: whether nothing is written in a submission.
     """
     known = _Known(roster)
     notes: list[str] = []
@@ -34,7 +40,7 @@ def bind(taken: Taken, roster: Roster, exercises: Iterable[str] = ()) -> Taken:
             continue
         number = one.number or student.canvas_id or (*student.moodle_ids, "")[0]
         mine.append(replace(one, student=student.student, number=number, extension=student.extension))
-    submissions, earlier = latest(mine)
+    submissions, earlier = latest(mine, untouched)
     notes += _shortened(list(strangers.values()), "more whom the roster does not know")
     handed_in = {(one.exercise, one.student) for one in submissions}
     for exercise in sorted({*exercises} or {one.exercise for one in submissions}):

@@ -36,6 +36,7 @@ from .overview import write_overview
 from .similarity import Alike, alike
 from .similarity import table_of as duplicates_table
 from .submissions import Taken, take
+from .untouched import untouched_in
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -79,7 +80,8 @@ def grade_class(
     options: dict[str, Any] = {}
     if submissions is not None:
         references = references_in(folder)
-        found = take(submissions, references, only=exercise, cells=cells_of(references))
+        untouched = untouched_in(references)
+        found = take(submissions, references, only=exercise, cells=cells_of(references), untouched=untouched)
         _check_references(references, found, folder)
         limits = Limits(_cell_seconds(timeout), timeout, memory_bytes=bytes_of(memory))
         options = {
@@ -100,7 +102,7 @@ def grade_class(
             if uncounted := control_groups.trouble():
                 told = "No control groups: memory in socket buffers and page tables is not counted, for"
                 click.echo(f"{told} {uncounted}", err=True)
-        found = bind(found, about.roster, [exercise] if exercise else []) if about.roster else found
+        found = bind(found, about.roster, [exercise] if exercise else [], untouched) if about.roster else found
     report = Report()
     with Gradebook(gradebook_path(out)) as book:
         if about.roster:

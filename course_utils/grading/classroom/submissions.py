@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -92,7 +92,12 @@ class Taken:
 
 
 def take(
-    path: Path, exercises: Collection[str], *, only: str = "", cells: Mapping[str, Collection[str]] | None = None
+    path: Path,
+    exercises: Collection[str],
+    *,
+    only: str = "",
+    cells: Mapping[str, Collection[str]] | None = None,
+    untouched: Callable[[Submission], bool] = lambda _: False,
 ) -> Taken:
     """Find the submissions in a folder or a zip file.
 
@@ -102,6 +107,7 @@ def take(
         exercises: the names of the exercises there are.
         only: take this one alone; a student's only notebook is taken for it, whatever it is called.
         cells: the names of each exercise's cells, by which a notebook is known whatever its file is called.
+        untouched: whether nothing is written in a submission.
 
     Raises:
         CourseError: there is no such folder or zip file, or no such exercise.
@@ -130,7 +136,7 @@ def take(
                 by_cells = _by_cells(file, archives, ids, told) if ids else ""
                 exercise = _exercise(who, exercises, by_cells, submission.place, told)
                 mine.append((replace(submission, exercise=exercise), who.name))
-    return _sorted_out(mine, told, only)
+    return _sorted_out(mine, told, only, untouched)
 
 
 _WHERE, _NOT = "put it into one called after its student", "no .ipynb"
@@ -406,7 +412,9 @@ def _copies(name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _sorted_out(found: list[tuple[Submission, str]], told: _Told, only: str) -> Taken:
+def _sorted_out(
+    found: list[tuple[Submission, str]], told: _Told, only: str, untouched: Callable[[Submission], bool]
+) -> Taken:
     """One submission for each student and exercise, the latest; two students of one name are told apart by number."""
     numbers: dict[str, set[str]] = {}
     files = Counter((submission.student, submission.number) for submission, _ in found)
@@ -436,16 +444,24 @@ def _sorted_out(found: list[tuple[Submission, str]], told: _Told, only: str) -> 
         counts = ", ".join(f"{exercise} ({count})" for exercise, count in sorted(others.items()))
         told.notes.append(f"Not graded, as {only} alone was asked for: {counts}.")
     mine.sort(key=lambda pair: (pair[0].order, _copies(pair[1]), pair[1], pair[0].place))
-    submissions, earlier = latest(submission for submission, _ in mine)
+    submissions, earlier = latest((submission for submission, _ in mine), untouched)
     return Taken(submissions, (*told.all_left(), *earlier), tuple(told.notes))
 
 
-def latest(found: Iterable[Submission]) -> tuple[tuple[Submission, ...], list[str]]:
-    """Of several submissions of one student for one exercise the last one given; a sentence for each of the others."""
+def latest(
+    found: Iterable[Submission], untouched: Callable[[Submission], bool] = lambda _: False
+) -> tuple[tuple[Submission, ...], list[str]]:
+    """Of several submissions of one student for one exercise the last one given; a sentence for each of the others.
+
+    One in which nothing is written counts only where nothing is written in any.
+    """
     best: dict[tuple[str, str], Submission] = {}
     left: list[str] = []
     for submission in found:
         key = submission.exercise, submission.student
+        if key in best and untouched(submission) and not untouched(best[key]):
+            left.append(f"{submission.place} has nothing written in it: {best[key].place}, an earlier one, counts.")
+            continue
         if key in best:
             left.append(f"{best[key].place} is an earlier one than {submission.place}.")
         best[key] = submission

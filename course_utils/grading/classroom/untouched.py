@@ -1,0 +1,42 @@
+"""Exercises that come back as they were handed out: none takes the place of one in which something is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+
+from nbformat import NotebookNode
+
+from ...errors import CourseError
+from ..limited import within
+from ..notebook import ANSWER, MANUAL, TASK, grade_id, kind, read, student_view
+from .submissions import Submission
+
+
+def untouched_in(references: Mapping[str, bytes]) -> Callable[[Submission], bool]:
+    """Whether nothing is written in a submission, by the notebooks to grade against; each is read once, when asked."""
+
+    @cache
+    def is_untouched(submission: Submission) -> bool:
+        try:
+            return within(as_released, submission.content(), references[submission.exercise])
+        except CourseError:  # whoever grades it says why
+            return False
+
+    return is_untouched
+
+
+def as_released(content: bytes, reference: bytes) -> bool:
+    """Whether each answer is as it was handed out, and no cell was added, whichever suspect is named."""
+    cells = student_view(read(reference)).cells
+    given = {grade_id(cell): cell.source.strip() for cell in cells if kind(cell) in (ANSWER, MANUAL, TASK)}
+    known = {name for cell in cells for name in (grade_id(cell), cell.id)} - {""}
+    sources = {cell.source.strip() for cell in cells} | {""}
+
+    def is_given(cell: NotebookNode) -> bool:
+        text = cell.source.strip()
+        if grade_id(cell) in given:
+            return bool(text == given[grade_id(cell)])
+        return text in sources or bool({grade_id(cell), cell.id} & known)
+
+    return all(map(is_given, read(content).cells))
