@@ -5,6 +5,7 @@ import random
 import time
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from click.testing import CliRunner
@@ -12,9 +13,20 @@ from click.testing import CliRunner
 from course_utils import CourseError
 from course_utils.cli import main
 from course_utils.grading.classroom.binding import bind
+from course_utils.grading.classroom.feedback import write_feedback
 from course_utils.grading.classroom.submissions import Submission, Taken, take
 from course_utils.grading.late_penalty import Rule, due_dates, extended, moment, penalty, rule_of
-from course_utils.grading.people.roster import Roster, Student, class_list, read_roster, roster_as_csv, with_suspects
+from course_utils.grading.people.names import is_name
+from course_utils.grading.people.roster import (
+    Roster,
+    Student,
+    class_list,
+    read_roster,
+    roster_as_csv,
+    student_names,
+    with_suspects,
+)
+from tests.shared import a_result, taken
 
 pytestmark = pytest.mark.quick
 CANVAS = """\ufeffStudent,ID,SIS User ID,SIS Login ID,Section,Token attribution (77),Current Score
@@ -71,6 +83,40 @@ def test_a_class_list_becomes_a_roster_and_comes_back_the_same(tmp_path, source)
     assert list(roster.students) == students
     (tmp_path / "r.csv").write_bytes(roster_as_csv(roster))
     assert read_roster(tmp_path / "r.csv").students == roster.students
+
+
+NAMES = ("José Núñez", "अनिल कुमार", "สมชาย ใจดี", "Zoë O’Hara", "Gal·la Puig", "Nguyễn Thị Hạnh", "李伟")
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_any_script_are_names(tmp_path, book, name, form):
+    told, whole = normalize(form, name), normalize("NFC", name)
+    assert student_names(f"{told}\n") == [whole]
+    first, _, last = told.partition(" ")
+    listed = class_list(put(tmp_path / "l.csv", f"First name,Last name,Email address\n{first},{last},a@b.c\n"))
+    assert [one.student for one in listed.students] == [whole]
+    assert class_list(put(tmp_path / "n.csv", f"{told}\n")).students == (Student(whole),)
+    canvas = Roster((Student("key", told),))
+    label = f"{normalize('NFC', last + first).casefold().replace(' ', '')}_1_2_toy.ipynb"
+    for roster, student, more in ((listed, told, {}), (canvas, label.split("_")[0], {"label": label, "number": "1"})):
+        bound = bind(handed_in(student, **more), roster)
+        assert [one.student for one in bound.submissions] == [roster.students[0].student]
+    book.record(taken(book, whole), "r", "v", a_result(2.0))
+    write_feedback(book, tmp_path / "f")
+    assert [path.name for path in (tmp_path / "f").iterdir()] == [f"{whole}.html"]
+
+
+@pytest.mark.parametrize("name", ["", " a", "a.", "a/b", "a\\b", "a:b", "\u202eb", "a\u200bb", ".a", "’a", "a" * 101])
+def test_what_cannot_name_a_student_is_no_name(name):
+    assert not is_name(name)
+
+
+def test_a_name_in_long_letters_is_no_longer_than_a_file_s_may_be(tmp_path, book):
+    for student in ("ก" * 100, "\U00020000" * 100, "a" * 300):
+        book.record(taken(book, student), "r", "v", a_result(2.0))
+    assert write_feedback(book, tmp_path / "f") == 3
+    assert len(list((tmp_path / "f").iterdir())) == 3
 
 
 def test_the_command_writes_it_with_a_suspect_for_each(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from ..people.names import composed
 from ..people.owners import canvas_name, moodle_name, plain_text, printable
 from ..people.roster import Roster, Student
 from .submissions import Submission, Taken, latest
@@ -107,4 +108,4 @@ def _turned(name: str) -> set[str]:
 
 def _squeezed(name: str) -> str:
     """A name as Canvas writes it into a file's: letters, digits and _ only, lower case."""
-    return re.sub(r"[^\w]", "", printable(name)).casefold()
+    return re.sub(r"[^\w]", "", composed(printable(name))).casefold()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,12 +24,14 @@ from ...errors import CourseError
 from ..limited import within
 from ..marks import PASSED, READ
 from ..notebook import CHECK, LOCKED, PICTURES, REGIONS, TASK, grade_id, is_hidden, kind, read, without_regions, write
+from ..people.names import fitting
 from ..result import BROKEN
 from .gradebook import Gradebook
 from .standing import Entry, Graded
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _LONGEST = 20_000  # characters of one output
+_LONGEST_NAME = 160  # bytes of a file's, without what tells it from another
 _PROSE = "p br hr h1 h2 h3 h4 h5 h6 em strong del code pre blockquote ul ol li details summary"
 _TAGS = frozenset([*_PROSE.split(), "table", "thead", "tbody", "tr", "th", "td"])
 _STYLE = """
@@ -50,7 +51,7 @@ def write_feedback(book: Gradebook, folder: Path) -> int:
     students: dict[str, list[Graded]] = {}
     for graded in book.current():
         students.setdefault(graded.student, []).append(graded)
-    stems = {student: re.sub(r"[^\w .@+'-]", "_", student).strip(". ")[:80] or "student" for student in students}
+    stems = {student: _stem(student) for student in students}
     often = Counter(stem.casefold() for stem in stems.values())
     for student, exercises in students.items():
         name = stems[student]
@@ -58,6 +59,12 @@ def write_feedback(book: Gradebook, folder: Path) -> int:
             name += f" #{hashlib.sha256(student.encode('utf-8', 'replace')).hexdigest()[:8]}"
         write_whole(folder / f"{name}.html", page_of(book, student, exercises))
     return len(students)
+
+
+def _stem(student: str) -> str:
+    """A student as a file may be called; disks count bytes, of which a letter has up to four."""
+    fits = fitting(student, "_").strip(". ")
+    return fits.encode()[:_LONGEST_NAME].decode(errors="ignore").strip() or "student"
 
 
 def page_of(book: Gradebook, student: str, exercises: Sequence[Graded]) -> bytes:

@@ -6,10 +6,11 @@ have them), nbgrader's `submitted/`, one folder for each student.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
+
+from .names import composed
 
 _Item = TypeVar("_Item")
 Names = tuple[str, ...]
@@ -48,7 +49,7 @@ def printable(text: str) -> str:
 
 def plain_text(text: str) -> str:
     """A text as names are compared: in one Unicode form, without case, without gaps at its ends."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold()).strip()
+    return composed(composed(text).casefold()).strip()
 
 
 def canvas_name(name: str) -> Owned | None:
@@ -69,7 +70,7 @@ def canvas_name(name: str) -> Owned | None:
         if not _number(parts[i]):
             continue
         late = i > 1 and parts[i - 1] == "LATE"
-        student = printable("_".join(parts[: i - late]))
+        student = composed(printable("_".join(parts[: i - late])))
         if i + 2 < len(parts) and _number(parts[i + 1]):
             return Owned(student, (), "_".join(parts[i + 2 :]), parts[i], parts[i + 1], late, name)
         if "_".join(parts[i + 1 :]) in ("text.html", "link.html"):  # written in the browser: there is no file
@@ -86,7 +87,7 @@ def moodle_name(name: str) -> Owned | None:
     parts = name.split("_")
     for i in range(2, len(parts) - 1):
         if parts[i] == "assignsubmission" and _number(parts[i - 1]) and "".join(parts[: i - 1]).strip():
-            student = unicodedata.normalize("NFC", printable("_".join(parts[: i - 1]).strip()))
+            student = composed(printable("_".join(parts[: i - 1]).strip()))
             return Owned(student, (), "_".join(parts[i + 2 :]), parts[i - 1], label="_".join(parts[: i + 2]))
     return None
 
@@ -239,7 +240,7 @@ class _Level:
         """One folder a student: what names in it look like does not count, and is told."""
         if len(names) == 1:
             return Owned("", (), names[0])
-        student = unicodedata.normalize("NFC", printable(names[0].strip())) or "(no name)"
+        student = composed(printable(names[0].strip())) or "(no name)"
         claims = [told for name in names[1:] if (told := moodle_name(name) or canvas_name(name))]
         if claims and plain_text(claims[0].student) != plain_text(student):
             shown = printable("/".join(names))

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from ...errors import CourseError
 from ..late_penalty import check_extension
+from .names import BESIDE, LONGEST, composed, fitting, is_name
 from .owners import plain_text
 from .tables import rows_as_csv, rows_of
-
-_KEY = re.compile(r"[\w][\w .@+'-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -175,9 +174,9 @@ def _with_keys(found: Iterable[Student]) -> list[Student]:
     for one in found:
         last, comma, first = one.name.partition(", ")
         name = f"{first} {last}" if comma else one.name
-        plain = " ".join(re.sub(r"[^\w .@+'-]", " ", one.student or name or one.email)[:90].split()).strip(" .-+'@")
+        plain = " ".join(fitting(one.student or name or one.email, " ")[: LONGEST - 10].split()).strip(BESIDE)
         key, number = plain or "student", 2
-        while plain_text(key) in taken or not _KEY.fullmatch(key):
+        while plain_text(key) in taken or not is_name(key):
             key, number = f"{plain or 'student'} {number}", number + 1
         taken.add(plain_text(key))
         keyed.append(replace(one, student=key))
@@ -197,12 +196,13 @@ def student_names(text: str) -> list[str]:
     Raises:
         CourseError: no name, one twice, or one that cannot name a folder.
     """
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = [composed(line.strip()) for line in text.splitlines() if line.strip()]
     if not names:
         raise CourseError("Expected a list of students, one name a line, got an empty one.")
     for name in names:
-        if not re.fullmatch(r"[\w][\w .@+'-]*", name) or name.endswith("."):
-            raise CourseError(f"Expected names of letters, digits, spaces and . @ + ' - _, got {name!r}.")
+        if not is_name(name):
+            told = f"Expected names of at most {LONGEST} letters, digits, spaces and . @ + ' ’ · - _"
+            raise CourseError(f"{told}, a letter or digit first and no . last, got {name!r}.")
     twice = sorted({name for name in names if [n.casefold() for n in names].count(name.casefold()) > 1})
     if twice:
         raise CourseError(f"Expected each student once, got {twice[0]!r} more than once; add a number.")

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 
 from ...errors import CourseError, first_line
+from .names import composed
 
 Rows = list[list[str]]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -52,5 +53,5 @@ def _harmless(cell: str) -> str:
 
 def _plain(cell: str) -> str:
     """A cell as it was before `_harmless`."""
-    cell = cell.strip()
+    cell = composed(cell.strip())
     return cell[1:] if cell[:1] == "'" and cell[1:2] in _FORMULA else cell
