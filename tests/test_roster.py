@@ -119,6 +119,25 @@ def test_a_name_in_long_letters_is_no_longer_than_a_file_s_may_be(tmp_path, book
     assert len(list((tmp_path / "f").iterdir())) == 3
 
 
+@pytest.mark.parametrize(
+    ("text", "student"),
+    [
+        (CANVAS + '"Doe, Jane",1234,s1,jane@uni.edu,Friday,12,75\n', ("jane@uni.edu", "Monday, Friday")),
+        (PARTICIPANTS + "Jane,Doe,JANE@uni.edu,B\nJane,Doe,jane@uni.edu,A\n", ("Jane Doe", "A, B")),
+    ],
+)
+def test_who_is_in_two_sections_has_one_line(tmp_path, text, student):
+    roster = class_list(put(tmp_path / "x.csv", text))
+    assert [(one.student, one.section) for one in roster.students if one.name in ("Doe, Jane", "Jane Doe")] == [student]
+    (tmp_path / "r.csv").write_bytes(roster_as_csv(roster))
+    assert read_roster(tmp_path / "r.csv").students == roster.students
+
+
+def test_two_students_of_one_number_make_no_roster(tmp_path):
+    with pytest.raises(CourseError, match="each canvas_id once in .*, got 99 more than once; keep one line for each"):
+        class_list(put(tmp_path / "x.csv", CANVAS + '"Roe, Jo",99,s3,jo@uni.edu,Friday,12,75\n'))
+
+
 def test_the_command_writes_it_with_a_suspect_for_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     put(Path("gradebook.csv"), CANVAS)
@@ -350,7 +369,8 @@ def test_random_tables_give_a_roster_or_a_sentence(tmp_path):
         try:
             roster = class_list(tmp_path / "r.csv")
             bind(handed_in("jdoe", "Jane Doe"), roster)
-            assert len({one.student for one in roster.students}) == len(roster.students)
+            (tmp_path / "w.csv").write_bytes(roster_as_csv(roster))
+            assert read_roster(tmp_path / "w.csv").students == roster.students
             read += 1
         except CourseError as error:
             assert str(error)  # noqa: PT017

@@ -87,10 +87,20 @@ def read_roster(path: Path) -> Roster:
             check_extension(one.extension)
         except CourseError as error:
             raise CourseError(f"{path}, extension of {one.student}: a number of days, or: {error}") from error
+    return _each_once(found, path)
+
+
+def _each_once(found: tuple[Student, ...], path: Path) -> Roster:
+    """The roster of students of whom no two have a name, a number or an address in common.
+
+    Raises:
+        CourseError: two have.
+    """
     for column in ("student", "canvas_id", "moodle_id", "email"):
         every = (getattr(one, column) for one in found)
         if twice := _twice(part for value in every for part in (value.split() if column == "moodle_id" else [value])):
-            raise CourseError(f"Expected each {column} once in {path}, got {twice} more than once.")
+            told = f"Expected each {column} once in {path}, got {twice} more than once"
+            raise CourseError(f"{told}; keep one line for each student.")
     return Roster(found, str(path))
 
 
@@ -136,7 +146,7 @@ def class_list(path: Path) -> Roster:
         raise CourseError(f"Expected {kinds} in {path}, got columns {', '.join(head) or 'nothing'}.")
     if not found:
         raise CourseError(f"Expected students in {path}, found none.")
-    return Roster(tuple(_with_keys(found)), str(path))
+    return _each_once(tuple(_with_keys(_merged(found))), path)
 
 
 def _is_canvas(head: Sequence[str]) -> bool:
@@ -165,6 +175,18 @@ def _from_participants(row: Mapping[str, str]) -> Student:
     last = row.get("last name") or row.get("surname", "")
     name = f"{row.get('first name', '')} {last}".strip()
     return Student("", name, email=row["email address"], section=row.get("groups", ""))
+
+
+def _merged(found: Iterable[Student]) -> list[Student]:
+    """One line for each student: who is in two sections has two in an export, of one name and number or address."""
+    lines: dict[tuple[str, ...], Student] = {}
+    for number, one in enumerate(found):
+        known_by = one.canvas_id or one.moodle_id or one.email
+        key = (plain_text(one.name), plain_text(known_by)) if known_by else (str(number),)
+        before = lines.setdefault(key, one)
+        sections = dict.fromkeys([*before.section.split(", "), *one.section.split(", ")])
+        lines[key] = replace(before, section=", ".join(filter(None, sections)))
+    return list(lines.values())
 
 
 def _with_keys(found: Iterable[Student]) -> list[Student]:
