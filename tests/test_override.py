@@ -121,6 +121,9 @@ class TestOverride:
             (["ad", "toy", "a0", "1"], "got 'ad'; there: ada"),
             (["ada", "tea", "a0", "1"], "a mark in tea"),
             (["ada", "toy", "a0", "1"], "Expected a reason"),
+            (["ada", "toy", "a0", "-1", "--reason", "x"], "Expected 0 to 2 points for a0, got -1."),
+            (["ada", "toy", "a0", "-0.5", "--reason", "x"], "Expected 0 to 2 points for a0, got -0.5."),
+            (["ada", "toy", "a0", "1", "--reson", "x"], "--reson"),
         ):
             done = CliRunner().invoke(main, ["override", *arguments, *out])
             assert done.exit_code == 2

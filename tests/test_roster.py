@@ -26,6 +26,7 @@ from course_utils.grading.people.roster import (
     student_names,
     with_suspects,
 )
+from course_utils.grading.people.tables import text_of
 from tests.shared import a_result, taken
 
 pytestmark = pytest.mark.quick
@@ -98,8 +99,9 @@ def test_names_of_any_script_are_names(tmp_path, book, name, form):
     assert [one.student for one in listed.students] == [whole]
     assert class_list(put(tmp_path / "n.csv", f"{told}\n")).students == (Student(whole),)
     canvas = Roster((Student("key", told),))
-    label = f"{normalize('NFC', last + first).casefold().replace(' ', '')}_1_2_toy.ipynb"
-    for roster, student, more in ((listed, told, {}), (canvas, label.split("_")[0], {"label": label, "number": "1"})):
+    squeezed = normalize("NFC", last + first).casefold().replace(" ", "")
+    platform = {"label": f"{squeezed}_1_2_toy.ipynb", "number": "1"}
+    for roster, student, more in ((listed, told, {}), (canvas, squeezed, platform)):
         bound = bind(handed_in(student, **more), roster)
         assert [one.student for one in bound.submissions] == [roster.students[0].student]
     book.record(taken(book, whole), "r", "v", a_result(2.0))
@@ -134,7 +136,7 @@ def test_who_is_in_two_sections_has_one_line(tmp_path, text, student):
 
 
 def test_two_students_of_one_number_make_no_roster(tmp_path):
-    with pytest.raises(CourseError, match="each canvas_id once in .*, got 99 more than once; keep one line for each"):
+    with pytest.raises(CourseError, match=r"each canvas_id once in .*, got 99 more than once; keep one line for each"):
         class_list(put(tmp_path / "x.csv", CANVAS + '"Roe, Jo",99,s3,jo@uni.edu,Friday,12,75\n'))
 
 
@@ -161,11 +163,30 @@ def test_the_command_writes_it_with_a_suspect_for_each(tmp_path, monkeypatch):
         ("student,moodle_id\na,5 6\nb,6\n", "each moodle_id once"),
         ("student,extension\na,soon\n", "extension of a: a number of days, or: Expected a time"),
         ("student\n\0\n", "binary data"),
+        ("student,name\n", r"Expected students in .*, found none below its first line; add a line for each"),
     ],
 )
 def test_a_faulty_roster_is_refused_with_a_sentence(tmp_path, text, told):
     with pytest.raises(CourseError, match=told):
         read_roster(put(tmp_path / "r.csv", text))
+
+
+@pytest.mark.parametrize("text", ["Name\nJane Doe\nZoë\n", "sep=;\nstudent;name\nJane Doe;\nZoë;\n", "Jane Doe\nZoë\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "tabs"])
+def test_what_spreadsheets_save_is_read(tmp_path, text, encoding):
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    text, encoding = (
+        (text.replace("sep=;\n", "").replace(";", "\t"), "utf-16") if encoding == "tabs" else (text, encoding)
+    )
+    (tmp_path / "x.csv").write_bytes((mark + text).encode(encoding))
+    assert [one.student for one in class_list(tmp_path / "x.csv").students] == ["Jane Doe", "Zoë"]
+
+
+@pytest.mark.parametrize("read", [class_list, read_roster, lambda path: text_of(path, "a list of students")])
+def test_another_encoding_is_told(tmp_path, read):
+    (tmp_path / "x.csv").write_bytes("student\nZoë\n".encode("latin-1"))
+    with pytest.raises(CourseError, match=r"in UTF-8 in .*, got another encoding, such as Latin-1 or .*Zo.xeb"):
+        read(tmp_path / "x.csv")
 
 
 def test_names_that_spreadsheets_would_compute_come_back(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 from ..._files import write_folder, write_whole, write_zip
-from ...errors import CourseError, first_line
+from ...errors import CourseError
 from ...loading.sources import HANDED_OUT, SUSPECTS
 from ..notebook import ANSWER, FREE, MANUAL, grade_id, kind, read, write
 from ..people.roster import (
@@ -23,6 +23,7 @@ from ..people.roster import (
     student_names,
     with_suspects,
 )
+from ..people.tables import text_of
 from ..processes import PACKAGE
 from .assignment import exercise_from
 from .suspects import FOLDER, handed_out, named, words_for
@@ -139,11 +140,7 @@ def _class_of(release: Release) -> Roster | None:
         roster = read_roster(release.roster)
         student_names("\n".join(one.student for one in roster.students))
     elif release.students is not None:
-        try:
-            text = release.students.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:
-            told = f"Expected a list of students in {release.students} ({first_line(error)})."
-            raise CourseError(told) from error
+        text = text_of(release.students, "a list of students")
         roster = Roster(tuple(Student(name) for name in student_names(text)), str(release.students))
     else:
         return None

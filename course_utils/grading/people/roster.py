@@ -14,6 +14,8 @@ from .names import BESIDE, LONGEST, composed, fitting, is_name
 from .owners import plain_text
 from .tables import rows_as_csv, rows_of
 
+_TITLES = ("name", "names", "full name", "student name", "students")  # above a list, nobody's name
+
 
 @dataclass(frozen=True)
 class Student:
@@ -82,6 +84,8 @@ def read_roster(path: Path) -> Roster:
         raise CourseError(f"Expected a column student in {path}, got {got}; make one with: course roster.")
     found = tuple(Student(**_cells(head, row, COLUMNS)) for row in rows[1:])
     found = tuple(replace(one, student=one.student.strip()) for one in found if one.student)
+    if not found:
+        raise CourseError(f"Expected students in {path}, found none below its first line; add a line for each.")
     for one in found:
         try:
             check_extension(one.extension)
@@ -219,6 +223,8 @@ def student_names(text: str) -> list[str]:
         CourseError: no name, one twice, or one that cannot name a folder.
     """
     names = [composed(line.strip()) for line in text.splitlines() if line.strip()]
+    if names and names[0].casefold() in _TITLES:
+        del names[0]
     if not names:
         raise CourseError("Expected a list of students, one name a line, got an empty one.")
     for name in names:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 
 from ...errors import CourseError, first_line
@@ -22,24 +24,44 @@ def rows_as_csv(rows: Rows) -> bytes:
 
 
 def rows_of(path: Path, what: str) -> Rows:
-    """The rows of a CSV file with commas or semicolons, cells without gaps at their ends.
+    """The rows of a CSV file with commas, semicolons or tabs, cells without gaps at their ends.
 
     Raises:
-        CourseError: it cannot be read, is no text in UTF-8, or no table.
+        CourseError: it cannot be read, is no text in UTF-8 or UTF-16, or no table.
+    """
+    text = text_of(path, what)
+    told = re.match(r"sep=([,;|\t])\s*\n", text)  # Excel's own first line
+    text = text[told.end() :] if told else text
+    head = text.split("\n", 1)[0]
+    mark = told[1] if told else max(",;\t", key=head.count)
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=mark))
+    except (ValueError, csv.Error) as error:
+        why = first_line(error)
+        raise CourseError(f"Expected {what} in {path}, which cannot be read ({why}); save it as CSV, UTF-8.") from error
+    return [[_plain(cell) for cell in row] for row in rows if any(cell.strip() for cell in row)]
+
+
+def text_of(path: Path, what: str) -> str:
+    """The text of a file in UTF-8, or in UTF-16 that says so.
+
+    Raises:
+        CourseError: it cannot be read, or is no such text.
     """
     try:
         with open(path, "rb") as file:
             data = file.read(_LARGEST + 1)
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
         if len(data) > _LARGEST or "\0" in text:
             raise ValueError("too large" if len(data) > _LARGEST else "it holds binary data")
-        head = text.split("\n", 1)[0]
-        mark = ";" if head.count(";") > head.count(",") else ","
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=mark))
-    except (OSError, ValueError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        told = f"Expected {what} in UTF-8 in {path}, got another encoding, such as Latin-1 or Windows's"
+        where = f"{error.object[max(0, error.start - 10) : error.start + 10]!r}"
+        raise CourseError(f"{told} ({where}); save it in UTF-8 (Excel: CSV UTF-8).") from error
+    except (OSError, ValueError) as error:
         why = first_line(error)
         raise CourseError(f"Expected {what} in {path}, which cannot be read ({why}); save it as CSV, UTF-8.") from error
-    return [[_plain(cell) for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    return text
 
 
 def _harmless(cell: str) -> str:
