@@ -688,6 +688,17 @@ class TestCheckCommand:
             assert ("A secret model answer." in told) == shown
             assert "rubric" not in told
 
+    @pytest.mark.parametrize("name", ["toy (1)", "exercise_toy-Copy1", "toy_final_v2"])
+    def test_a_copy_is_checked_as_grade_takes_it(self, course, reference, name):
+        course_command("release", "--out", "bundle")
+        for folder in (".", "bundle", "exercises"):
+            mine = Path(folder, f"{name}.ipynb")
+            mine.write_bytes(write(with_sources(right(reference), why="Because.")))
+            done = course_command("check", str(mine))
+            assert (done.exit_code, "A secret model answer." in done.output) == (0, True)
+        Path("solutions", "toy.ipynb").unlink()
+        assert course_command("check", f"bundle/{name}.ipynb").exit_code == 0
+
     def test_a_notebook_far_from_the_bundle_is_checked_by_a_terminal_in_it(self, course, reference, monkeypatch):
         course_command("release", "--out", "bundle")
         for folder in ("solutions", "exercises"):

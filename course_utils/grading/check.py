@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CourseError, first_line
-from ..lesson.own import PREFIX
 from ..loading.sources import HANDED_OUT
+from .handout.copies import exercise_named
 from .handout.release import EXERCISES, SOLUTIONS, UNTOUCHED, suspect_of, with_suspect
 from .marks import PASSED, READ, UNANSWERED
 from .notebook import MANUAL, grade_id, item_of, kind, model_answer, read, student_view, write
@@ -94,26 +94,30 @@ def reference_of(path: Path) -> bytes:
     if not path.exists():
         here = ", ".join(_known(Path(UNTOUCHED), EXERCISES)) or "none here"
         raise CourseError(f"Expected a notebook, got {path}, which does not exist; the exercises: {here}.")
-    name = path.name.removeprefix(PREFIX)  # as a learner's own copy is called
+    folders = (path.parent / UNTOUCHED, Path(UNTOUCHED), EXERCISES / UNTOUCHED, EXERCISES)
+    known = _known(*folders)
+    exercise = exercise_named(path.name, _known(*folders, but=path))
+    name = f"{exercise}.ipynb" if exercise else path.name
     solution = SOLUTIONS / name
     if solution.is_file():
         return write(student_view(read(_bytes(solution), solution.name)))
-    folders = (path.parent / UNTOUCHED, Path(UNTOUCHED), EXERCISES / UNTOUCHED, EXERCISES)
     for untouched in (folder / name for folder in folders):
         if untouched.is_file() and untouched.resolve() != path.resolve():
             return _bytes(untouched)
-    if path.stem in _known(*folders) or not _known(*folders):
+    if exercise or path.stem in known or not known:
         raise CourseError(
             f"There is no untouched copy of {path.name} to check against: run `course check` in the folder that you "
             f"were given, which keeps them in {UNTOUCHED}/, or in the course's own."
         )
     raise CourseError(
-        f"Expected a notebook called like its exercise, got {path.name}; the exercises: {', '.join(_known(*folders))}."
+        f"Expected a notebook called like its exercise, got {path.name}; the exercises: {', '.join(known)}."
     )
 
 
-def _known(*folders: Path) -> list[str]:
-    return sorted({path.stem for folder in (SOLUTIONS, *folders) for path in folder.glob("*.ipynb")})
+def _known(*folders: Path, but: Path = Path()) -> list[str]:
+    """The exercises that have a solution or lie in folders, one file left out."""
+    found = (path for folder in (SOLUTIONS, *folders) for path in folder.glob("*.ipynb"))
+    return sorted({path.stem for path in found if path.resolve() != but.resolve()})
 
 
 def as_table(checked: Checked) -> Table:
@@ -140,7 +144,7 @@ def model_answers(checked: Checked) -> dict[str, str]:
 
     It tells what the checked items find out. There is none where the solutions are not at hand.
     """
-    solution = SOLUTIONS / checked.path.name.removeprefix(PREFIX)
+    solution = SOLUTIONS / f"{exercise_named(checked.path.name, _known())}.ipynb"
     if checked.result is None or checked.passed_of[0] < checked.passed_of[1] or not solution.is_file():
         return {}
     reference = read(_bytes(solution))

@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 
 from ...errors import CourseError, first_line
-from ...lesson.own import PREFIX
+from ..handout.copies import exercise_named
 from ..handout.suspects import FOLDER
 from ..notebook import LARGEST
 from ..people.owners import Owned, owned, plain_text, printable
@@ -30,7 +30,6 @@ _MOST_TOLD = 20  # sentences about the files of one student
 _LONGEST_NAME = 1000  # characters of all names down to a file
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, RuntimeError, ArithmeticError, MemoryError)
 DAMAGE = (*_DAMAGE, zipfile.BadZipFile, zlib.error, struct.error)  # what zipfile raises on damaged files
-_COPY = re.compile(r"[_(](?:copy|final|version|v|[0-9]|[_().])*")  # after the name of an exercise
 _CELL = re.compile(rb'"(?:grade_id|id)"[ \t\r\n]{0,9}:[ \t\r\n]{0,9}"([A-Za-z0-9_-]{1,100})"')  # a key: \" in a source
 
 
@@ -383,27 +382,10 @@ def _by_cells(file: _File, archives: _Archives, telling: Mapping[bytes, str], to
 def _exercise(who: Owned, exercises: Collection[str], by_cells: str, place: str, told: _Told) -> str:
     """The exercise that a file is for: by its cells, else by its name, else by a folder's; "" for none."""
     given = (who.name, *reversed(who.folders))
-    by_name = next((found for name in given if (found := _named(name, exercises))), "")
+    by_name = next((found for name in given if (found := exercise_named(name, exercises))), "")
     if by_cells and by_name and by_cells != by_name:
         told.notes.append(f"{place} is called {by_name} and holds the cells of {by_cells}, as which it counts.")
     return by_cells or by_name
-
-
-def _named(given: str, exercises: Collection[str]) -> str:
-    """The exercise that a name stands for, or stands for a copy of."""
-    if len(given) > _LONGEST_NAME:
-        return ""
-    stem = plain_name(given[:-6] if given.lower().endswith(".ipynb") else given).removeprefix(PREFIX)
-    for exercise in sorted(exercises, key=len, reverse=True):
-        plain = plain_name(exercise)
-        if stem == plain or (stem.startswith(plain) and _COPY.fullmatch(stem, len(plain))):
-            return exercise
-    return ""
-
-
-def plain_name(name: str) -> str:
-    """A file's name as it is compared: one Unicode form, no case, one kind of gap."""
-    return re.sub(r"[\s_-]+", "_", plain_text(name)).strip("_")
 
 
 def _copies(name: str) -> int:
