@@ -840,6 +840,16 @@ class TestOneWarmKernelAfterAnother:
         nursery = psutil.Process(fork_client._parent.process.pid).children(recursive=True)[-1]
         assert nursery.num_fds() < 20
 
+    def test_a_folder_whose_name_is_too_long_for_a_socket_is_told_in_a_sentence(self, tmp_path, monkeypatch):
+        (tmp_path / ("x" * 120)).mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 120)))
+        raised = []
+        monkeypatch.setattr(threading, "excepthook", raised.append)
+        with pytest.raises(CourseError, match=r"does not start here \(AF_UNIX path too long\)"):
+            fork_client.Parent()
+        assert not raised
+        assert not list((tmp_path / ("x" * 120)).iterdir())
+
     def test_where_they_cannot_be_had_a_kernel_starts_from_nothing(self, mine, inside, monkeypatch):
         monkeypatch.setattr(fork_client, "trouble", lambda: "there is no way.")
         monkeypatch.setattr(fork_client, "parent", lambda: pytest.fail("asked for one"))

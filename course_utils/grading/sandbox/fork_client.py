@@ -92,6 +92,9 @@ class Parent:
                     stderr=log,
                     start_new_session=True,
                 )
+        except OSError as error:  # a socket's path may be too long, for one
+            (self.folder / "log").write_text(str(error), encoding="utf-8")
+            return
         finally:
             started.set()
         self.process.wait()
