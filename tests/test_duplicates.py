@@ -11,7 +11,7 @@ import pytest
 from course_utils import CourseError
 from course_utils.grading.classroom.earlier import earlier_in
 from course_utils.grading.classroom.gradebook import Gradebook
-from course_utils.grading.classroom.similarity import ALIKE, RENAMED, SAME, SOLUTION, alike, table_of
+from course_utils.grading.classroom.similarity import ALIKE, NOT_COMPARED, RENAMED, SAME, SOLUTION, alike, table_of
 from course_utils.grading.classroom.submissions import Submission
 from course_utils.grading.notebook import ANSWER, MANUAL, grade_id, kind, student_view, without_regions, write
 from course_utils.grading.result import Result
@@ -205,6 +205,41 @@ def test_whatever_was_written_is_compared_within_its_time(reference, answer, sou
     found = found_in(reference, {"ada": answer, "ben": source, "cy": source, "dan": answer})
     assert ("ada", "dan") in [each.students for each in found]
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "# " + "-" * 60_000 + "\n" + OWN,
+        "#\n" * 60_000 + OWN,
+        OWN.replace("    full =", f"    '''{'why ' * 20_000}'''\n    full ="),
+        "%%time\n" + "# why\n" * 10_000 + OWN,
+    ],
+    ids=["a line", "lines", "docstring", "magic"],
+)
+def test_comments_and_docstrings_hide_no_copy(reference, hidden):
+    (one,) = found_in(reference, {"ada": OWN, "ben": hidden})
+    assert one.students == ("ada", "ben")
+    assert one.similarity > 0.9
+
+
+def test_what_cannot_be_seen_is_listed_and_counts_as_no_copy(reference):
+    sources = {
+        "ada": OWN,
+        "ben": "exec(bytes.fromhex('" + OWN.encode().hex() + "'))",
+        "cy": "x = '" + "-" * 60_000 + "'\n" + OWN,
+        "dan": OWN.replace("    full =", "    lm.model.eval()\n    full ="),
+        "eve": "import builtins\nbuiltins.exec('import ' + 'torch')",
+        "fay": "'nothing yet'",
+        "gil": "",
+    }
+    copy, *unseen = found_in(reference, sources)
+    assert (copy.students, copy.compared) == (("ada", "dan"), True)
+    assert {each.how: each.students for each in unseen} == {
+        f"{NOT_COMPARED}: it runs a text (exec or eval)": ("ben", "eve"),
+        f"{NOT_COMPARED}: longer than 50,000 characters": ("cy",),
+    }
+    assert not any(each.compared for each in unseen)
 
 
 def test_a_large_class_takes_seconds(reference, answer):

@@ -118,7 +118,7 @@ def grade_class(
             write_overview(book, out)
             duplicates = duplicates_in(book, references, against)
             write_whole(out / "duplicates.csv", duplicates_table(duplicates))
-            _tell(report, pages, len(duplicates), out, found.notes)
+            _tell(report, pages, duplicates, out, found.notes)
             for told in earlier_overrides(book):
                 click.echo(f"note: {told}", err=True)
         _tell_changes(report)
@@ -274,13 +274,15 @@ def duplicates_in(book: Gradebook, references: Mapping[str, bytes], against: Pat
     return found
 
 
-def _tell(report: Report, pages: int, duplicates: int, out: Path, notes: Sequence[str] = ()) -> None:
+def _tell(report: Report, pages: int, duplicates: Sequence[Alike], out: Path, notes: Sequence[str] = ()) -> None:
     for told in (*notes, *report.left, *report.broken):
         click.echo(f"note: {told}", err=True)
     graded = f"{report.graded} graded, {report.known} had their marks, {len(report.left)} files left"
     click.echo(f"{graded}, {len(report.broken)} could not be run; feedback for {pages} in {out / 'feedback'}")
-    if duplicates:
-        click.echo(f"{duplicates} groups of answers resemble each other or the solution: {out / 'duplicates.csv'}")
+    if groups := sum(each.compared for each in duplicates):
+        click.echo(f"{groups} groups of answers resemble each other or the solution: {out / 'duplicates.csv'}")
+    if unseen := sum(len(each.students) for each in duplicates if not each.compared):
+        click.echo(f"{unseen} answers could not be compared with others: {out / 'duplicates.csv'}")
 
 
 def _tell_changes(report: Report) -> None:

@@ -195,7 +195,7 @@ def class_page(grades: Path | str, reference: Path | str = SOLUTIONS) -> HTML:
     header, *copies = rows_of(alike)
     return HTML(
         _table(["exercise", "check", "answered", "passed", "seconds", "most common mistake"], checks)
-        + f"<p>{len(copies)} groups of answers resemble each other or the solution.</p>"
+        + f"<p>{sum(each.compared for each in alike)} groups of answers resemble each other or the solution.</p>"
         + (_table(header, copies) if copies else "")
     )
 

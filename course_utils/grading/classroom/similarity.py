@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from nbformat import NotebookNode, from_dict
@@ -29,9 +30,10 @@ from ..people.tables import rows_as_csv
 
 SOLUTION = "the solution"
 SAME, RENAMED, ALIKE = "the same text", "the same but for names, comments and layout", "alike"
+NOT_COMPARED = "not compared"
 _SHINGLE = 6  # tokens
 _SHORTEST = 25  # tokens of an answer, beyond what was given: shorter ones are alike by chance
-_LONGEST = 50_000  # characters of an answer that are looked at
+_LONGEST = 50_000  # characters of an answer that are looked at, without comments and docstrings
 _BLOCK = 256  # answers compared with all others at a time
 _MARKING = re.compile(r"(?:BEGIN|END) SOLUTION|^\s*#+\s*NEXT:")
 _BUILTIN = frozenset(dir(builtins)) | frozenset(keyword.kwlist)
@@ -45,7 +47,7 @@ class Alike:
         exercise: the notebook.
         check: the answer, by the name of its cell.
         similarity: the weight of the shingles that they share, over that of all that they have, 0 to 1.
-        how: SAME, RENAMED or ALIKE.
+        how: SAME, RENAMED or ALIKE; NOT_COMPARED and why, of answers that may resemble whatever there is.
         tokens: how long the shorter one is, without what was given.
         rare: how many of the shared shingles nobody else in the class has.
         students: who they are.
@@ -60,6 +62,11 @@ class Alike:
     rare: int
     students: tuple[str, ...]
     others: tuple[str, ...] = ()
+
+    @property
+    def compared(self) -> bool:
+        """Whether they do resemble each other."""
+        return not self.how.startswith(NOT_COMPARED)
 
 
 class _Other(str):
@@ -96,12 +103,15 @@ def alike(
     for student, notebook in (*notebooks, *elsewhere):
         for cell in notebook.cells:
             if grade_id(cell) in given:
-                answers[grade_id(cell)].setdefault(cell.source.strip()[:_LONGEST], []).append(student)
+                text = _shortened(cell.source.strip(), cell.cell_type == "code")
+                answers[grade_id(cell)].setdefault(text, []).append(student)
     found: list[Alike] = []
     for name, texts in answers.items():
-        tokens = {text: _tokens(_unmarked(text), is_code[name]) for text in texts}
+        taken = {text: _tokens(_unmarked(text), is_code[name]) for text in texts}
+        tokens = {text: each or [] for text, each in taken.items()}
         base = _Given(given[name], _code(given[name]) if is_code[name] else _prose(given[name]))
         found += [Alike(exercise, name, *rest) for rest in _compared(texts, tokens, base, least)]
+        found += [Alike(exercise, name, *rest) for rest in _not_compared(texts, taken)]
     return sorted(found, key=lambda each: (not each.others, -each.rare, -each.similarity, each.check, each.students))
 
 
@@ -180,6 +190,28 @@ def _compared(
             yield similar, ALIKE, min(given.length(kept[i]), given.length(kept[j])), rare, students, others
 
 
+def _not_compared(texts: Mapping[str, list[str]], tokens: Mapping[str, list[str] | None]) -> Iterator[_Found]:
+    """Similarity, how, tokens, rare shingles, students and others: of all that cannot be seen for one reason."""
+    whose: dict[str, list[str]] = {}
+    for text, who in texts.items():
+        if why := _hidden(text, tokens[text]):
+            whose.setdefault(why, []).extend(who)
+    for why, who in whose.items():
+        students, _ = _parted(who)
+        if students:
+            yield 0.0, f"{NOT_COMPARED}: {why}", 0, 0, students, ()
+
+
+def _hidden(text: str, tokens: Sequence[str] | None) -> str:
+    """Why what an answer does is not seen in its tokens, "" where it is."""
+    if len(text) > _LONGEST:
+        return f"longer than {_LONGEST:,} characters"
+    if tokens is None:
+        return "it cannot be taken apart"
+    runs = any(token == "exec" or (token == "eval" and before != ".") for before, token in pairwise(["", *tokens]))
+    return "it runs a text (exec or eval)" if runs else ""
+
+
 def _copies(texts: Mapping[str, list[str]], given: _Given) -> Iterator[tuple[str, list[str]]]:
     """Of texts that are the same but for names: who has the same, to the letter or not, at least one a student."""
     by_text: dict[tuple[str, ...], list[str]] = {}
@@ -240,18 +272,32 @@ def _canonical(tokens: Sequence[str]) -> list[str]:
     return [numbers.setdefault(token, f"\0{len(numbers)}") if token.startswith("\0") else token for token in tokens]
 
 
-def _tokens(text: str, is_code: bool) -> list[str]:
-    """The tokens of a student's text; none of one that cannot be taken apart, which is then compared with no other."""
+def _tokens(text: str, is_code: bool) -> list[str] | None:
+    """The tokens of a student's text; None of one that cannot be taken apart, which is then compared with no other."""
     try:
         return within(_code if is_code else _prose, text)
     except CourseError:
-        return []
+        return None
+
+
+def _shortened(source: str, is_code: bool) -> str:
+    """An answer, at most a character longer than is looked at; of a long one first go comments and docstrings."""
+    if is_code and len(source) > _LONGEST:
+        with suppress(CourseError):
+            source = within(_bare, source)
+    return source[: _LONGEST + 1]
+
+
+def _bare(source: str) -> str:
+    """Python source without comments, docstrings and layout."""
+    with suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.unparse(_Bare().visit(ast.parse(source)))
+    return re.sub(r"(?m)^[ \t]*#.*\n?", "", source)  # half an answer, or one with a magic
 
 
 def _code(source: str) -> list[str]:
     """The tokens of Python source, without comments, docstrings and layout; names of a student's own are marked."""
-    with suppress(SyntaxError, ValueError, RecursionError, MemoryError):  # half an answer, or a magic: as it is
-        source = ast.unparse(_Bare().visit(ast.parse(source)))
+    source = _bare(source)
     found: list[str] = []
     try:
         for token in tokenize.generate_tokens(io.StringIO(source).readline):
