@@ -7,6 +7,7 @@ import time
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell
 
 from course_utils import CourseError
 from course_utils.grading.classroom.earlier import earlier_in
@@ -240,6 +241,28 @@ def test_what_cannot_be_seen_is_listed_and_counts_as_no_copy(reference):
         f"{NOT_COMPARED}: longer than 50,000 characters": ("cy",),
     }
     assert not any(each.compared for each in unseen)
+
+
+def test_a_copy_in_cells_of_ones_own_that_the_answer_needs_is_found(reference):
+    notebooks = dict(
+        handed_in(reference, {"ada": OWN, "ben": "occlusion = best", "cy": "def occlusion(*a):\n    return 7"})
+    )
+    mine = OWN.replace("def occlusion", "def mine").replace("range(len(prompt.ids))", "every(prompt)")
+    cells = {
+        "ben": ["def every(prompt):\n    return range(len(prompt.ids))", mine, "best = mine", "print('hello')"],
+        "cy": [mine, "def every(prompt):\n    return range(len(prompt.ids))"],  # an experiment: the answer needs none
+    }
+    for student, sources in cells.items():
+        notebooks[student].cells[3:3] = [new_code_cell(source) for source in sources]
+    found = alike(notebooks.items(), reference, "08_1")
+    assert [(one.how, one.check, one.students, one.others) for one in found] == [(ALIKE, ITEM, ("ada", "ben"), ())]
+    assert found[0].rare > 20
+
+
+def test_who_has_an_answer_twice_resembles_nobody(reference):
+    notebooks = dict(handed_in(reference, {"ada": OWN}))
+    notebooks["ada"].cells.append(new_code_cell("scores = occlusion(lm, prompt, 0, contrast)\nprint(scores)"))
+    assert alike(notebooks.items(), reference, "08_1") == []
 
 
 def test_a_large_class_takes_seconds(reference, answer):

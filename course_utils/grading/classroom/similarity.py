@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from nbformat import NotebookNode, from_dict
@@ -27,6 +27,7 @@ from ...errors import CourseError
 from ..limited import within
 from ..notebook import ANSWER, MANUAL, REGIONS, grade_id, kind, student_view, without_regions
 from ..people.tables import rows_as_csv
+from .answers import answers_in
 
 SOLUTION = "the solution"
 SAME, RENAMED, ALIKE = "the same text", "the same but for names, comments and layout", "alike"
@@ -96,22 +97,23 @@ def alike(
         least: the smallest similarity to list.
         earlier: notebooks of earlier classes, and where they are from.
     """
-    given = {grade_id(cell): cell.source for cell in student_view(reference).cells if kind(cell) in (ANSWER, MANUAL)}
+    released = student_view(reference).cells
+    given = {grade_id(cell): cell.source for cell in released if kind(cell) in (ANSWER, MANUAL)}
+    sources = {cell.source.strip() for cell in released}
     is_code = {grade_id(cell): cell.cell_type == "code" for cell in reference.cells}
     answers: dict[str, dict[str, list[str]]] = {name: {} for name in given}  # cell -> text -> students
     elsewhere = ((_Other(place), notebook) for place, notebook in [(SOLUTION, _plain(reference)), *earlier])
     for student, notebook in (*notebooks, *elsewhere):
-        for cell in notebook.cells:
-            if grade_id(cell) in given:
-                text = _shortened(cell.source.strip(), cell.cell_type == "code")
-                answers[grade_id(cell)].setdefault(text, []).append(student)
+        for name, *texts in answers_in(notebook, given, sources):
+            for text in dict.fromkeys(_shortened(text.strip(), is_code[name]) for text in texts):
+                answers[name].setdefault(text, []).append(student)
     found: list[Alike] = []
-    for name, texts in answers.items():
-        taken = {text: _tokens(_unmarked(text), is_code[name]) for text in texts}
+    for name, whose in answers.items():
+        taken = {text: _tokens(_unmarked(text), is_code[name]) for text in whose}
         tokens = {text: each or [] for text, each in taken.items()}
         base = _Given(given[name], _code(given[name]) if is_code[name] else _prose(given[name]))
-        found += [Alike(exercise, name, *rest) for rest in _compared(texts, tokens, base, least)]
-        found += [Alike(exercise, name, *rest) for rest in _not_compared(texts, taken)]
+        found += [Alike(exercise, name, *rest) for rest in _told_once(_compared(whose, tokens, base, least))]
+        found += [Alike(exercise, name, *rest) for rest in _not_compared(whose, taken)]
     return sorted(found, key=lambda each: (not each.others, -each.rare, -each.similarity, each.check, each.students))
 
 
@@ -172,22 +174,34 @@ def _compared(
         forms.setdefault(tuple(_canonical(tokens[text])), []).append(text)
     whose = {form: [student for text in same for student in texts[text]] for form, same in forms.items()}
     shingles = {form: set(_shingles(tokens[same[0]])) - given.shingles for form, same in forms.items()}
-    spread: Counter[str] = Counter()  # how many have a shingle
+    theirs: dict[str, set[str]] = {}  # a student's shingles, of the answer and of it with what it needs
     for form, own in shingles.items():
-        spread.update(dict.fromkeys(own, len(whose[form])))
+        for student in whose[form]:
+            theirs.setdefault(student, set()).update(own)
+    spread = Counter(chain.from_iterable(theirs.values()))  # how many have a shingle
     for form, same in forms.items():
         is_long = len(form) >= _SHORTEST
         for how, who in _copies({text: texts[text] for text in same}, given):
             if shingles[form] and (is_long or any(isinstance(student, _Other) for student in who)):
-                rare = sum(spread[shingle] == len(whose[form]) for shingle in shingles[form])
+                rare = sum(spread[shingle] == len(set(whose[form])) for shingle in shingles[form])
                 yield 1.0, how, given.length(form), rare, *_parted(who)
     kept = [form for form in forms if len(form) >= _SHORTEST and shingles[form]]
     for i, j, similar, shared in _pairs([shingles[form] for form in kept], [len(whose[form]) for form in kept], least):
         who = [*whose[kept[i]], *whose[kept[j]]]
         students, others = _parted(who)
-        if students:
-            rare = sum(spread[shingle] == len(who) for shingle in shared)
+        if students and len(students) + len(others) > 1:
+            rare = sum(spread[shingle] == len(set(who)) for shingle in shared)
             yield similar, ALIKE, min(given.length(kept[i]), given.length(kept[j])), rare, students, others
+
+
+def _told_once(found: Iterable[_Found]) -> list[_Found]:
+    """Of what is found of the same answers, alone and with what they need, the most alike."""
+    best: dict[tuple[tuple[str, ...], tuple[str, ...]], _Found] = {}
+    for each in found:
+        before = best.setdefault(each[4:], each)
+        if (each[0], each[1] == SAME) > (before[0], before[1] == SAME):
+            best[each[4:]] = each
+    return list(best.values())
 
 
 def _not_compared(texts: Mapping[str, list[str]], tokens: Mapping[str, list[str] | None]) -> Iterator[_Found]:
