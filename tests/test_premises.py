@@ -1,7 +1,10 @@
 """A shortcut is taken only where it gives what plain passes give, is tried once, and leaves no trace."""
 
+import gc
 from contextlib import contextmanager
+from functools import partial
 from types import MethodType
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -85,6 +88,38 @@ def test_a_model_that_is_run_in_another_way_is_tried_again():
     assert can_share(lm, 8)
 
 
+def test_a_function_that_took_the_place_of_another_in_memory_is_another():
+    lm = tiny_model("llama")
+    layer = lm.model.model.layers[1]
+    marks = set()
+    for _ in range(8):  # each is freed, so that the next may get its id
+        layer.forward = partial(type(layer).forward, layer)
+        marks.add(id(premises.facts(lm)))
+        del layer.forward
+    assert len(marks) == 8
+
+
+def test_what_is_known_of_a_model_keeps_it_from_nothing():
+    lm = tiny_model("llama")
+    model = lm.model
+    model.forward = MethodType(type(model).forward, model)  # as accelerate leaves one there
+    assert can_restart(lm)
+    gone = ref(model)
+    del lm, model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_configuration_that_is_changed_is_another_model():
+    lm = tiny_model("mistral", sliding_window=None)
+    prompt = lm.prompt(words(*range(3, 33)))
+    before = scores(lm, prompt)
+    lm.model.config.sliding_window = 6
+    found = scores(lm, prompt)
+    np.testing.assert_allclose(found, occlusion(lm, prompt), atol=1e-5)
+    assert not np.allclose(found, before)
+
+
 def by_position(activation):
     changed = activation.clone()
     changed[:, -3:] *= -3
@@ -160,6 +195,11 @@ def test_beside_a_hook_of_which_nothing_is_known_whole_passes_are_run():
 def test_a_model_in_training_mode_is_told_to_leave_it():
     lm = tiny_model("llama", attention_dropout=0.5)
     lm.model.train()
+    with pytest.raises(CourseError, match=r"call lm.model.eval\(\) first"):
+        scores(lm, lm.prompt(TEXT))
+    lm.model.eval()
+    assert len(scores(lm, lm.prompt(TEXT))) == 8
+    lm.model.model.train()  # a part of it
     with pytest.raises(CourseError, match=r"call lm.model.eval\(\) first"):
         scores(lm, lm.prompt(TEXT))
 

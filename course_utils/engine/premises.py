@@ -3,15 +3,15 @@
 Rules by the name of an architecture rot. So a shortcut comes with a trial: it is taken on short random input and
 compared with what the model's own forward pass gives. Where they agree, the shortcut is taken from then on; where not,
 the method runs whole passes, or says in a sentence why it can't be right. What was learned of a model is kept with it,
-as long as none of its modules is run in another way, and shared by the built-in suspects, which differ in weights
-alone. Trials are of the model alone: hooks on it rest meanwhile.
+as long as its configuration stays and none of its modules is run in another way, and shared by the built-in suspects,
+which differ in weights alone. Trials are of the model alone: hooks on it rest meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +33,32 @@ Trial = Callable[[LocalModel, int], bool]
 
 def facts(lm: LocalModel) -> dict[str, Any]:
     """What is known of a model so far, as its modules are run now."""
-    ways = tuple((id(type(module).forward), id(module.__dict__.get("forward"))) for module in lm.model.modules())
+    modules = list(lm.model.modules())
+    kinds: tuple[Any, ...] = tuple(map(type, modules))
+    own = tuple(_weakly(module.__dict__.get("forward")) for module in modules)  # in place of its kind's
+    compiled = any(module._compiled_call_impl for module in modules)
+    training = any(module.training for module in modules)
+    ways = (kinds, frozenset(_weakly(kind.forward) for kind in set(kinds)), own, compiled, training)
     attention = getattr(lm.model.config, "_attn_implementation", None)
-    mark = (attention, lm.model.dtype, str(lm.device), lm.model.training, ways)
+    mark = (attention, lm.model.dtype, str(lm.device), _settings(lm.config), ways)
     known = _of_kin if lm.model in KIN else _known.setdefault(lm.model, {})
     if len(known) > STATES:
         known.clear()
     _latest[lm.model] = known.setdefault(mark, {})
     return _latest[lm.model]
+
+
+def _weakly(function: Any) -> Any:
+    """A function as long as it lives: its id may be given to another later, and it may hold the model itself."""
+    try:
+        return ref(function)
+    except TypeError:  # None, and what no weak reference can be made to
+        return function
+
+
+def _settings(config: Any) -> str:
+    """What stands in a configuration, but for what transformers keeps there for itself."""
+    return str([item for item in vars(config).items() if item[0][0] != "_" and not hasattr(item[1], "to_dict")])
 
 
 def holds(lm: LocalModel, premise: str, trial: Trial, length: int = LENGTH) -> bool:
