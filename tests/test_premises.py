@@ -2,6 +2,7 @@
 
 import gc
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from types import MethodType
 from weakref import ref
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import module as hooks_for_all
 
 from conftest import tiny_model, words
 from course_utils import CourseError, ablation_sweep, token_attribution
@@ -190,6 +192,59 @@ def test_beside_a_hook_of_which_nothing_is_known_whole_passes_are_run():
         for hook in hooks:
             hook.remove()
     assert can_restart(lm)
+
+
+def on(*places):
+    """A hook that adds to what a module gives out, at some rows, tokens and channels."""
+
+    def hook(module, given, out):
+        changed = (out if isinstance(out, torch.Tensor) else out.logits).clone()
+        changed[places] += 3
+        return changed if isinstance(out, torch.Tensor) else replace(out, logits=changed)
+
+    return hook
+
+
+def of_all(hook, chosen):
+    return hooks_for_all.register_module_forward_hook(lambda m, *rest: hook(m, *rest) if m is chosen else None)
+
+
+OF_ONES_OWN = {  # as people write them for one prompt a pass
+    "a layer, in the first row": lambda model: model.model.layers[1].register_forward_hook(on(0)),
+    "a layer, at one token": lambda model: model.model.layers[1].register_forward_hook(on(0, 2)),
+    "the head, at the last token": lambda model: model.lm_head.register_forward_hook(on(slice(None), -1, 1)),
+    "the model, at the last token": lambda model: model.register_forward_hook(on(slice(None), -1, 1)),
+    "all modules": lambda model: of_all(on(0, 2), model.model.layers[1]),
+}
+
+
+@pytest.mark.parametrize("hung", OF_ONES_OWN)
+def test_beside_ones_own_hooks_the_model_with_them_is_scored(hung):
+    lm = tiny_model("llama")
+    prompts = [*prompts_of(lm), lm.prompt(words(3, 14, 15))]
+    without = next_logits(lm, prompts)
+    hook = OF_ONES_OWN[hung](lm.model)
+    try:
+        np.testing.assert_allclose(scores(lm, prompts[0]), occlusion(lm, prompts[0]), atol=1e-5)
+        path = token_attribution(lm, prompts[0], method="integrated_gradients", contrast=CONTRAST, replacement=7)
+        plain = [lm.model(input_ids=one.input_ids, use_cache=False).logits[0, -1] for one in prompts]
+        torch.testing.assert_close(next_logits(lm, prompts), torch.stack(plain), atol=1e-6, rtol=1e-6)
+    finally:
+        hook.remove()
+    assert path.gap[0] < 1e-3
+    assert not torch.allclose(torch.stack(plain), without, atol=1e-3)
+
+
+def test_what_pytorch_runs_with_every_module_rests_in_trials():
+    lm = tiny_model("llama")
+    seen = []
+    hook = of_all(lambda module, given, out: seen.append(out.shape[1]), lm.model.model.layers[1])
+    try:
+        assert not can_restart(lm)
+        assert len(scores(lm, lm.prompt(TEXT))) == 8
+    finally:
+        hook.remove()
+    assert set(seen) == {8}
 
 
 def test_a_model_in_training_mode_is_told_to_leave_it():

@@ -15,7 +15,7 @@ from .._arrays import Floats, precise
 from .._progress import progress
 from ..errors import CourseError
 from ..hooks import Edit, Site, edit
-from ..loading.others_hooks import disturbed
+from ..loading.others_hooks import disturbed, has_unknown_hooks
 from ..models import LocalModel
 from ..prompts import Prompt
 from .packing import pack
@@ -57,13 +57,14 @@ def last_residuals(lm: LocalModel, sequences: Sequence[Sequence[int]]) -> Tensor
     """
     distinct = sorted({tuple(sequence) for sequence in sequences})
     sites = [("residual", layer) for layer in range(lm.n_layers + 1)]
+    run = lm.model if has_unknown_hooks((lm.model,)) else lm.model.base_model  # without the unembedding
     found: dict[tuple[int, ...], Tensor] = {}
     with ExitStack() as shown:
         bar, begun = None, time.perf_counter()
         for batch in passes(lm, distinct):
             seen: dict[Site, Tensor] = {}
             with edit(lm, {site: _keep(lm, seen, site, batch) for site in sites}):
-                lm.model.base_model(**batch.inputs)  # without the unembedding
+                run(**batch.inputs)
             residuals = torch.stack([seen[site] for site in sites], dim=1)  # [sequence, layer + 1, d_model]
             found.update(zip(batch.sequences, residuals, strict=True))
             if bar is None:  # the first batch tells how long all will take

@@ -181,7 +181,7 @@ def can_restart(lm: LocalModel) -> bool:
     >>> can_restart(lm)
     True
     """
-    return not has_unknown_hooks(lm.model) and holds(lm, "restart", _restarts)
+    return not has_unknown_hooks(lm.model.modules()) and holds(lm, "restart", _restarts)
 
 
 def _restarts(lm: LocalModel, length: int) -> bool:

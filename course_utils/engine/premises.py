@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import CourseError, first_line
 from ..loading.load import KIN
-from ..loading.others_hooks import alone
+from ..loading.others_hooks import alone, has_unknown_hooks
 from ..models import LocalModel
 
 STATES = 16  # of a model that are remembered
@@ -142,10 +142,10 @@ def logits_at(lm: LocalModel, rows: Tensor, positions: Tensor, /, **inputs: Any)
     >>> logits_at(lm, torch.tensor([0]), torch.tensor([-1]), input_ids=ids[None]).shape
     torch.Size([1, 49152])
     """
-    if _latest.get(lm.model, {}).get("unembeds whole"):
+    head = lm.model.get_output_embeddings()
+    if _latest.get(lm.model, {}).get("unembeds whole") or has_unknown_hooks((lm.model, head)):
         logits: Tensor = lm.model(**inputs).logits
         return logits[rows, positions]
-    head = lm.model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda module, args: (args[0][rows, positions][None],))
     try:
         chosen: Tensor = lm.model(**inputs).logits[0]
@@ -157,10 +157,12 @@ def logits_at(lm: LocalModel, rows: Tensor, positions: Tensor, /, **inputs: Any)
 def can_batch(lm: LocalModel) -> bool:
     """Whether rows of one batch give what each gives alone; tried once.
 
+    Never while a hook hangs on the model of which nothing is known: it may have been written for one prompt a pass.
+
     >>> can_batch(lm)
     True
     """
-    return holds(lm, "batches", _batches)
+    return not has_unknown_hooks(lm.model.modules()) and holds(lm, "batches", _batches)
 
 
 def _batches(lm: LocalModel, length: int) -> bool:

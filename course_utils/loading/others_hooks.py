@@ -1,35 +1,43 @@
 """Hooks on a model: whether they may change what it computes, and a while without them.
 
 An edit of this package has an attribute `tokenwise`: whether it does the same to every token, wherever it stands. A
-hook without it, that transformers did not hang there either, is a learner's own and may do anything.
+hook without it, that transformers did not hang there either, is a learner's own and may do anything; so may one that
+PyTorch was told to run with every module.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as hooks_for_all
 
 _KINDS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 def disturbed(model: nn.Module) -> bool:
     """Whether hooks hang on a model that may treat tokens by where they stand."""
-    return not all(getattr(hook, "tokenwise", False) for hook in _hooks(model))
+    return not all(getattr(hook, "tokenwise", False) for hook in _hooks(model.modules()))
 
 
-def has_unknown_hooks(model: nn.Module) -> bool:
-    """Whether hooks hang on a model that are no edits of this package's."""
-    return not all(hasattr(hook, "tokenwise") for hook in _hooks(model))
+def has_unknown_hooks(modules: Iterable[nn.Module]) -> bool:
+    """Whether hooks hang on some modules that are no edits of this package's."""
+    return not all(hasattr(hook, "tokenwise") for hook in _hooks(modules))
 
 
-def _hooks(model: nn.Module) -> Iterator[Any]:
-    for module in model.modules():
-        for kind in _KINDS:
-            yield from (hook for hook in getattr(module, kind).values() if not _of_transformers(hook))
+def _hooks(modules: Iterable[nn.Module]) -> Iterator[Any]:
+    for _, _, hooks in _held(modules):
+        yield from (hook for hook in hooks.values() if not _of_transformers(hook))
+
+
+def _held(modules: Iterable[nn.Module]) -> Iterator[tuple[Any, str, Any]]:
+    """Where hooks are held, by what name, and which: those of some modules, and those of all there are."""
+    for holder, prefix in ((hooks_for_all, "_global"), *((module, "") for module in modules)):
+        names = [prefix + kind for kind in _KINDS]
+        yield from ((holder, name, hooks) for name in names if (hooks := getattr(holder, name)))
 
 
 def _of_transformers(hook: Any) -> bool:
@@ -39,13 +47,11 @@ def _of_transformers(hook: Any) -> bool:
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
     """Let the hooks that somebody hung on a model rest for a while."""
-    resting = [
-        (module, kind, hooks) for module in model.modules() for kind in _KINDS if (hooks := getattr(module, kind))
-    ]
-    for module, kind, hooks in resting:
-        setattr(module, kind, OrderedDict((n, hook) for n, hook in hooks.items() if _of_transformers(hook)))
+    resting = list(_held(model.modules()))
+    for holder, name, hooks in resting:
+        setattr(holder, name, OrderedDict((i, hook) for i, hook in hooks.items() if _of_transformers(hook)))
     try:
         yield
     finally:
-        for module, kind, hooks in resting:
-            setattr(module, kind, hooks)
+        for holder, name, hooks in resting:
+            setattr(holder, name, hooks)
