@@ -128,6 +128,7 @@ def _list_of_layers(model: Any, n_layers: int) -> str:
 
     A model that also sees may have as many layers for its pictures; and lists of parts of layers are as long.
     """
+    _check_uncompiled(model)
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     lists = {name: layers for name, layers in lists.items() if len(layers) == n_layers}
     given: dict[nn.Module, Tensor] = {}
@@ -150,6 +151,17 @@ def _list_of_layers(model: Any, n_layers: int) -> str:
         f"Expected {n_layers} layers of which each gets what the one before gives out, and {type(model).__name__} has "
         "no list of such; what flows between them cannot be looked at, so choose another decoder of transformers."
     )
+
+
+def _check_uncompiled(model: nn.Module) -> None:
+    """Raise where a part of a model is compiled: code that is made once runs no hooks that are hung there later."""
+    for module in model.modules():
+        remade = hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        if remade or module._compiled_call_impl or "_orig_mod" in module._modules:
+            raise CourseError(
+                f"Expected a model whose activations can be looked at and edited, and {type(module).__name__} is "
+                "compiled, which leaves that without effect; load the model again and don't compile it."
+            )
 
 
 def _put(where: dict[nn.Module, Tensor], layer: nn.Module, stream: Tensor) -> None:
@@ -192,11 +204,12 @@ def edit(lm: LocalModel, edits: Mapping[Site, Edit], *, tokenwise: bool = False)
             called inside the block may lay tokens out as they like, which is faster.
 
     Raises:
-        CourseError: an unknown kind, or a layer that the model does not have.
+        CourseError: an unknown kind, a layer that the model does not have, or a model that is compiled.
 
     >>> with edit(lm, {("mlp", 0): lambda activation: 0 * activation}):
     ...     without_first_mlp = lm.model(lm.prompt("Hi").input_ids).logits
     """
+    _check_uncompiled(lm.model)
     parts = find_parts(lm)
     with ExitStack() as attached:
         for site, function in edits.items():

@@ -1,9 +1,13 @@
 """Hooks read and edit the right tensors, and are always gone afterwards."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from conftest import tiny_model
 from course_utils import CourseError
+from course_utils.engine.interventions import run_once
 from course_utils.hooks import SITE_KINDS, edit, find_parts, record
 
 IDS = torch.arange(1, 9)[None]
@@ -114,6 +118,36 @@ def test_no_hook_stays_when_one_of_several_sites_is_wrong(tiny):
 def test_a_wrong_site_is_named_with_what_was_expected(tiny, site, said):
     with pytest.raises(CourseError, match=said), record(tiny, [site]):
         pass
+
+
+def in_place(part):
+    part.compile(backend="eager")
+
+
+def its_forward(model):
+    model.forward = torch.compile(model.forward, backend="eager")
+
+
+COMPILED = {
+    "in place": in_place,
+    "a layer": lambda model: in_place(model.model.layers[1]),
+    "its forward": its_forward,
+    "in a wrapper": lambda model: torch.compile(model, backend="eager"),
+}
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("way", COMPILED)
+def test_a_compiled_model_is_told_to_be_left_uncompiled(way, known):
+    lm = tiny_model("llama")
+    if known:
+        run_once(lm, IDS[0])
+    wrapped = COMPILED[way](lm.model)
+    lm = lm if wrapped is None else replace(lm, model=wrapped)
+    for begin in (lambda: edit(lm, {("mlp", 1): torch.zeros_like}).__enter__(), lambda: run_once(lm, IDS[0])):
+        with pytest.raises(CourseError, match="don't compile it"):
+            begin()
+    assert count_hooks(lm) == 0
 
 
 def test_an_architecture_without_the_part_is_named():
