@@ -361,17 +361,38 @@ def head_size(lm: LocalModel, width: int) -> int:
 
 def written_by_heads(lm: LocalModel, projection: Any, mixed: Tensor) -> Tensor:
     """What each head writes: `[..., head * d_head]` to `[..., head, d_model]`, without the projection's bias."""
-    weight, size = projection_weight(projection), head_size(lm, mixed.shape[-1])
+    weight, size = linear_weight(projection), head_size(lm, mixed.shape[-1])
     by_head = weight.reshape(len(weight), lm.n_heads, size)  # [d_model, head, d_head]
     return torch.einsum("...hd,mhd->...hm", mixed.reshape(*mixed.shape[:-1], lm.n_heads, size), by_head)
+
+
+def linear_weight(projection: Any) -> Tensor:
+    """An output projection's weight, `[d_model, width]`, tried out: with its bias it is all that the projection does.
+
+    It isn't where a LoRA was put in beside it, or where what enters is rounded first.
+    """
+    weight = projection_weight(projection)
+    given = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    share = 3e-2 if weight.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    with torch.no_grad(), suppress(RuntimeError):  # some kinds of numbers are multiplied by code of their own alone
+        expected = given @ weight.T
+        bias = getattr(projection, "bias", None)
+        found = projection.forward(given) - (0 if bias is None else bias)  # past hooks on it
+        if (found - expected).abs().max() <= share * expected.abs().max():
+            return weight
+    raise _no_matrix(projection, ", which does more than multiply by one")
 
 
 def projection_weight(projection: Any) -> Tensor:
     """An output projection's weight, `[d_model, width]`; GPT-2 keeps its own the other way round."""
     weight = getattr(projection, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
-        raise CourseError(
-            f"Expected an output projection with one matrix of numbers, got {type(projection).__name__}; "
-            "its heads and neurons cannot be told apart."
-        )
+        raise _no_matrix(projection)
     return weight.T if isinstance(projection, Conv1D) else weight
+
+
+def _no_matrix(projection: Any, more: str = "") -> CourseError:
+    return CourseError(
+        f"Expected an output projection with one matrix of numbers, got {type(projection).__name__}{more}; "
+        "its heads and neurons cannot be told apart."
+    )

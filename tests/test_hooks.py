@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import tiny_model
-from course_utils import CourseError
+from conftest import tiny_model, words
+from course_utils import CourseError, ablation_sweep, analyze_attention
 from course_utils.engine.interventions import run_once
-from course_utils.hooks import SITE_KINDS, edit, find_parts, record
+from course_utils.hooks import SITE_KINDS, edit, find_parts, record, written_by_heads
 
 IDS = torch.arange(1, 9)[None]
 pytestmark = pytest.mark.quick
@@ -118,6 +118,30 @@ def test_no_hook_stays_when_one_of_several_sites_is_wrong(tiny):
 def test_a_wrong_site_is_named_with_what_was_expected(tiny, site, said):
     with pytest.raises(CourseError, match=said), record(tiny, [site]):
         pass
+
+
+class Rounding(torch.nn.Linear):
+    def forward(self, given):
+        return super().forward(given.round())
+
+
+class Adapted(torch.nn.Linear):
+    def forward(self, given):
+        return super().forward(given) + given[..., :1]
+
+
+@pytest.mark.parametrize("kind", [Rounding, Adapted])
+def test_a_projection_that_is_more_than_its_matrix_is_not_split_into_heads(kind):
+    lm = tiny_model("llama")
+    prompt, contrast = lm.prompt(words(3, 14, 15, 9)), (" w1", " w2")
+    projection = find_parts(lm).out_projection[1]
+    assert written_by_heads(lm, projection, torch.ones(24).double()).shape == (4, 24)
+    projection.__class__ = kind
+    with pytest.raises(CourseError, match=f"one matrix of numbers, got {kind.__name__}, which does more"):
+        written_by_heads(lm, projection, torch.ones(24).double())
+    with pytest.raises(CourseError, match=r"layers \[1\] do more"):
+        analyze_attention(lm, prompt).value_weighted()
+    assert ablation_sweep(lm, prompt, over="heads", kind="zero", contrast=contrast).effects.shape == (3, 4)
 
 
 def in_place(part):

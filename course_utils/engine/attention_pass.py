@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from .._arrays import precise
 from ..errors import CourseError
-from ..hooks import Site, find_parts, projection_weight, record
+from ..hooks import Site, find_parts, linear_weight, record
 from ..loading.devices import free_memory
 from ..loading.stored_keys import cache_name
 from ..models import LocalModel
@@ -162,7 +162,7 @@ def _reach(weights: Tensor, values: Tensor, mixed: Tensor, projection: nn.Module
     """
     n_heads, n_tokens = len(weights), weights.shape[-1]
     try:
-        weight = precise(projection_weight(projection).cpu())  # [d_model, head * d_head]
+        weight = precise(linear_weight(projection).cpu())  # [d_model, head * d_head]
         shared = precise(values[0].cpu()).repeat_interleave(
             n_heads // values.shape[1], dim=0
         )  # head h reads h // group
