@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from conftest import tiny_model
+from conftest import tiny_model, words
 from course_utils import CourseError, probe_layers, probing
 from course_utils.directions import direction_effect, project_out, random_directions, steer
 from course_utils.engine import activations
@@ -108,6 +108,19 @@ def test_activations_of_texts_equal_single_passes(lm, position):
         for layer in range(lm.n_layers):
             expected = hidden[layer][0, position].numpy()
             assert np.abs(found[layer] - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@quick
+@pytest.mark.parametrize("position", [-1, -3, 2])
+def test_activations_inside_an_edit_that_counts_from_the_end(position):
+    lm = tiny_model("llama")
+    prompts = [lm.prompt(words(*ids)) for ids in ([3, 14, 15, 9, 26], [3, 14, 15, 7], [3, 14, 15, 9, 2])]
+    with steer(lm, np.eye(24)[3], 1, 20.0, positions=[-1]):
+        found = collect_activations(lm, prompts, position)
+        for one, prompt in zip(found, prompts, strict=True):
+            with record(lm, [("residual", 2)]) as seen, torch.no_grad():
+                lm.model(prompt.input_ids)
+            np.testing.assert_allclose(one[2], seen["residual", 2][0, position], rtol=1e-5, atol=1e-6)
 
 
 def test_what_stands_before_anything_typed_is_the_same_for_every_text(lm):

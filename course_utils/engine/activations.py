@@ -43,14 +43,18 @@ def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position:
     """
     prompts = prompts_of(lm, texts)
     # nothing after a token changes it, so what comes later is not run, and like beginnings are run once
-    sequences = [_up_to(prompt, position) for prompt in prompts]
-    activations: Floats = last_residuals(lm, sequences).float().numpy()
+    sequences, at = [_up_to(prompt, position) for prompt in prompts], -1
+    if disturbed(lm.model):  # but for an edit that counts from the end
+        sequences, at = [prompt.input_ids[0].tolist() for prompt in prompts], position
+    activations: Floats = last_residuals(lm, sequences, at).float().numpy()
     return activations
 
 
 @torch.no_grad()
-def last_residuals(lm: LocalModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+def last_residuals(lm: LocalModel, sequences: Sequence[Sequence[int]], at: int = -1) -> Tensor:
     """The residual stream at the last token of sequences of ids, in the model's type: `[sequence, layer + 1, d_model]`.
+
+    Beside an edit that may go by position each has a row of its own, so it can be had `at` another token.
 
     >>> last_residuals(lm, [[1, 2, 3], [1, 2]]).shape
     torch.Size([2, 31, 576])
@@ -62,8 +66,9 @@ def last_residuals(lm: LocalModel, sequences: Sequence[Sequence[int]]) -> Tensor
     with ExitStack() as shown:
         bar, begun = None, time.perf_counter()
         for batch in passes(lm, distinct):
+            wanted = batch if at == -1 else batch._replace(tokens=torch.full_like(batch.tokens, at))
             seen: dict[Site, Tensor] = {}
-            with edit(lm, {site: _keep(lm, seen, site, batch) for site in sites}):
+            with edit(lm, {site: _keep(lm, seen, site, wanted) for site in sites}):
                 run(**batch.inputs)
             residuals = torch.stack([seen[site] for site in sites], dim=1)  # [sequence, layer + 1, d_model]
             found.update(zip(batch.sequences, residuals, strict=True))
