@@ -218,7 +218,8 @@ class LocalModel:
             if not (disturbed(self.model) or self._is_greedy(found, ids.shape[1])):  # edits may go by position
                 raise CourseError(
                     f"Expected a decoder that gives the same logits each time, and {type(self.model).__name__} does "
-                    "not (an encoder? dropout? weights that are not finite?), so it has no one greedy reply."
+                    "not (an encoder? dropout? weights that are not finite? positions scaled by length?), so it has "
+                    "no one greedy reply."
                 )
         reply: Tensor = found[0, ids.shape[1] :]
         return reply

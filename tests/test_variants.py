@@ -67,6 +67,25 @@ def test_a_sliding_window_is_packed_only_where_it_covers_the_input(architecture,
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize(("length", "of_the_variants"), [(17, 16), (16, 17), (18, 17), (17, 18)])
+def test_positions_that_are_scaled_from_some_length_on(length, of_the_variants):
+    scaled = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 3,
+        "long_factor": [4.0, 6.0, 8.0],
+        "original_max_position_embeddings": 16,
+        "factor": 4.0,
+    }
+    lm = tiny_model("phi3", rope_parameters=scaled, original_max_position_embeddings=16)
+    base = torch.randint(1, 97, (length,), generator=torch.Generator().manual_seed(1))
+    inputs = random_variants(base, 12, of_the_variants)
+    value, scores = score_variants(lm, base, inputs, everything, keep=1)
+    torch.testing.assert_close(scores, by_full_passes(lm, inputs, 1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(value, by_full_passes(lm, base[None], 1)[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.quick
 def test_attention_with_linear_biases_takes_full_passes():
     lm = tiny_model("falcon", alibi=True)
     base = torch.randint(1, 97, (18,), generator=torch.Generator().manual_seed(1))

@@ -152,7 +152,7 @@ def run_base(lm: LocalModel, ids: Tensor, keep: int, length: int) -> tuple[Tenso
     Raises:
         CourseError: the model gives logits that are not finite.
     """
-    sharing = can_share(lm, max(len(ids), length))
+    sharing = can_share(lm, max(len(ids), length)) and _begins_alike(lm, len(ids), length)
     logits, prefix = _run_sharing(lm, ids, keep) if sharing else (_run_whole(lm, ids, keep), [])
     return check_finite(lm, logits), prefix
 
@@ -177,6 +177,19 @@ def can_share(lm: LocalModel, length: int) -> bool:
     True
     """
     return not disturbed(lm.model) and holds(lm, "prefix sharing", _shares, length)
+
+
+def _begins_alike(lm: LocalModel, *lengths: int) -> bool:
+    """Whether the beginning of an input gives the same in two lengths: some rotary positions are scaled by length."""
+    short, long = sorted(lengths)
+
+    def alike(lm: LocalModel, _: int) -> bool:
+        ids, at = random_ids(lm, long)[None], torch.tensor([short - 1])
+        row = torch.zeros_like(at)
+        found = logits_at(lm, row, at, input_ids=ids, use_cache=False)
+        return close(found, logits_at(lm, row, at, input_ids=ids[:, :short], use_cache=False))
+
+    return short == long or holds(lm, f"{short} tokens as in {long}", alike)
 
 
 def _shares(lm: LocalModel, length: int) -> bool:
