@@ -72,6 +72,16 @@ def test_a_window_is_found_at_the_length_that_is_asked_for():
     assert [can_pack(lm, 2 * length) for length in (8, 16, 20, 21, 32, 18)] == [True, True, True, False, False, True]
 
 
+@pytest.mark.parametrize(("dtype", "tried"), [(torch.float32, [16, 64, 8]), (torch.bfloat16, [9, 40, 8])])
+def test_in_half_precision_each_length_is_tried_itself(dtype, tried):
+    lm, lengths = tiny_model("llama"), []
+    lm.model.to(dtype)
+    for length in (9, 40, 39, 40):
+        assert premises.holds(lm, "any", lambda lm, length: lengths.append(length) is None, length)
+    assert premises.holds(lm, "another", lambda lm, length: lengths.append(length) is None, 3)
+    assert lengths == tried
+
+
 def test_a_model_that_is_run_in_another_way_is_tried_again():
     lm = tiny_model("llama")
     assert can_restart(lm)

@@ -23,6 +23,7 @@ from ..models import LocalModel
 
 STATES = 16  # of a model that are remembered
 LENGTH = 8  # tokens of a trial whose outcome doesn't depend on length
+HALF = (torch.bfloat16, torch.float16)
 _ENCODER_WANTED = ("encoder_attn", "crossattention", "cross_attn", "cross_attention")  # what looks at an encoder
 _known: WeakKeyDictionary[nn.Module, dict[Any, dict[str, Any]]] = WeakKeyDictionary()
 _of_kin: dict[Any, dict[str, Any]] = {}  # of models that are alike in all but their weights, together
@@ -64,6 +65,8 @@ def _settings(config: Any) -> str:
 def holds(lm: LocalModel, premise: str, trial: Trial, length: int = LENGTH) -> bool:
     """Whether a premise holds for inputs up to a length: tried on one at least as long (a power of two), and kept.
 
+    In half precision it is tried at the length itself: what goes wrong may be lost there in the noise of a longer one.
+
     Args:
         lm: the model.
         premise: its name.
@@ -77,7 +80,8 @@ def holds(lm: LocalModel, premise: str, trial: Trial, length: int = LENGTH) -> b
     good, bad = known.setdefault(premise, (0, float("inf")))
     if length <= good:
         return True
-    longer = LENGTH if length <= LENGTH else max(2 * LENGTH, 1 << (length - 1).bit_length())
+    longer = length if lm.model.dtype in HALF else max(2 * LENGTH, 1 << (length - 1).bit_length())
+    longer = LENGTH if length <= LENGTH else longer
     longer = max(length, min(longer, lm.context or longer))
     for size in (longer, length):  # a window may lie between the two
         if size < bad:
@@ -130,7 +134,7 @@ def plain_logits(lm: LocalModel, rows: Tensor) -> Tensor:
 
 def close(found: Tensor, expected: Tensor) -> bool:
     """Whether values agree as far as their precision lets them; never where some are not finite."""
-    share = 3e-2 if expected.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    share = 3e-2 if expected.dtype in HALF else 1e-4
     if found.shape != expected.shape or not (found.isfinite().all() and expected.isfinite().all()):
         return False
     return bool((found - expected).abs().max() <= share * expected.abs().max())
