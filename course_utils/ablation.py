@@ -151,6 +151,8 @@ def ablate(
     ...     reply = lm.reply(prompt, 2)
     """
     chosen = [checked(lm, component) for component in components]
+    for prompt in reference:
+        lm.check_prompt(prompt)
     ids = [prompt.input_ids[0] for prompt in reference]
     values_at = ablation_values(lm, {site_of(c) for c in chosen}, kind, of_one_length(ids, kind), random.Random(seed))
     with edit(lm, ablating(lm, chosen, values_at), tokenwise=kind == "zero"):

@@ -268,7 +268,7 @@ def analyze_attention(lm: LocalModel, prompt: Prompt, *, threshold: float = 0.1)
     >>> analyze_attention(lm, prompt).weights.shape == (30, 9, len(prompt), len(prompt))
     True
     """
-    _check_prompt(prompt)
+    lm.check_prompt(prompt)
     if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
         raise CourseError(f"Expected a threshold from 0 to 1, a share of attention, got {threshold!r}.")
     weights, reach = observe(lm, prompt.input_ids)
@@ -295,7 +295,7 @@ def head_detail(lm: LocalModel, prompt: Prompt, layer: int, head: int) -> HeadDe
     >>> np.allclose(detail.queries[5] @ detail.keys[2] * detail.scaling, detail.scores[5, 2], atol=1e-4)
     True
     """
-    _check_prompt(prompt)
+    lm.check_prompt(prompt)
     _check_index("layer", layer, lm.n_layers)
     _check_index("head", head, lm.n_heads)
     queries, keys, scores, weights, scaling = head_parts(lm, prompt.input_ids, int(layer), int(head))
@@ -307,11 +307,6 @@ def _beyond_sink(looks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The same `[query, key]` places without those at position 0, which heads look at for want of anything else."""
     looks[:, 0] = False
     return looks
-
-
-def _check_prompt(prompt: Prompt) -> None:
-    if not isinstance(prompt, Prompt):
-        raise CourseError(f"Expected a prompt, got {prompt!r}; write lm.chat(text), or lm.prompt(text) for raw text.")
 
 
 def _check_index(name: str, index: int, size: int) -> None:

@@ -76,6 +76,7 @@ def logit_lens(lm: LocalModel, prompt: Prompt, *, contrast: tuple[str, str] | No
     True
     """
     check_model(lm)
+    lm.check_prompt(prompt)
     pair = None if contrast is None else contrast_ids(lm, prompt, contrast)
     predictions, probability, differences = [], [], []
     base = run_once(lm, prompt.input_ids[0])
@@ -161,6 +162,7 @@ def direct_logit_attribution(
     """
     check_adds(lm)
     check_restart(lm)
+    lm.check_prompt(prompt)
     parts = find_parts(lm)
     wanted, ids = _direction(lm, prompt, target, contrast)
     kinds = ("attention", "mlp", "heads")

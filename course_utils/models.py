@@ -161,14 +161,22 @@ class LocalModel:
                 f"shorten the text{', or ask for fewer tokens' if n_reply else ''}."
             )
 
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raise unless it is a prompt, of tokens that the model has: another model's may have others."""
+        if not isinstance(prompt, Prompt):
+            raise CourseError(
+                f"Expected a prompt, got {prompt!r:.80}; write lm.chat(text), or lm.prompt(text) for raw text."
+            )
+        self.check_ids(prompt.input_ids[0].tolist())
+
     def check_ids(self, ids: list[int]) -> None:
         """Raise if the model has no embedding for a token: one that was added to the tokenizer alone."""
         rows = len(self.model.get_input_embeddings().weight)
         if beyond := [i for i in ids if i >= rows]:
             raise CourseError(
                 f"Expected token ids below {rows:,}, the rows of the embedding of {self.name}, and got {beyond[0]:,} "
-                f"({self.tokenizer.convert_ids_to_tokens(beyond[0])!r}); leave that token out of the text, or load a "
-                "model whose embedding was resized and trained with it."
+                f"({self.tokenizer.convert_ids_to_tokens(beyond[0])!r}); make the prompt with this model's own chat or "
+                "prompt, leave that token out of the text, or load a model whose embedding was trained with it."
             )
 
     def continuation(self, prompt: Prompt, text: str) -> list[int]:
@@ -180,6 +188,7 @@ class LocalModel:
         >>> lm.tokenizer.convert_ids_to_tokens(lm.continuation(lm.chat("Hi"), "Sure"))
         ['Sure']
         """
+        self.check_prompt(prompt)
         before = prompt.input_ids[0].tolist()
         plain, _ = encode(self.tokenizer, prompt.text, special=False)
         ids, _ = encode(self.tokenizer, prompt.text + text, special=plain != before)
@@ -208,6 +217,7 @@ class LocalModel:
         """
         if n_tokens < 1:
             raise CourseError(f"Expected at least one token of reply, got n_tokens={n_tokens}.")
+        self.check_prompt(prompt)
         self.check_length(len(prompt), n_tokens - 1)  # the last one is not read again
         ids = prompt.input_ids
         found = None

@@ -14,7 +14,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from course_utils import CourseError, load_model, token_attribution
+from conftest import tiny_model
+from course_utils import (
+    CourseError,
+    ablation_sweep,
+    activation_patching,
+    analyze_attention,
+    direct_logit_attribution,
+    load_model,
+    logit_lens,
+    token_attribution,
+)
+from course_utils.ablation import ablate
+from course_utils.engine.activations import collect_activations
+from course_utils.engine.openings import refusal_log_odds
 from course_utils.loading.devices import best_device
 from course_utils.loading.smollm2 import GGUF_NAME, GGUF_SHA256, cache_folder, smollm2_folder
 from course_utils.loading.sources import find
@@ -828,3 +841,36 @@ def test_what_bfloat16_does_to_scores_is_as_the_docstring_says(lm):
     exact, rough = (token_attribution(model, prompt, contrast=("I", "Sure")) for model in (lm, half))
     assert abs(exact.scores - rough.scores).max() < 0.5
     assert exact.top(1)[0].position == rough.top(1)[0].position
+
+
+CONTRAST = {"contrast": (" w3", " w4")}
+WITH_A_PROMPT = {
+    "attribution": lambda lm, prompt: token_attribution(lm, prompt, replacement=3, **CONTRAST),
+    "lens": logit_lens,
+    "direct attribution": lambda lm, prompt: direct_logit_attribution(lm, prompt, **CONTRAST),
+    "attention": analyze_attention,
+    "patching": lambda lm, prompt: activation_patching(lm, lm.prompt("w3 w4"), prompt, **CONTRAST),
+    "sweep": lambda lm, prompt: ablation_sweep(lm, [prompt], over="mlps", kind="zero", **CONTRAST),
+    "ablation": lambda lm, prompt: ablate(lm, [("mlps", 1)], kind="mean", reference=[prompt]).__enter__(),
+    "reply": lambda lm, prompt: lm.reply(prompt),
+    "activations": lambda lm, prompt: collect_activations(lm, [prompt]),
+    "refusals": lambda lm, prompt: refusal_log_odds(lm, [prompt], [" w3"]),
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("method", WITH_A_PROMPT)
+def test_a_prompt_of_another_model_is_told(method):
+    lm = tiny_model("llama")
+    small = lm.prompt("w5 w6")
+    larger = replace(small, input_ids=small.input_ids + 96)
+    with told("below 97", "101", "this model's own"):
+        WITH_A_PROMPT[method](lm, larger)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("method", sorted(set(WITH_A_PROMPT) - {"activations"}))
+@pytest.mark.parametrize("prompt", ["w5 w6", None, 5])
+def test_what_is_no_prompt_is_told(method, prompt):
+    with told("lm.chat(text)", repr(prompt)):
+        WITH_A_PROMPT[method](tiny_model("llama"), prompt)

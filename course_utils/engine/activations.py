@@ -212,7 +212,10 @@ def prompts_of(lm: LocalModel, texts: Sequence[str | Prompt]) -> list[Prompt]:
     if isinstance(texts, (str, Prompt)) or not len(texts):
         raise CourseError(f"Expected a list of at least one text or prompt, got {texts!r}; put texts in a list.")
     typed = lm.chat if lm.is_chat else lm.prompt
-    return [text if isinstance(text, Prompt) else typed(text) for text in texts]
+    prompts = [text if isinstance(text, Prompt) else typed(text) for text in texts]
+    for prompt in prompts:
+        lm.check_prompt(prompt)
+    return prompts
 
 
 def _up_to(prompt: Prompt, position: int) -> list[int]:

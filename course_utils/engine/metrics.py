@@ -54,8 +54,7 @@ def make_metric(
     >>> make_metric(lm, prompt, contrast=("I", "Sure")).unit
     'logits'
     """
-    if not isinstance(prompt, Prompt):
-        raise CourseError(f"Expected a prompt, got {prompt!r}; write lm.chat(text), or lm.prompt(text) for raw text.")
+    lm.check_prompt(prompt)
     if target is not None and contrast is not None:
         raise CourseError("Expected a target or a contrast, got both; they answer different questions, so ask twice.")
     if contrast is not None:

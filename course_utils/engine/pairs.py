@@ -57,6 +57,8 @@ def pair_of(
         raise CourseError(f"Expected the run to patch into ({' or '.join(INTO)}), got {into!r}.")
     if (target is None) == (contrast is None):
         raise CourseError("Expected either a target or a contrast to score; give one of them.")
+    for prompt in (clean, corrupted):
+        lm.check_prompt(prompt)
     if len(clean) != len(corrupted):
         raise CourseError(
             f"Expected prompts of the same number of tokens, got {len(clean)} and {len(corrupted)}; "
