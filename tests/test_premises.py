@@ -23,6 +23,7 @@ from course_utils.engine.interventions import can_restart, run_once
 from course_utils.engine.prefix_sharing import can_share
 from course_utils.hooks import edit
 from course_utils.loading.stored_keys import cache_in
+from course_utils.patching import attribution_patching
 
 pytestmark = pytest.mark.quick
 TEXT, CONTRAST = words(3, 14, 15, 9, 26, 5, 35, 8), (" w1", " w2")
@@ -255,6 +256,22 @@ def test_what_pytorch_runs_with_every_module_rests_in_trials():
     finally:
         hook.remove()
     assert set(seen) == {8}
+
+
+@pytest.mark.parametrize("method", ["gradient_x_input", "integrated_gradients"])
+def test_gradients_are_not_refused_for_ever_after_inference_mode(method):
+    lm = tiny_model("llama")
+    asked = {"method": method, "contrast": CONTRAST, "replacement": 7}
+    with torch.inference_mode():
+        prompt, other = lm.prompt(TEXT), lm.prompt(words(3, 14, 15, 9, 26, 5, 35, 9))
+        with pytest.raises(CourseError, match=r"outside of it"):
+            token_attribution(lm, prompt, **asked)
+        with pytest.raises(CourseError, match=r"outside of it"):
+            attribution_patching(lm, prompt, other, contrast=CONTRAST)
+        assert len(scores(lm, prompt)) == 8
+    found = token_attribution(lm, prompt, **asked).scores
+    np.testing.assert_allclose(found, token_attribution(lm, lm.prompt(TEXT), **asked).scores)
+    assert attribution_patching(lm, prompt, other, contrast=CONTRAST).effects.shape == (3, 8)
 
 
 def test_a_model_in_training_mode_is_told_to_leave_it():

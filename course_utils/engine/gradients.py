@@ -19,7 +19,18 @@ from ..loading.devices import free_memory
 from ..models import LocalModel
 from .metrics import Metric
 from .prefix_sharing import BATCH_TOKENS, BUDGET, WIDE
-from .premises import another, can_batch, check_finite, check_model, close, logits_at, plain_logits, random_ids, require
+from .premises import (
+    another,
+    can_batch,
+    check_finite,
+    check_model,
+    close,
+    logits_at,
+    plain_logits,
+    random_ids,
+    require,
+    with_gradients,
+)
 
 
 class Gradients(NamedTuple):
@@ -119,7 +130,7 @@ def _embeds_once(lm: LocalModel, length: int) -> bool:
     ids = random_ids(lm, length)
     others = another(lm, ids)
     ends = torch.arange(length, device=ids.device)
-    with torch.enable_grad():
+    with with_gradients():
         embedded = embed(lm, others)[None].requires_grad_()
         found = _logits_of(lm, ids, embedded, torch.zeros_like(ends), ends)
         (slope,) = torch.autograd.grad(found.sum(), embedded)
@@ -158,7 +169,7 @@ def _logits_of(lm: LocalModel, ids: Tensor, embedded: Tensor, row: Tensor, token
 
 def _slopes(lm: LocalModel, metric: Metric, rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs `[row, output]`, and their gradients summed over the rows by share, `[output, token, d_model]`."""
-    with torch.enable_grad():
+    with with_gradients():
         rows = rows.detach().requires_grad_()
         values = _outputs(lm, metric, rows)
         summed = (shares[:, None] * values).sum(dim=0)  # [output]

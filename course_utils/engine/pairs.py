@@ -15,6 +15,7 @@ from .blocks import added, added_by_attention, check_adds, check_restart, ending
 from .interventions import Intervention, Run, check_stream, run_once, score_edits
 from .metrics import Metric, make_metric
 from .prefix_sharing import BATCH_TOKENS
+from .premises import with_gradients
 
 OVER = ("residual", "attention", "mlp", "heads")
 INTO = ("corrupted", "clean")
@@ -120,7 +121,7 @@ def gradients_at(lm: LocalModel, base: Run, metric: Metric, sites: list[Site]) -
 
     begin: Site = ("residual", 0)
     with (
-        torch.enable_grad(),
+        with_gradients(),
         edit(lm, {begin: lambda stream: stream.detach().requires_grad_()}),
         edit(lm, {site: hold(site) for site in sites}),
     ):

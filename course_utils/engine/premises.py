@@ -9,7 +9,8 @@ which differ in weights alone. Trials are of the model alone: hooks on it rest m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -101,10 +102,26 @@ def require(lm: LocalModel, premise: str, trial: Trial, complaint: str) -> None:
 
 def _tried(lm: LocalModel, trial: Trial, length: int) -> bool:
     try:
-        with torch.no_grad(), alone(lm.model):
+        with torch.inference_mode(False), torch.no_grad(), alone(lm.model):  # gradients may be tried
             return trial(lm, length)
     except Exception:  # models raise what they like where they cannot do a thing
         return False
+
+
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Let gradients through, also inside `torch.no_grad()`.
+
+    Raises:
+        CourseError: inside `torch.inference_mode()`, which cannot.
+    """
+    if torch.is_inference_mode_enabled():
+        raise CourseError(
+            "Expected to compute gradients, and torch.inference_mode() is on, which lets none through; call this "
+            "outside of it (torch.no_grad() is no hindrance)."
+        )
+    with torch.enable_grad():
+        yield
 
 
 def random_ids(lm: LocalModel, length: int, seed: int = 0) -> Tensor:
