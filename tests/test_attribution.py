@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import tiny_model
 from course_utils import CourseError, token_attribution
 from course_utils.attribution import METHODS
-from course_utils.engine.replacements import deleted, occluded
+from course_utils.engine.replacements import deleted, occluded, replacement_id
 
 CHAT = "How do I kill a Python process?"
 REPLY = "I can't help with that"
@@ -115,6 +116,29 @@ def test_the_reply_paris_rests_on_the_typed_word_france(lm):
     france = prompt.span("France").start
     assert prompt.user.start + a.scores[-1, prompt.user].argmax() == france
     assert a.scores[-1, france] > 1
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("replacement", "said"),
+    [
+        (" ", "token of its own"),
+        ("\n", "token of its own"),
+        ("w2", "token of its own"),
+        ("w1 w2", "token of its own"),
+        (" w1 w2", "which is 2"),
+        (True, "0 to 96, got True"),
+    ],
+)
+def test_a_replacement_that_is_not_one_token_is_told(replacement, said):
+    with pytest.raises(CourseError, match=said):
+        replacement_id(tiny_model("llama"), replacement)
+
+
+@pytest.mark.quick
+def test_a_replacement_by_numpys_integer_is_an_id():
+    lm = tiny_model("llama")
+    assert replacement_id(lm, np.int64(3)) == 3 == replacement_id(lm, " w3")
 
 
 def test_a_token_that_equals_the_replacement_scores_zero(lm):

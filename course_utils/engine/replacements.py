@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -41,11 +43,16 @@ def replacement_id(lm: LocalModel, replacement: str | int) -> int:
     size = lm.model.get_input_embeddings().weight.shape[0]
     if isinstance(replacement, str):
         before, _ = encode(lm.tokenizer, "a", special=False)
-        ids, _ = encode(lm.tokenizer, "a" + replacement, special=False)
-        if not replacement or ids[: len(before)] != before:
-            raise CourseError(f"Expected a replacement that is a token of its own, got {replacement!r}; try ' the'.")
+        ids, offsets = encode(lm.tokenizer, "a" + replacement, special=False)
+        new = slice(len(before), None)
+        # where words that a tokenizer lacks are all one token, only its place tells "a" from what swallowed more
+        apart = ids[: new.start] == before and all(end <= 1 for _, end in offsets[: new.start])
+        if not apart or not ids[new]:
+            raise CourseError(
+                f"Expected a replacement that is a token of its own, got {replacement!r}; try ' the', or a token's id."
+            )
         lm.check_ids(ids)
-        return single_token(lm, ids[len(before) :], replacement)
-    if not isinstance(replacement, int) or not 0 <= replacement < size:
+        return single_token(lm, ids[new], replacement)
+    if isinstance(replacement, bool) or not isinstance(replacement, Integral) or not 0 <= replacement < size:
         raise CourseError(f"Expected a replacement token id from 0 to {size - 1}, got {replacement!r}.")
-    return replacement
+    return int(replacement)
