@@ -21,7 +21,7 @@ from .engine.prefix_sharing import score_variants
 from .engine.replacements import deleted, occluded, replacement_id
 from .engine.shapley import shapley_values
 from .engine.units import By, unit_slices, unit_texts, units_occluded
-from .errors import CourseError
+from .errors import CourseError, is_count
 from .models import LocalModel
 from .plots import LOWERED, RAISED, plot_bars, plot_heatmap, tint, tokens_html
 from .prompts import Prompt, joined, token_strings
@@ -156,10 +156,10 @@ def token_attribution(
     >>> a.scores.shape == (1, len(a.tokens))
     True
     """
-    if method not in METHODS:
+    if method not in list(METHODS):
         raise CourseError(f"Expected a method ({', '.join(METHODS)}), got {method!r}.")
-    if steps < 1:
-        raise CourseError(f"Expected at least one step, got steps={steps}.")
+    if not is_count(steps):
+        raise CourseError(f"Expected at least one step, a whole number, got steps={steps!r}.")
     metric = make_metric(lm, prompt, target=target, contrast=contrast, n_output_tokens=n_output_tokens)
     if by != "token" and method != "occlusion":
         raise CourseError(f"Expected occlusion where more than a token is left out, got {method} by={by!r:.40}.")
@@ -218,8 +218,8 @@ def zoomed_attribution(
     >>> zoomed_attribution(lm, lm.chat("Hello. How do I kill a process?"), contrast=("I", "Sure")).method
     'occlusion, zoomed'
     """
-    if keep < 1:
-        raise CourseError(f"Expected at least one message to look into, got keep={keep}.")
+    if not is_count(keep):
+        raise CourseError(f"Expected at least one message to look into, a whole number, got keep={keep!r}.")
     metric = make_metric(lm, prompt, target=target, contrast=contrast, n_output_tokens=n_output_tokens)
     given = _Units(lm, prompt, metric, replacement_id(lm, replacement))
     slices = unit_slices(prompt, "message")

@@ -309,8 +309,8 @@ def _place_of(parts: Parts, site: Site) -> _Place:
     if kind not in SITE_KINDS:
         raise CourseError(f"Expected a kind of activation ({', '.join(SITE_KINDS)}), got {kind!r}.")
     last = parts.n_layers - (kind != "residual")
-    if not 0 <= layer <= last:
-        raise CourseError(f"Expected a layer from 0 to {last} for {kind!r}, got {layer}.")
+    if not hasattr(layer, "__index__") or not 0 <= layer <= last:  # PyTorch's integers are fine
+        raise CourseError(f"Expected a layer from 0 to {last} for {kind!r}, got {layer!r}.")
     if kind == "residual":
         return _Place(parts.layers[min(layer, last - 1)], layer < last)
     if kind in ("heads", "neurons"):

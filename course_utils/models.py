@@ -13,7 +13,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from .errors import CourseError
+from .errors import CourseError, is_count
 from .loading.devices import best_device, check_device
 from .loading.load import Wanted, load
 from .loading.others_hooks import disturbed
@@ -189,6 +189,8 @@ class LocalModel:
         ['Sure']
         """
         self.check_prompt(prompt)
+        if not isinstance(text, str):
+            raise CourseError(f"Expected text that goes on after the prompt, got {text!r:.80}; put it in quotes.")
         before = prompt.input_ids[0].tolist()
         plain, _ = encode(self.tokenizer, prompt.text, special=False)
         ids, _ = encode(self.tokenizer, prompt.text + text, special=plain != before)
@@ -215,8 +217,8 @@ class LocalModel:
         >>> lm.tokenizer.decode(lm.generate(lm.chat("What is the capital of France?"), 7))
         'The capital of France is Paris.'
         """
-        if n_tokens < 1:
-            raise CourseError(f"Expected at least one token of reply, got n_tokens={n_tokens}.")
+        if not is_count(n_tokens):
+            raise CourseError(f"Expected at least one token of reply, a whole number, got n_tokens={n_tokens!r}.")
         self.check_prompt(prompt)
         self.check_length(len(prompt), n_tokens - 1)  # the last one is not read again
         ids = prompt.input_ids

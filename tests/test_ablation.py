@@ -204,6 +204,7 @@ def test_random_components_are_others_of_the_same_layers():
     ("given", "message"),
     [
         ({"over": "tails"}, "sort of component"),
+        ({"over": ["heads"]}, r"sort of component .*got \['heads'\]"),
         ({"kind": "none"}, "kind of ablation"),
         ({"layers": [3]}, "a layer from 0 to 2 for 'heads'"),
         ({"layers": [-1]}, "a layer from 0 to 2 for 'heads'"),
@@ -218,7 +219,20 @@ def test_wrong_input_is_told_in_a_sentence(given, message):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("component", [("heads", 1), ("mlps", 1, 1), ("heads", 1, 4), ("neurons", 0, 40), "heads", 3])
+@pytest.mark.parametrize(
+    "component",
+    [
+        ("heads", 1),
+        ("mlps", 1, 1),
+        ("heads", 1, 4),
+        ("neurons", 0, 40),
+        ("heads", 1, 2.5),
+        ("heads", 1, float("nan")),
+        ("heads", torch.tensor(1), torch.tensor(2)),
+        "heads",
+        3,
+    ],
+)
 def test_a_component_that_is_none_is_told_in_a_sentence(component):
     with pytest.raises(CourseError, match="Expected a component"), ablate(tiny_model("llama"), [component]):
         pass

@@ -113,7 +113,15 @@ def test_no_hook_stays_when_one_of_several_sites_is_wrong(tiny):
 
 @pytest.mark.parametrize(
     ("site", "said"),
-    [(("mlp", 3), "0 to 2"), (("mlp", -1), "0 to 2"), (("residual", 4), "0 to 3"), (("brain", 0), "residual")],
+    [
+        (("mlp", 3), "0 to 2"),
+        (("mlp", -1), "0 to 2"),
+        (("residual", 4), "0 to 3"),
+        (("residual", 1.0), "got 1.0"),
+        (("residual", "1"), "got '1'"),
+        (("residual", None), "got None"),
+        (("brain", 0), "residual"),
+    ],
 )
 def test_a_wrong_site_is_named_with_what_was_expected(tiny, site, said):
     with pytest.raises(CourseError, match=said), record(tiny, [site]):

@@ -218,6 +218,12 @@ def test_a_hit_counts_typed_tokens_only_and_any_token_of_the_cue():
     [
         ({"method": "shapley", "permutations": 0}, "permutations"),
         ({"method": "integrated_gradients", "steps": 0}, "at least one step"),
+        ({"method": "integrated_gradients", "steps": None}, "a whole number, got steps=None"),
+        ({"method": "integrated_gradients", "steps": 1.5}, "a whole number, got steps=1.5"),
+        ({"method": "shapley", "permutations": "3"}, "'3' orders"),
+        ({"method": "shapley", "permutations": float("nan")}, "nan orders"),
+        ({"method": "shapley", "seed": None}, "got seed=None"),
+        ({"method": ["occlusion"]}, r"got \['occlusion'\]"),
         ({"method": "occlusion", "replacement": None}, "replacement for occlusion"),
         ({"method": "shapley", "replacement": None}, "replacement for shapley"),
         ({"method": "saliency"}, "Expected a method"),

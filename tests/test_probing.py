@@ -129,7 +129,7 @@ def test_what_stands_before_anything_typed_is_the_same_for_every_text(lm):
 
 
 @quick
-@pytest.mark.parametrize("position", [9999, -9999])
+@pytest.mark.parametrize("position", [9999, -9999, 1.0, None])
 def test_a_position_that_a_prompt_does_not_have_is_refused(lm, position):
     with pytest.raises(CourseError, match=rf"position from -\d+ to \d+, got {position}.*'Hi'"):
         collect_activations(lm, ["Hi"], position)

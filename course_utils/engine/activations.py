@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._arrays import Floats, precise
 from .._progress import progress
-from ..errors import CourseError
+from ..errors import CourseError, is_count
 from ..hooks import Edit, Site, edit
 from ..loading.others_hooks import disturbed, has_unknown_hooks
 from ..models import LocalModel
@@ -220,9 +220,9 @@ def prompts_of(lm: LocalModel, texts: Sequence[str | Prompt]) -> list[Prompt]:
 
 def _up_to(prompt: Prompt, position: int) -> list[int]:
     """The ids of a prompt up to a position, with it."""
-    if not -len(prompt) <= position < len(prompt):
+    if not is_count(position, -len(prompt)) or position >= len(prompt):
         raise CourseError(
-            f"Expected a position from {-len(prompt)} to {len(prompt) - 1}, got {position}, which a prompt of "
+            f"Expected a position from {-len(prompt)} to {len(prompt) - 1}, got {position!r}, which a prompt of "
             f"{len(prompt)} tokens does not have ({prompt.text[slice(*prompt.typed)]!r})."
         )
     ids: list[int] = prompt.input_ids[0, : position % len(prompt) + 1].tolist()

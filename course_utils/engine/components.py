@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import CourseError
+from ..errors import CourseError, is_count
 from ..hooks import Edit, Site, head_size, module_at, projection_weight
 from ..models import LocalModel
 from .blocks import check_adds
@@ -38,9 +38,9 @@ def checked(lm: LocalModel, component: Sequence[object]) -> Component:
     try:
         one = Component(*component)  # type: ignore[arg-type]
         indexed = is_numbered(one.over)
-        fits = 0 <= one.layer < lm.n_layers and (one.number is not None) == indexed
+        fits = is_count(one.layer, 0) and one.layer < lm.n_layers and is_count(one.number, 0) == indexed
         if fits and indexed:
-            fits = 0 <= int(one.number or 0) < count_of(lm, one.over, one.layer)
+            fits = int(one.number or 0) < count_of(lm, one.over, one.layer)
     except TypeError:
         fits = False
     if not fits:
@@ -53,7 +53,7 @@ def checked(lm: LocalModel, component: Sequence[object]) -> Component:
 
 
 def is_numbered(over: str) -> bool:
-    if over not in SITES:
+    if over not in list(SITES):
         raise CourseError(f"Expected a sort of component ({', '.join(SITES)}), got {over!r}.")
     return over in ("heads", "neurons")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._arrays import precise
-from ..errors import CourseError
+from ..errors import CourseError, is_count
 from ..models import LocalModel
 from ..prompts import Prompt, sequence_strings, token_strings
 
@@ -61,8 +61,10 @@ def make_metric(
         metric = _contrast_metric(lm, prompt, contrast)
     elif target is not None:
         metric = _target_metric(lm, prompt, lm.continuation(prompt, target))
-    elif n_output_tokens < 1:
-        raise CourseError(f"Expected at least one output token, got n_output_tokens={n_output_tokens}.")
+    elif not is_count(n_output_tokens):
+        raise CourseError(
+            f"Expected at least one output token, a whole number, got n_output_tokens={n_output_tokens!r}."
+        )
     else:
         metric = _target_metric(lm, prompt, lm.generate(prompt, n_output_tokens).tolist())
     lm.check_length(len(metric.ids))
@@ -100,7 +102,8 @@ def contrast_ids(lm: LocalModel, prompt: Prompt, contrast: tuple[str, str]) -> t
     >>> len(contrast_ids(lm, prompt, ("I", "Sure")))
     2
     """
-    if isinstance(contrast, str) or len(contrast) != 2:
+    texts = isinstance(contrast, (list, tuple)) and all(isinstance(text, str) for text in contrast)
+    if not texts or len(contrast) != 2:
         raise CourseError(f'Expected a contrast of two texts, such as ("I", "Sure"), got {contrast!r}.')
     first, second = (single_token(lm, lm.continuation(prompt, text), text) for text in contrast)
     if first == second:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from itertools import product
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import CourseError
+from ..errors import CourseError, is_count
 from ..models import LocalModel
 from .metrics import Metric
 from .prefix_sharing import score_variants
@@ -55,11 +56,13 @@ def shapley_values(
     >>> bool(torch.isclose(s.scores.sum(), (s.value - s.without).sum(), atol=1e-3))
     True
     """
-    if not players or permutations < 1:
-        raise CourseError(f"Expected players and permutations, got {len(players)} tokens and {permutations} orders.")
+    if not players or not is_count(permutations):
+        raise CourseError(f"Expected players and permutations, got {len(players)} tokens and {permutations!r} orders.")
+    if not isinstance(seed, Integral):
+        raise CourseError(f"Expected a whole number to decide the orders, got seed={seed!r}.")
     n = len(players)
     exact = 2**n <= 2 * permutations * n
-    orders = [] if exact else _orders(n, permutations, seed)
+    orders = [] if exact else _orders(n, permutations, int(seed))
     wanted = product((False, True), repeat=n) if exact else (c for order in orders for c in _walk(order))
     coalitions = list(dict.fromkeys(wanted))
     variants = _variants(metric.ids, players, coalitions, replacement)
