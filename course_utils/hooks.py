@@ -56,7 +56,7 @@ class Parts:
     """
 
     def __init__(self, lm: LocalModel) -> None:
-        self.model, self.n_layers = lm.model, lm.n_layers
+        self.model, self.n_layers, self.device = lm.model, lm.n_layers, lm.device
 
     @cached_property
     def embedding(self) -> nn.Module:
@@ -70,7 +70,7 @@ class Parts:
     def _list(self) -> str:
         """The name of the list of layers: one as long as the model is deep, which runs in a pass over token ids."""
         if self.model not in _lists:
-            _lists[self.model] = _list_of_layers(self.model, self.n_layers)
+            _lists[self.model] = _list_of_layers(self.model, self.n_layers, self.device)
         return _lists[self.model]
 
     @cached_property
@@ -123,7 +123,7 @@ def find_parts(lm: LocalModel) -> Parts:
 
 
 @torch.no_grad()
-def _list_of_layers(model: Any, n_layers: int) -> str:
+def _list_of_layers(model: Any, n_layers: int, device: torch.device) -> str:
     """The name of the list, found by running the model on two tokens: each layer gets what the one before gives out.
 
     A model that also sees may have as many layers for its pictures; and lists of parts of layers are as long.
@@ -141,7 +141,7 @@ def _list_of_layers(model: Any, n_layers: int) -> str:
             ):
                 attached.callback(attach(keep, with_kwargs=True).remove)
         with suppress(Exception):  # models raise what they like; then no layer ran
-            ids = torch.tensor([[1, 2]], device=model.get_input_embeddings().weight.device)
+            ids = torch.tensor([[1, 2]], device=device)
             model(input_ids=ids, use_cache=False)
     for name, layers in lists.items():
         ran = all(layer in given for layer in layers)
@@ -372,6 +372,7 @@ def linear_weight(projection: Any) -> Tensor:
     It isn't where a LoRA was put in beside it, or where what enters is rounded first.
     """
     weight = projection_weight(projection)
+    check_in_memory(weight)
     given = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
     share = 3e-2 if weight.dtype in (torch.bfloat16, torch.float16) else 1e-4
     with torch.no_grad(), suppress(RuntimeError):  # some kinds of numbers are multiplied by code of their own alone
@@ -381,6 +382,15 @@ def linear_weight(projection: Any) -> Tensor:
         if (found - expected).abs().max() <= share * expected.abs().max():
             return weight
     raise _no_matrix(projection, ", which does more than multiply by one")
+
+
+def check_in_memory(weight: Tensor) -> None:
+    """Raise where a weight is fetched for each pass alone."""
+    if weight.is_meta:
+        raise CourseError(
+            "Expected weights that are in memory, and some are put away between passes (by accelerate); load the model "
+            'where it fits as a whole, in a half precision (dtype="bfloat16") or with device="cpu".'
+        )
 
 
 def projection_weight(projection: Any) -> Tensor:

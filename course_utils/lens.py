@@ -19,7 +19,7 @@ from .engine.interventions import Run, run_once
 from .engine.metrics import contrast_ids, single_token
 from .engine.premises import check_model, close
 from .errors import CourseError
-from .hooks import find_parts, written_by_heads
+from .hooks import check_in_memory, find_parts, written_by_heads
 from .models import LocalModel
 from .plots import WIDE, axes_of, plot_layers, style
 from .prompts import Prompt, token_strings
@@ -230,6 +230,7 @@ def _direction(
     if (target is None) == (contrast is None):
         raise CourseError("Expected either a target or a contrast, of single tokens; give one of them.")
     weight = lm.model.get_output_embeddings().weight
+    check_in_memory(weight)
     if contrast is not None:
         first, second = contrast_ids(lm, prompt, contrast)
         return weight[first] - weight[second], [first, second]

@@ -86,7 +86,10 @@ class LocalModel:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.model.get_input_embeddings().weight.device)
+        """Where the model reads its tokens, also where its weights are fetched there for each pass (accelerate's)."""
+        embedding = self.model.get_input_embeddings()
+        fetched = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+        return torch.device(fetched if embedding.weight.is_meta and fetched is not None else embedding.weight.device)
 
     @property
     def is_chat(self) -> bool:

@@ -2,11 +2,20 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 
 from conftest import tiny_model, words
-from course_utils import CourseError, ablation_sweep, analyze_attention
+from course_utils import (
+    CourseError,
+    ablation_sweep,
+    analyze_attention,
+    direct_logit_attribution,
+    logit_lens,
+    token_attribution,
+)
 from course_utils.engine.interventions import run_once
 from course_utils.hooks import SITE_KINDS, edit, find_parts, record, written_by_heads
 
@@ -150,6 +159,23 @@ def test_a_projection_that_is_more_than_its_matrix_is_not_split_into_heads(kind)
     with pytest.raises(CourseError, match=r"layers \[1\] do more"):
         analyze_attention(lm, prompt).value_weighted()
     assert ablation_sweep(lm, prompt, over="heads", kind="zero", contrast=contrast).effects.shape == (3, 4)
+
+
+def test_weights_that_are_fetched_for_each_pass():
+    lm, away = tiny_model("llama"), tiny_model("llama")
+    cpu_offload(away.model, execution_device="cpu")
+    assert away.device.type == "cpu"
+    prompt, asked = lm.prompt(words(3, 14, 15, 9)), {"contrast": (" w1", " w2")}
+    for method in (
+        lambda model: token_attribution(model, prompt, replacement=7, **asked).scores,
+        lambda model: token_attribution(model, prompt, method="gradient_x_input", **asked).scores,
+        lambda model: ablation_sweep(model, prompt, over="heads", kind="zero", **asked).effects,
+        lambda model: logit_lens(model, prompt, **asked).contrast,
+        lambda model: model.generate(prompt, 3),
+    ):
+        np.testing.assert_allclose(method(away), method(lm), atol=1e-7)
+    with pytest.raises(CourseError, match="weights that are in memory"):
+        direct_logit_attribution(away, prompt, **asked)
 
 
 def in_place(part):

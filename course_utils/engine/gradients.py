@@ -185,5 +185,5 @@ def _rows_with_gradients(lm: LocalModel, n_tokens: int) -> int:
     weight = lm.model.get_input_embeddings().weight
     heads = getattr(lm.config, "num_attention_heads", 1)  # a model without attention has none
     per_token = lm.n_layers * ((10 + 4 * WIDE) * lm.d_model + heads * n_tokens)
-    fits = min(BUDGET, free_memory(weight.device.type) / 4) // (n_tokens * per_token * weight.element_size())
+    fits = min(BUDGET, free_memory(lm.device.type) / 4) // (n_tokens * per_token * weight.element_size())
     return max(1, min(BATCH_TOKENS // n_tokens, int(fits)))

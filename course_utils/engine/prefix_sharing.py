@@ -137,7 +137,7 @@ def rows_in_budget(lm: LocalModel, n_tokens: int, keep: int) -> int:
     cached = 2 * 2 * lm.n_layers * lm.d_model  # keys and values, of the prefix and of the row
     per_token = cached + (3 * WIDE + 8) * lm.d_model + 2 * n_tokens  # and the mask
     bytes_per_row = n_tokens * per_token * weight.element_size() + 3 * 4 * keep * weight.shape[0]
-    return max(1, int(min(BUDGET, free_memory(weight.device.type) / 4) // bytes_per_row))
+    return max(1, int(min(BUDGET, free_memory(lm.device.type) / 4) // bytes_per_row))
 
 
 def run_base(lm: LocalModel, ids: Tensor, keep: int, length: int) -> tuple[Tensor, Prefix]:
