@@ -46,6 +46,10 @@ _ADDS_ITSELF = ("residual", "input_tensor", "hidden_input")  # arguments by whic
 _lists: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 
+class CompiledError(CourseError):
+    """No hook on this model has an effect, whatever a method wants it for."""
+
+
 class Parts:
     """The modules of a causal language model, by the role they play; lists have one entry a layer.
 
@@ -158,7 +162,7 @@ def _check_uncompiled(model: nn.Module) -> None:
     for module in model.modules():
         remade = hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
         if remade or module._compiled_call_impl or "_orig_mod" in module._modules:
-            raise CourseError(
+            raise CompiledError(
                 f"Expected a model whose activations can be looked at and edited, and {type(module).__name__} is "
                 "compiled, which leaves that without effect; load the model again and don't compile it."
             )

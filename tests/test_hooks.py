@@ -11,6 +11,7 @@ from conftest import tiny_model, words
 from course_utils import (
     CourseError,
     ablation_sweep,
+    activation_patching,
     analyze_attention,
     direct_logit_attribution,
     logit_lens,
@@ -202,7 +203,13 @@ def test_a_compiled_model_is_told_to_be_left_uncompiled(way, known):
         run_once(lm, IDS[0])
     wrapped = COMPILED[way](lm.model)
     lm = lm if wrapped is None else replace(lm, model=wrapped)
-    for begin in (lambda: edit(lm, {("mlp", 1): torch.zeros_like}).__enter__(), lambda: run_once(lm, IDS[0])):
+    prompt, other = lm.prompt(words(3, 14)), lm.prompt(words(3, 15))
+    for begin in (
+        lambda: edit(lm, {("mlp", 1): torch.zeros_like}).__enter__(),
+        lambda: run_once(lm, IDS[0]),
+        lambda: activation_patching(lm, prompt, other, contrast=(" w1", " w2")),
+        lambda: direct_logit_attribution(lm, prompt, contrast=(" w1", " w2")),
+    ):
         with pytest.raises(CourseError, match="don't compile it"):
             begin()
     assert count_hooks(lm) == 0

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CourseError, first_line
+from ..hooks import CompiledError
 from ..loading.load import KIN
 from ..loading.others_hooks import alone, has_unknown_hooks
 from ..models import LocalModel
@@ -104,6 +105,8 @@ def _tried(lm: LocalModel, trial: Trial, length: int) -> bool:
     try:
         with torch.inference_mode(False), torch.no_grad(), alone(lm.model):  # gradients may be tried
             return trial(lm, length)
+    except CompiledError:  # no answer to what was tried
+        raise
     except Exception:  # models raise what they like where they cannot do a thing
         return False
 
