@@ -118,7 +118,12 @@ def test_attribute_survives_a_pipe_of_an_old_encoding(lm):
     ("words", "options", "asked"),
     [
         (["Hi"], [], {}),
-        (["smollm2", "Hi"], ["--contrast", "I", "Sure"], {"contrast": ("I", "Sure")}),
+        (
+            ["smollm2", "Hi"],
+            ["--contrast", "I", "Sure", "--replacement", "260"],
+            {"contrast": ("I", "Sure"), "replacement": 260},
+        ),
+        (["Hi"], ["--contrast", "I", "Sure", "--replacement", " a"], {"contrast": ("I", "Sure"), "replacement": " a"}),
         pytest.param(
             ["smollm2", "Hi"],
             ["--method", "deletion", "--target", "Yes, I"],
@@ -126,7 +131,7 @@ def test_attribute_survives_a_pipe_of_an_old_encoding(lm):
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["its own reply", "contrast", "deletion and target"],
+    ids=["its own reply", "a contrast and an id", "a replacement", "deletion and target"],
 )
 def test_attribute_gives_what_the_library_gives(lm, words, options, asked):
     result = called("attribute", *words, *options, "--json")
@@ -196,6 +201,9 @@ def test_no_text_is_told_with_the_usage():
         (["--contrast", "I", "I"], ["two different tokens"]),
         (["--target", "Yes", "--contrast", "I", "Sure"], ["target", "contrast", "both"]),
         (["--target", "\udcff"], ["text"]),
+        (["--replacement", " antidisestablishment"], ["which is", "try its first, ' ant'", "a token's id"]),
+        (["--replacement", ""], ["a token of its own", "a token's id"]),
+        (["--replacement", "49152"], ["0 to 49151"]),
     ],
     ids=ascii,
 )

@@ -20,9 +20,21 @@ from ..errors import CourseError
     show_default=True,
     help="How tokens are scored: occlusion, deletion, gradient_x_input, integrated_gradients or shapley.",
 )
+@click.option(
+    "--replacement",
+    default=" the",
+    show_default=True,
+    help="What stands in for a token that is left out: a text of one token, or a token's id.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the scores of all tokens as JSON.")
 def attribute(
-    words: tuple[str, ...], target: str | None, contrast: tuple[str, str] | None, method: str, as_json: bool
+    words: tuple[str, ...],
+    *,
+    target: str | None,
+    contrast: tuple[str, str] | None,
+    method: str,
+    replacement: str,
+    as_json: bool,
 ) -> None:
     """Show which tokens of TEXT raised or lowered what MODEL says next.
 
@@ -39,7 +51,8 @@ def attribute(
 
     lm = load_model(model)
     prompt = lm.chat(text) if lm.is_chat else lm.prompt(text)
-    result = token_attribution(lm, prompt, method=method, target=target, contrast=contrast)
+    token = int(replacement) if replacement.isdecimal() else replacement
+    result = token_attribution(lm, prompt, method=method, target=target, contrast=contrast, replacement=token)
     if as_json:
         click.echo(json.dumps(_as_json(model, result)))
     else:

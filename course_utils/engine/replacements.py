@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..errors import CourseError
 from ..models import LocalModel
-from ..prompts import encode
-from .metrics import single_token
+from ..prompts import encode, token_strings
 
 
 def occluded(ids: Tensor, n_tokens: int, replacement: int) -> Tensor:
@@ -49,10 +48,17 @@ def replacement_id(lm: LocalModel, replacement: str | int) -> int:
         apart = ids[: new.start] == before and all(end <= 1 for _, end in offsets[: new.start])
         if not apart or not ids[new]:
             raise CourseError(
-                f"Expected a replacement that is a token of its own, got {replacement!r}; try ' the', or a token's id."
+                f"Expected a replacement that is a token of its own, got {replacement!r}; try ' the' or ' a', or a "
+                "token's id."
+            )
+        if len(ids[new]) > 1:
+            shown, first = ", ".join(token_strings(lm.tokenizer, ids[new])), replacement[: offsets[len(before)][1] - 1]
+            raise CourseError(
+                f"Expected a replacement of one token, got {replacement!r}, which is {len(ids[new])} ({shown}); try "
+                f"its first, {first!r}, or a token's id."
             )
         lm.check_ids(ids)
-        return single_token(lm, ids[new], replacement)
+        return ids[-1]
     if isinstance(replacement, bool) or not isinstance(replacement, Integral) or not 0 <= replacement < size:
         raise CourseError(f"Expected a replacement token id from 0 to {size - 1}, got {replacement!r}.")
     return int(replacement)
