@@ -7,9 +7,8 @@ from collections.abc import Collection, Iterator
 
 from nbformat import NotebookNode
 
+from ..merge import bound
 from ..notebook import FREE, grade_id, kind
-
-_DEFINED = re.compile(r"(?m)^(?:async[ \t]+)?(?:(?:def|class)[ \t]+(\w+)|(\w+)[ \t]*=(?!=))")
 
 
 def answers_in(notebook: NotebookNode, items: Collection[str], given: Collection[str]) -> Iterator[tuple[str, ...]]:
@@ -24,8 +23,8 @@ def answers_in(notebook: NotebookNode, items: Collection[str], given: Collection
     own = [source for source in free if source.strip() not in given]
     defining: dict[str, list[int]] = {}
     for number, source in enumerate(own):
-        for names in _DEFINED.findall(source):
-            defining.setdefault("".join(names), []).append(number)
+        for name in bound(source):
+            defining.setdefault(name, []).append(number)
     for cell in notebook.cells:
         if grade_id(cell) in items:
             needed = _needed(cell.source, own, defining) if cell.cell_type == "code" else []
