@@ -189,7 +189,9 @@ class _Matching:
     def _written_into(self, place: int) -> str:
         """What a learner wrote into a cell of the course's own, by statements: such a cell is put back as it was."""
         cell, own = self.reference[place], self.submission[self.of[place]]
-        if kind(cell) in _OWN or not (cell.cell_type == own.cell_type == "code") or _same(own, self.raw[place]):
+        if kind(cell) in _OWN or not (cell.cell_type == own.cell_type == "code"):
+            return ""
+        if _same(own, cell) or _same(own, self.raw[place]):
             return ""
         left, more, mine = Counter(tree for tree, _ in statements(cell.source)), [], list[tuple[str, str]]()
         with suppress(CourseError):  # a source can be such that Python's own parser gives out
