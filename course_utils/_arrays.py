@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Floats = NDArray[np.float32]
+HALF = (torch.bfloat16, torch.float16)
 
 
 def floats(values: Tensor) -> Floats:
@@ -22,6 +23,14 @@ def floats(values: Tensor) -> Floats:
 def precise(values: Tensor) -> Tensor:
     """A tensor in float32 at least: half precision is too coarse to add up, or to be compared."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Whether values agree as far as their precision lets them; never where some are not finite."""
+    share = 3e-2 if expected.dtype in HALF else 1e-4
+    if found.shape != expected.shape or not (found.isfinite().all() and expected.isfinite().all()):
+        return False
+    return bool((found - expected).abs().max() <= share * expected.abs().max())
 
 
 def mean_interval(values: Floats | Sequence[float]) -> tuple[float, float]:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._arrays import Floats, floats, precise
+from ._arrays import Floats, close, floats, precise
 from .engine.blocks import added, added_by_attention, check_adds, check_restart, ending, frozen, normed
 from .engine.interventions import Run, run_once
 from .engine.metrics import contrast_ids, single_token
-from .engine.premises import check_model, close
+from .engine.premises import check_model
 from .errors import CourseError
 from .hooks import check_in_memory, find_parts, written_by_heads
 from .models import LocalModel

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._arrays import Floats, precise
+from .._arrays import Floats, close, precise
 from .._progress import progress
 from ..errors import CourseError, is_count
 from ..hooks import Edit, Site, edit
@@ -19,7 +19,7 @@ from ..loading.others_hooks import disturbed, has_unknown_hooks
 from ..models import LocalModel
 from ..prompts import Prompt
 from .packing import pack
-from .premises import can_batch, check_finite, check_model, close, holds, logits_at, random_ids
+from .premises import can_batch, check_finite, check_model, holds, logits_at, random_ids
 
 ROW_TOKENS = 512  # of a pass; more is no faster, and what packing rests on is tried out on a row as long
 _TRIED = 64  # tokens of a sequence whose logits are compared, at most

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .._arrays import precise
+from .._arrays import close, precise
 from ..errors import CourseError
 from ..hooks import Site, find_parts, linear_weight, record
 from ..loading.devices import free_memory
 from ..loading.stored_keys import cache_name
 from ..models import LocalModel
-from .premises import check_finite, check_model, close, holds, plain_logits, random_ids, require
+from .premises import check_finite, check_model, holds, plain_logits, random_ids, require
 
 _EAGER = "eager_attention_forward"  # what transformers calls the attention written out in plain torch
 

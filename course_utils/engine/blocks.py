@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._arrays import close
 from ..errors import CourseError
 from ..hooks import Edit, Site, edit, find_parts, instead, record, skip_layers
 from ..models import LocalModel
 from .interventions import Run, can_restart
-from .premises import can_batch, check_model, close, plain_logits, random_ids, require
+from .premises import can_batch, check_model, plain_logits, random_ids, require
 
 Linear = Callable[[Tensor], Tensor]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._arrays import precise
+from .._arrays import close, precise
 from .._progress import progress
 from ..loading.devices import free_memory
 from ..models import LocalModel
@@ -24,7 +24,6 @@ from .premises import (
     can_batch,
     check_finite,
     check_model,
-    close,
     logits_at,
     plain_logits,
     random_ids,

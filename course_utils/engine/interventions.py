@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._arrays import precise
+from .._arrays import close, precise
 from ..errors import CourseError
 from ..hooks import Edit, Site, edit, find_parts, instead, record, skip_layers
 from ..loading.others_hooks import has_unknown_hooks
 from ..models import LocalModel
 from .prefix_sharing import Batch, Prefix, batches, fill_rows, lay_out, rows_in_budget, run_base, run_batch
-from .premises import another, check_finite, check_model, close, holds, plain_logits, random_ids, require
+from .premises import another, check_finite, check_model, holds, plain_logits, random_ids, require
 
 Intervention = Callable[[int, Tensor], Tensor]
 

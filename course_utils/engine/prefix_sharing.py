@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .._arrays import precise
+from .._arrays import close, precise
 from .._progress import progress
 from ..loading.devices import free_memory
 from ..loading.others_hooks import disturbed
 from ..loading.stored_keys import cache_name
 from ..models import LocalModel
-from .premises import another, can_batch, check_finite, check_model, close, holds, logits_at, random_ids
+from .premises import another, can_batch, check_finite, check_model, holds, logits_at, random_ids
 
 Prefix = list[tuple[Tensor, Tensor]]  # keys and values of each layer, both [1, head, token, d_head]
 Rows = list[list[int]]  # which variants share a row

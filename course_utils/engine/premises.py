@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from .._arrays import HALF, close
 from ..errors import CourseError, first_line
 from ..hooks import CompiledError
 from ..loading.load import KIN
@@ -25,7 +26,6 @@ from ..models import LocalModel
 
 STATES = 16  # of a model that are remembered
 LENGTH = 8  # tokens of a trial whose outcome doesn't depend on length
-HALF = (torch.bfloat16, torch.float16)
 _ENCODER_WANTED = ("encoder_attn", "crossattention", "cross_attn", "cross_attention")  # what looks at an encoder
 _known: WeakKeyDictionary[nn.Module, dict[Any, dict[str, Any]]] = WeakKeyDictionary()
 _of_kin: dict[Any, dict[str, Any]] = {}  # of models that are alike in all but their weights, together
@@ -150,14 +150,6 @@ def plain_logits(lm: LocalModel, rows: Tensor) -> Tensor:
     """The logits of whole passes, as the model itself computes them: `[row, token, vocabulary]`."""
     logits: Tensor = lm.model(input_ids=rows, use_cache=False).logits
     return logits
-
-
-def close(found: Tensor, expected: Tensor) -> bool:
-    """Whether values agree as far as their precision lets them; never where some are not finite."""
-    share = 3e-2 if expected.dtype in HALF else 1e-4
-    if found.shape != expected.shape or not (found.isfinite().all() and expected.isfinite().all()):
-        return False
-    return bool((found - expected).abs().max() <= share * expected.abs().max())
 
 
 def logits_at(lm: LocalModel, rows: Tensor, positions: Tensor, /, **inputs: Any) -> Tensor:
