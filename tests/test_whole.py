@@ -2,8 +2,10 @@
 
 import json
 import os
+import platform
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -781,6 +783,14 @@ def test_a_containers_limit_counts(monkeypatch, tmp_path):
     assert devices.free_memory("cpu") == 400
     (tmp_path / "memory.max").write_text("max")
     assert devices.free_memory("cpu") > 400
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="asks Linux what an Intel or AMD processor can do")
+@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="asks Linux what the processor can do")
+def test_bfloat16_is_multiplied_where_the_processor_does_so_itself():
+    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+    itself = not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+    assert devices.multiplies_bfloat16(torch.device("cpu")) == itself
 
 
 def test_a_revision_is_for_hub_ids(folder):
