@@ -177,7 +177,8 @@ def _with_products(model: Any, weights: Path, told: Mapping[str, Any]) -> Any:
         if len(a) != told["r"]:
             raise ValueError(f"expected an adapter of rank {told['r']}, got one of {len(a)}")
         weight = model.get_submodule(name).weight
-        weight.data = weight + (told["lora_alpha"] / told["r"] * (b.float() @ a.float())).to(weight)
+        scale = told["lora_alpha"] / told["r"]
+        weight.data = torch.addmm(weight.float(), b.float(), a.float(), alpha=scale).to(weight)
     return model
 
 
