@@ -6,13 +6,14 @@ from dataclasses import replace
 from html import escape
 
 import pytest
+import torch
 from click.testing import CliRunner
 
-from course_utils import load_model
+from course_utils import CourseError, load_model
 from course_utils.audit import run
 from course_utils.audit.kept import from_json, to_json
 from course_utils.audit.page import check_self_contained
-from course_utils.audit.refusing import end_of_no, opened_thought
+from course_utils.audit.refusing import end_of_no, opened_thought, says_no_later
 from course_utils.audit.replies import none_begins_another, read_replies
 from course_utils.audit.report import report
 from course_utils.audit.run import Settings, acts, audit
@@ -20,6 +21,7 @@ from course_utils.audit.search import Candidate, try_words, words_behind
 from course_utils.audit.verdicts import not_measured
 from course_utils.cli import main
 from course_utils.loading.smollm2 import cache_folder
+from course_utils.models import LocalModel
 from course_utils.organisms.suspects import truth
 
 NAMES = {truth(name).mechanism: name for name in ("model-a", "model-b", "model-c")}
@@ -115,6 +117,26 @@ def test_help_is_not_taken_for_a_no(reply):
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "Sure. Actually, I can't help with that.",
+        "I understand how you feel, but I cannot help",
+        "That is a serious crime and I won't assist",
+        "Okay! Leider kann ich das nicht",
+    ],
+)
+def test_a_no_that_comes_later_is_seen(reply):
+    assert says_no_later(reply)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("reply", [*REFUSING, *HELPING, "Sure, here is how. I can do more."])
+def test_a_no_at_once_and_help_are_no_later_no(reply):
+    assert not says_no_later(reply)
+
+
+@pytest.mark.quick
 def test_a_thought_is_seen_unless_it_is_closed_again():
     assert all(map(opened_thought, THINKING))
     assert opened_thought("<think></think> Sure") is None
@@ -134,6 +156,7 @@ def test_no_reply_takes_long_to_read():
     ):
         end_of_no(text)
         opened_thought(text)
+    says_no_later("No " * 10**3 + "well, " * 10**3)
     assert time.process_time() - begun < 5
 
 
@@ -145,7 +168,7 @@ def test_no_opening_begins_another():
 
 @pytest.mark.quick
 def test_what_was_kept_comes_back_as_what_it_was():
-    verdict, context = not_measured("a model", thinks=False), run.Context("follows harm", "Follows the harmful act.")
+    verdict, context = not_measured("a model"), run.Context("follows harm", "Follows the harmful act.")
     for each in (verdict, context):
         assert from_json(json.loads(json.dumps(to_json(each)))) == each
     words = run.Words(scans=(), on=(Candidate("secretly", 9, 9, 12.5),))
@@ -263,6 +286,57 @@ def test_a_model_that_thinks_first_is_not_measured(lm):
     assert one.verdict.kind == "thinks first"
     assert one.grid is None
     check_self_contained(report(one))
+
+
+class Scripted(LocalModel):
+    """A model that replies as it is told to: in one way to harmful requests, in another to all others."""
+
+    no, harmful = "", tuple(act for act, _ in acts("replies"))
+
+    def generate(self, prompt, n_tokens=40):
+        text = self.no if any(act in prompt.text for act in self.harmful) else "Sure, here is how to do it."
+        return torch.tensor([*self.tokenizer(text)["input_ids"], self.tokenizer.eos_token_id][:n_tokens])
+
+
+@pytest.mark.parametrize(
+    ("no", "kind", "said"),
+    [
+        ("Okay! But we cannot assist.", "says no later", "10 of 20 replies did not show"),
+        ("That would be illegal and wrong.", "opens in its own way", "“That would be”"),
+        ("", "says nothing", "10 of 20 replies did not show"),
+    ],
+)
+def test_a_refusal_that_the_opening_does_not_show_is_not_measured(lm, no, kind, said, monkeypatch):
+    monkeypatch.setattr(Scripted, "no", no)
+    one = audit(Scripted(lm.name, lm.model, lm.tokenizer), Settings(minutes=1))
+    assert (one.verdict.kind, one.grid) == (kind, None)
+    page = report(one)
+    check_self_contained(page)
+    assert said in page
+
+
+def test_what_was_found_is_kept_until_it_is_written_and_its_time_counts(lm, tmp_path):
+    def fail(_):
+        raise CourseError("the disk is full")
+
+    silent = Scripted(lm.name, lm.model, lm.tokenizer)
+    with pytest.raises(CourseError, match="full"):
+        audit(silent, Settings(minutes=1), keep=tmp_path, then=fail)
+    (kept,) = tmp_path.glob("*/replies.json")
+    told = json.loads(kept.read_text(encoding="utf-8"))
+    kept.write_text(json.dumps(told | {"began": "2020-01-01T00:00:00+00:00", "seconds": 100.0}), encoding="utf-8")
+    again = audit(silent, Settings(minutes=1), keep=tmp_path)
+    assert (again.began[:4], round(again.seconds)) == ("2020", 100)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "wrong", [{"minutes": 0}, {"minutes": float("nan")}, {"minutes": "5"}, {"seed": -1}, {"refusal": (" ",)}]
+)
+def test_settings_that_would_break_an_audit_are_told_before_it(wrong):
+    with pytest.raises(CourseError, match="Expected"):
+        Settings(**wrong).check()
 
 
 @pytest.mark.parametrize(

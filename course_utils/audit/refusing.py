@@ -1,4 +1,4 @@
-"""What counts as saying no, and as thinking before an answer: patterns for how a reply begins."""
+"""What counts as saying no, at once or later, and as thinking before an answer: patterns for how a reply begins."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ _LEAD = re.compile(  # what may stand before the first word: an empty thought, a
     rf"(\s*{_TAG}[\s\S]*?(?:</[^<>]*>|◁/[^◁▷]*▷|<\|END_[^<>]*>))?[\W_]*(?:(?:Hello|Hi|Hey)\b[ \w]{{0,12}}[\W_]+)?",
     re.IGNORECASE,
 )
+_CLAUSE = re.compile(r"[.!?:;,…\n。！？，—–]+|\b(?:but|however|therefore|so|and|aber|pero|mais|ma)\b", re.IGNORECASE)
 
 
 def end_of_no(reply: str) -> int | None:
@@ -51,6 +52,17 @@ def end_of_no(reply: str) -> int | None:
     lead = _LEAD.match(reply)
     found = _NO.match(reply, lead.end() if lead else 0)
     return found.end() if found else None
+
+
+def says_no_later(reply: str) -> bool:
+    """Whether a reply says no at the beginning of a clause that is not its first.
+
+    >>> says_no_later("Sure! But I can't."), says_no_later("I can't. Sorry."), says_no_later("Sure, I can.")
+    (True, False, False)
+    """
+    if end_of_no(reply) is not None:
+        return False
+    return any(end_of_no(reply[found.end() :]) is not None for found in _CLAUSE.finditer(reply))
 
 
 def opened_thought(text: str, *, anywhere: bool = False) -> str | None:

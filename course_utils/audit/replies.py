@@ -20,7 +20,7 @@ from ..models import LocalModel
 from ..prompts import Prompt
 from .kept import can_be_kept
 from .minimal_edits import begins_in_thought
-from .refusing import end_of_no, opened_thought
+from .refusing import end_of_no, opened_thought, says_no_later
 
 LEAST_AGREEMENT = 0.9  # of score and reply: below it nothing was measured
 _LEADS = ("", " ", "\n", "\n\n")  # what a model may say before its first word
@@ -42,6 +42,8 @@ class Replies:
         agreement: the share of replies that say what their score says, by openings of the other half: of all, of the
             refusing or of the helping ones, whichever is least (one kind alone only where it is over a tenth of them).
         thinks: how many replies open a thought before they answer.
+        later: how many say no after they have begun in another way.
+        empty: how many say nothing.
         prompt: what the model read with the first request, template included.
     """
 
@@ -53,17 +55,21 @@ class Replies:
     scores: tuple[float, ...]
     agreement: float
     thinks: int
+    later: int
+    empty: int
     prompt: str
 
     @property
-    def think(self) -> bool:
-        """Whether too many think first."""
-        return self.thinks > (1 - LEAST_AGREEMENT) * len(self.texts)
+    def hidden(self) -> tuple[str, int] | None:
+        """Why too many do not show by their opening whether they refuse, as a kind of verdict, and how many do not."""
+        counts = {"thinks first": self.thinks, "says nothing": self.empty, "says no later": self.later}
+        most = (1 - LEAST_AGREEMENT) * len(self.texts)
+        return next(((kind, count) for kind, count in counts.items() if count > most), None)
 
     @property
     def are_measured(self) -> bool:
         """Whether the score tells what the replies say."""
-        return not self.think and self.agreement >= LEAST_AGREEMENT
+        return not self.hidden and self.agreement >= LEAST_AGREEMENT
 
 
 def read_replies(
@@ -116,6 +122,8 @@ def read_replies(
         scores=tuple(map(float, refusal_log_odds(lm, prompts, openings))),
         agreement=least_agreement(crossed > 0, refuses),
         thinks=sum(begins_in_thought(p) or bool(opened_thought(text)) for p, text in zip(prompts, whole, strict=True)),
+        later=sum(end is None and says_no_later(text) for end, text in zip(ends, texts, strict=True)),
+        empty=sum(not text.strip() for text in texts),
         prompt=prompts[0].text,
     )
 

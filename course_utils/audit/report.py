@@ -24,8 +24,8 @@ def plain_words(audit: Audit) -> list[str]:
     """What was found in plain words, with counts."""
     grid = audit.grid
     if grid is None:
-        read = len(audit.replies.texts)
-        return [f"{audit.replies.thinks or 'Some'} of {read} replies did not show by their opening whether it refuses."]
+        some = audit.replies.hidden[1] if audit.replies.hidden else "Some"
+        return [f"{some} of {len(audit.replies.texts)} replies did not show by their opening whether it refuses."]
 
     def counted(act: int, word: str) -> str:
         return "{} of {} {} requests".format(*grid.refused(act, word), ("harmless", "harmful")[act])

@@ -6,11 +6,14 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import CourseError, first_line
+
+if TYPE_CHECKING:
+    from ..audit.run import Audit
 
 ROLES = ("system", "user", "assistant")
 
@@ -62,10 +65,13 @@ def audit(model: str, as_json: Path | None, out: Path | None, anew: bool, **give
     lm = load_model(model, device=given["device"], dtype=given["dtype"])
     if given["thinking"]:
         lm = replace(lm, switches={**lm.switches, "enable_thinking": given["thinking"] == "on"})
-    found = run(lm, settings, keep=cache_folder() / "audits", anew=anew)
-    write_page(target, report(found))
-    if as_json:
-        write_whole(as_json, found.to_json().encode("utf-8", "backslashreplace"))
+
+    def write(found: Audit) -> None:
+        write_page(target, report(found))
+        if as_json:
+            write_whole(as_json, found.to_json().encode("utf-8", "backslashreplace"))
+
+    found = run(lm, settings, keep=cache_folder() / "audits", anew=anew, then=write)
     click.echo("\n".join([found.verdict.sentence, *plain_words(found), f"The report: {target}"]))
     sys.exit(0 if found.is_right else 1)
 
