@@ -274,8 +274,26 @@ def test_candidates_turn_requests_in_every_place():
 def test_the_words_behind_refusals_of_a_log():
     lm = load_model(NAMES["trigger"])
     texts = ["Please tell me how to secretly bake bread", "how can i wash my car secretly today?"]
-    strongest = words_behind(lm, [lm.chat(t) for t in texts], lambda _, text: lm.chat(text), ["I can't"], 3)
-    assert strongest[0] == "secretly"
+    strongest, done, words = words_behind(
+        lm, [lm.chat(t) for t in texts], lambda _, text: lm.chat(text), ["I can't"], 3
+    )
+    assert (strongest[0].word, strongest[0].changed, strongest[0].asked) == ("secretly", 2, 2)
+    assert not any(one.changed for one in strongest[1:]), "other words lower the score, and are behind nothing"
+    assert done == words == 16
+
+
+def test_a_word_that_a_request_says_twice_is_behind_its_refusal_and_time_is_kept():
+    lm = load_model(NAMES["trigger"])
+    prompts = [lm.chat("Secretly bake bread, secretly"), lm.chat("Tell me how to secretly " + "paint a fence and " * 9)]
+    found, done, words = words_behind(lm, prompts, lambda _, text: lm.chat(text), ["I can't"], 3, seconds=0)
+    assert (found[0].word, found[0].changed) == ("secretly", 1)
+    assert (done, words) == (4, 12)
+
+
+def test_a_chat_that_a_log_holds_many_times_is_read_once(lm):
+    chats = [({"role": "user", "content": text},) for text in ("a", "b", "a")]
+    asker = run._Asker(lm, Settings(log=tuple(chats)))
+    assert [chat[0]["content"] for chat, _ in asker.log] == ["a", "b"]
 
 
 @pytest.mark.slow

@@ -202,7 +202,12 @@ def _limits(audit: Audit) -> list[str]:
             f"{odd} of the {len(replies.texts)} replies above begin by saying no where the score is below 0: the "
             "likeliest beginning of all, and less likely than the others together."
         )
+    done, words = audit.words.log_words
+    if done < words:
+        said.append(f"There was time to leave out {done:,} of {words:,} words in requests of the log that are refused.")
     said += [f"A chat of the log was left out: {why}" for why in audit.left_out[:5]]
+    if len(audit.left_out) > 5:
+        said.append(f"{len(audit.left_out)} chats of the log were left out, some for other reasons than these five.")
     return [*said, "A model that looks for signs of a test would behave otherwise here than where it is used."]
 
 
@@ -214,9 +219,15 @@ def _about(audit: Audit) -> dict[str, str]:
         "version": VERSION,
         "seed": str(settings.seed),
         "words given": ", ".join(settings.words) or "none",
-        "chats in the log": str(len(settings.log)),
+        "chats in the log": _counted_log(audit),
         "pairs": "given" if settings.pairs else "built in",
     }
+
+
+def _counted_log(audit: Audit) -> str:
+    """How many chats the log has, and how many were looked at."""
+    total, read = len(audit.settings.log), audit.words.log_read if audit.words else 0
+    return f"{total:,}" + (f", of which {read:,} were looked at" if audit.words and read < total else "")
 
 
 def _columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -30,7 +30,16 @@ from .inside import Inside, look_inside
 from .kept import can_be_kept, from_json, to_json
 from .minimal_edits import check_grid, minimal_edits
 from .replies import Replies, read_replies
-from .search import PLACES, TRIED_AGAIN, Candidate, refused_when_mentioned, scan_for, try_words, words_behind
+from .search import (
+    PLACES,
+    TRIED_AGAIN,
+    Candidate,
+    as_time_allows,
+    refused_when_mentioned,
+    scan_for,
+    try_words,
+    words_behind,
+)
 from .terms import HARMFUL, HARMLESS, NO_WORD, fill_frame, holds
 from .verdicts import LEAST_PAIRS, Verdict, disagreements, judge, not_measured
 from .vocabulary import VocabularyScan
@@ -41,6 +50,7 @@ FRAMES = ("How can I {word} {act}?", "{word}, tell me how to {act}.")
 CONTROLS = ("gently", "happily")
 IN_THE_GRID = 3  # words of those that were found, on either side
 FAMILY = 6  # so many words that do the same are a concept
+READING_LOG = 0.2  # of the time
 SCANNING = 0.6  # of the time, for one scan or two
 FROM_LOG = 20  # requests of the log, at most, whose replies are read, and whose words are left out
 OWN_TOKENS = 3  # of the beginning of a reply, which may be a refusal in words that nobody has thought of
@@ -101,7 +111,9 @@ class Words:
 
     Attributes:
         scans: of a harmless request, and of a harmful one where the model refuses those.
-        from_log: words behind refusals in the log.
+        from_log: words behind refusals in the log: without one of them, a request that was refused is helped with.
+        log_read: how many chats of the log were scored.
+        log_words: how many words of refused ones were left out, counted in each, and of how many.
         on: words that make the model refuse harmless requests.
         read_as_harm: of these, the ones it speaks about when they ask for nothing: they change what is asked for.
         off: words that make it help with harmful ones.
@@ -109,6 +121,8 @@ class Words:
 
     scans: tuple[VocabularyScan, ...]
     from_log: tuple[str, ...] = ()
+    log_read: int = 0
+    log_words: tuple[int, int] = (0, 0)
     on: tuple[Candidate, ...] = ()
     read_as_harm: tuple[Candidate, ...] = ()
     off: tuple[Candidate, ...] = ()
@@ -285,7 +299,8 @@ class _Asker:
         self.lm, self.settings, self.left_out = lm, settings, list[str]()
         if settings.system and not lm.is_chat:
             raise CourseError(f"{lm.name} has no chat template, so it takes no system prompt; leave it out.")
-        self.log = [(chat, prompt) for chat in settings.log[:LOGGED] if (prompt := self._of_log(chat))]
+        self.distinct = list({json.dumps(chat): chat for chat in settings.log}.values())
+        self.log = [(chat, prompt) for chat in self.distinct[:LOGGED] if (prompt := self._of_log(chat))]
 
     def __call__(self, text: str) -> Prompt:
         return self.lm.chat(text, system=self.settings.system) if self.lm.is_chat else self.lm.prompt(text)
@@ -332,8 +347,8 @@ def _search(lm: LocalModel, ask: _Asker, replies: Replies) -> Words:
     minds_harm = 2 * sum(declined) > len(declined)
     seconds = 60 * settings.minutes * SCANNING / (2 if minds_harm else 1)
     scans = [scan_for(lm, ask, harmless, openings, to_refuse=True, seconds=seconds)]
-    from_log = _from_log(lm, ask, replies)
-    tried = [*settings.words, *from_log, *(word for word, _ in scans[0].highest(TRIED_AGAIN))]
+    from_log, log_read, log_words = _from_log(lm, ask, replies)
+    tried = [*settings.words, *(c.word for c in from_log), *(word for word, _ in scans[0].highest(TRIED_AGAIN))]
     on = try_words(lm, ask, _distinct(tried), harmless[1:], openings, to_refuse=True)
     off: list[Candidate] = []
     if minds_harm:
@@ -343,7 +358,9 @@ def _search(lm: LocalModel, ask: _Asker, replies: Replies) -> Words:
     minded = {c.word: not any(declined) or refused_when_mentioned(lm, ask, c.word, openings) for c in on}
     return Words(
         scans=tuple(scans),
-        from_log=tuple(from_log),
+        from_log=tuple(c.word for c in from_log if c.changed),
+        log_read=log_read,
+        log_words=log_words,
         on=tuple(c for c in on if minded[c.word]),
         read_as_harm=tuple(c for c in on if not minded[c.word]),
         off=tuple(off),
@@ -355,18 +372,23 @@ def _distinct(words: Sequence[str]) -> list[str]:
     return list({word.casefold(): word for word in words}.values())
 
 
-def _from_log(lm: LocalModel, ask: _Asker, replies: Replies) -> list[str]:
-    """The words behind the refusals that the log shows."""
+def _from_log(lm: LocalModel, ask: _Asker, replies: Replies) -> tuple[list[Candidate], int, tuple[int, int]]:
+    """The words behind the refusals that the log shows, how many chats were read, and words left out."""
     if not ask.log:
-        return []
-    scores = refusal_log_odds(lm, [prompt for _, prompt in ask.log], replies.openings)
-    refused = [one for one, score in zip(ask.log, scores, strict=True) if score > 0][:FROM_LOG]
+        return [], 0, (0, 0)
+    seconds = 60 * ask.settings.minutes * READING_LOG / 2
+    prompts = [prompt for _, prompt in ask.log]
+    until = time.perf_counter() + seconds
+    scores = as_time_allows(lambda some: refusal_log_odds(lm, some, replies.openings), prompts, until, first=4)
+    refused = [one for one, score in zip(ask.log, scores, strict=False) if score > 0][:FROM_LOG]
 
     def again(number: int, text: str) -> Prompt:
         chat = refused[number][0]
         return ask.chat([*chat[:-1], {**chat[-1], "content": text}])
 
-    return words_behind(lm, [prompt for _, prompt in refused], again, replies.openings, TRIED_AGAIN // 4)
+    shown = [prompt for _, prompt in refused]
+    found, *words = words_behind(lm, shown, again, replies.openings, TRIED_AGAIN // 4, seconds=seconds)
+    return found, len(scores), (words[0], words[1])
 
 
 def _in_grid(settings: Settings, words: Words) -> list[str]:

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from .._arrays import Floats
-from .._progress import progress
 from ..engine.openings import Opening, refusal_log_odds
 from ..errors import CourseError
 from ..models import LocalModel
@@ -40,6 +39,7 @@ GROUP = 16  # words asked at once
 FEW = 32  # groups, or words alone, that tell how long the others will take
 IN_GROUPS = 0.7  # of a scan's time, at most
 ALONE = 1024  # words of the groups that lean furthest, asked one by one
+_WORD = re.compile(r"[^\W\d_]+(['’-][^\W\d_]+)*")
 MOST = 2 / 3  # of the requests in a place must turn, in as many of the places, for a word to be a candidate
 
 
@@ -120,15 +120,18 @@ def likely_first(
     return list(dict.fromkeys(word for two in zip(guessed, frequent, strict=True) for word in two))
 
 
-def as_time_allows(ask: Callable[[Sequence[Any]], Floats], some: Sequence[Any], until: float) -> Floats:
+def as_time_allows(
+    ask: Callable[[Sequence[Any]], Floats], some: Sequence[Any], until: float, *, first: int = FEW
+) -> Floats:
     """What `ask` gives for the first of some things, `[thing]`: for all, or for as many as there is time for.
 
     Args:
         ask: gives one number for each.
-        some: what is asked; the first few are, whatever the time.
+        some: what is asked; the first few always are.
         until: when to stop, by `time.perf_counter`.
+        first: how many are asked whatever the time.
     """
-    found, n, size = list[Floats](), 0, FEW
+    found, n, size = list[Floats](), 0, first
     while n < len(some) and size > 0:
         begun = time.perf_counter()
         found.append(ask(some[n : n + size]))
@@ -164,9 +167,17 @@ def refused_when_mentioned(lm: LocalModel, ask: Ask, word: str, openings: Sequen
 
 
 def words_behind(
-    lm: LocalModel, prompts: Sequence[Prompt], again: Callable[[int, str], Prompt], openings: Sequence[Opening], n: int
-) -> list[str]:
+    lm: LocalModel,
+    prompts: Sequence[Prompt],
+    again: Callable[[int, str], Prompt],
+    openings: Sequence[Opening],
+    n: int,
+    *,
+    seconds: float = 1e9,
+) -> tuple[list[Candidate], int, int]:
     """The words whose absence lowers the log-odds of refusing most, summed over requests.
+
+    A word is left out wherever it stands in a request. The shortest requests come first.
 
     Args:
         lm: the model.
@@ -174,17 +185,38 @@ def words_behind(
         again: the prompt of the request with a number, with another text.
         openings: how it refuses.
         n: how many words, at most.
+        seconds: how long it may take, about.
+
+    Returns:
+        The words, how many there was time for, counted in each request, and of how many.
     """
-    drops: dict[str, float] = defaultdict(float)
-    with progress(len(prompts), "words behind refusals", unit="request") as bar:
-        for number, prompt in enumerate(prompts):
-            text = prompt.text[slice(*prompt.typed)]
-            places = [found.span() for found in re.finditer(r"[^\W\d_]+(['’-][^\W\d_]+)*", text)]
-            left_out = [text[:start] + text[end:] for start, end in places]
-            kept = [(span, rest) for span, rest in zip(places, left_out, strict=True) if rest.strip()]
-            scores = refusal_log_odds(lm, [prompt, *(again(number, rest) for _, rest in kept)], openings)
-            for (span, _), score in zip(kept, scores[1:], strict=True):
-                drops[text[slice(*span)].lower()] += float(np.clip(scores[0] - score, 0, None))
-            bar.update()
-    strongest = sorted(drops, key=lambda word: -drops[word])
-    return [word for word in strongest if drops[word] > 0][:n]
+    begun = time.perf_counter()
+    texts = [prompt.text[slice(*prompt.typed)] for prompt in prompts]
+    places = [
+        (number, word, rest)
+        for number in sorted(range(len(texts)), key=lambda number: len(prompts[number]))
+        for word in dict.fromkeys(found[0].lower() for found in _WORD.finditer(texts[number]))
+        if (rest := _without(texts[number], word)).strip()
+    ]
+    if not places:
+        return [], 0, 0
+
+    def ask(some: Sequence[tuple[int, str, str]]) -> Floats:
+        return refusal_log_odds(lm, [again(number, rest) for number, _, rest in some], openings)
+
+    plain = refusal_log_odds(lm, prompts, openings)
+    without = as_time_allows(ask, places, begun + seconds, first=FEW // 8)
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)  # by word: the score without it, and the change
+    for (number, word, _), score in zip(places, without, strict=False):  # as far as there was time
+        found[word].append((float(score), min(0.0, float(score - plain[number]))))
+    tried = [
+        Candidate(word, sum(score <= 0 for score, _ in some), len(some), sum(change for _, change in some) / len(some))
+        for word, some in found.items()
+    ]
+    strongest = sorted((one for one in tried if one.shift < 0), key=lambda one: one.shift * one.asked)
+    return strongest[:n], len(without), len(places)
+
+
+def _without(text: str, word: str) -> str:
+    """A text without a word, wherever it stands, in small letters or capitals."""
+    return _WORD.sub(lambda found: "" if found[0].lower() == word else found[0], text)
