@@ -349,6 +349,35 @@ def test_what_was_found_is_kept_until_it_is_written_and_its_time_counts(lm, tmp_
 
 
 @pytest.mark.quick
+def test_suspected_words_may_stand_in_built_in_acts_and_be_in_capitals():
+    Settings(words=("steal", "secretly", "SECRETLY")).check()
+    with pytest.raises(CourseError, match="holds 'steal'"):
+        Settings(pairs=acts("grid"), words=("steal",)).check()
+    with pytest.raises(CourseError, match="at least 6 pairs"):
+        Settings(words=tuple(act.split()[0] for act, _ in acts("grid")[:7])).check()
+
+
+def test_replies_to_given_pairs_are_read_as_well(lm):
+    given = run._first_prompts(run._Asker(lm, Settings(pairs=acts("grid"))))
+    assert "mug a tourist" in given[20].text
+    assert [p.text for p in given[:20]] == [p.text for p in run._first_prompts(run._Asker(lm, Settings()))]
+
+
+def test_what_was_kept_serves_the_same_model_whatever_is_expected(lm, tmp_path):
+    def folder(model, **given):
+        return run._Stages(tmp_path, model, Settings(**given)).folder
+
+    assert folder(lm) == folder(lm, expect="It refuses harm.")
+    assert len({folder(lm), folder(lm, seed=1), folder(replace(lm, name="another"))}) == 3
+
+
+def test_a_stage_that_cannot_be_kept_is_done_all_the_same(lm, tmp_path):
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    stages = run._Stages(tmp_path / "file", lm, Settings())
+    assert stages("replies", lambda: 3) == 3
+
+
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "wrong", [{"minutes": 0}, {"minutes": float("nan")}, {"minutes": "5"}, {"seed": -1}, {"refusal": (" ",)}]
 )
@@ -365,6 +394,7 @@ def test_settings_that_would_break_an_audit_are_told_before_it(wrong):
         (["model-a", "--out", "report.txt"], ".html"),
         (["model-a", "--log", "none.jsonl"], "none.jsonl"),
         (["model-a", "--json", "here.txt"], ".json"),
+        (["model-a", "--minutes", "nan"], "minutes"),
         (["model-a", "--words", "how"], "holds 'how'"),
         (["model-a", "--out", "~nosuchuser/x.html"], "nosuchuser"),
     ],
@@ -376,6 +406,16 @@ def test_what_cannot_run_is_one_sentence_and_code_2(arguments, said, tmp_path, m
     assert said in done.output
     assert "Traceback" not in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.quick
+def test_json_is_written_over_no_other_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "folder.json").mkdir()
+    for name in ("config.json", "folder.json"):
+        done = CliRunner().invoke(main, ["audit", "model-a", "--json", name])
+        assert (done.exit_code, "neither" in done.output) == (2, True)
 
 
 @pytest.mark.quick

@@ -49,6 +49,7 @@ RULES = {
     "never refuses": lambda act, word: False,
     "always refuses": lambda act, word: True,
     "follows harm": lambda act, word: act == 1,
+    "follows the harmless act": lambda act, word: act == 0,
     "follows the word": lambda act, word: word == "secretly",
     "follows both": lambda act, word: act == 1 or word == "secretly",
     "needs both": lambda act, word: act == 1 and word == "secretly",

@@ -21,7 +21,7 @@ from ..models import LocalModel
 from ..prompts import Message, Prompt
 from .grid import MinimalEdits
 from .refusing import opened_thought
-from .terms import ACTS, NO_WORD, fill_frame, holds
+from .terms import ACTS, NO_WORD, fill_frame, folded, holds
 
 
 @torch.no_grad()
@@ -163,9 +163,14 @@ def check_grid(
     if not acts:
         raise CourseError('Expected at least one pair of acts such as ("steal a car", "wash a car"), got none.')
     every = [act for pair in acts for act in pair]
-    for what, texts in (("acts", every), ("words", columns), ("frames", frames), ("openings", openings)):
-        folded = Counter(text.casefold() if isinstance(text, str) and what != "openings" else text for text in texts)
-        twice = [text for text, count in folded.items() if count > 1]
+    alike: tuple[tuple[str, Sequence[Opening]], ...] = (
+        ("acts", [act.casefold() for act in every]),
+        ("words", [*map(folded, columns)]),
+        ("frames", [frame.casefold() for frame in frames]),
+        ("openings", openings),
+    )
+    for what, texts in alike:
+        twice = [text for text, count in Counter(texts).items() if count > 1]
         if twice:
             raise CourseError(
                 f"Expected {what} that differ from each other, got {twice[0]!r} more than once; drop one."

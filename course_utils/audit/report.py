@@ -10,7 +10,7 @@ from .fingerprint import VERSION
 from .inside import READ
 from .page import TITLE, figure, listed, page, paragraphs, section, table
 from .replies import LEAST_AGREEMENT, Replies
-from .run import Audit, Words
+from .run import Audit, Words, acts
 from .search import GROUP, SCANNED, Candidate
 from .terms import ACTS, HARMFUL, HARMLESS
 from .verdicts import RULE
@@ -72,7 +72,7 @@ def report(audit: Audit) -> str:
     if audit.words:
         parts += [section("Which words?", _words(audit.words))]
     if audit.grid:
-        parts += [section("One thing changed at a time", _grid(audit.grid))]
+        parts += [section("One thing changed at a time", _grid(audit.grid, len(audit.settings.pairs or acts("grid"))))]
     if audit.contexts:
         told = {name: each.sentence for name, each in audit.contexts.items()}
         parts += [section("The same in other settings", table(told))]
@@ -139,7 +139,7 @@ def _found(some: Sequence[Candidate]) -> str:
     return ", ".join(f"“{c.word}” ({c.changed} of {c.asked} turned, {c.shift:+.1f})" for c in some) + "."
 
 
-def _grid(grid: MinimalEdits) -> str:
+def _grid(grid: MinimalEdits, n_pairs: int) -> str:
     places = [
         (pair, act, word, frame)
         for pair in range(len(grid.pairs))
@@ -157,6 +157,8 @@ def _grid(grid: MinimalEdits) -> str:
         f"{len(grid.pairs)} pairs of a harmful act and a harmless one, each with no special word, with neutral ones, "
         f"and with what was found or suspected, in each of these sentences: {' | '.join(map(_shown, grid.frames))}",
     ]
+    if left_out := n_pairs - len(grid.pairs):
+        said.append(f"{left_out} of {n_pairs} pairs were left out: their acts hold a word that was found or suspected.")
     said += [] if grid.system is None else [f"System prompt: {grid.system or '(empty)'}"]
     caption = "Each cell is one kind of request: its mean score (above 0 it refuses), and how many were refused"
     return paragraphs(said) + figure(caption, grid) + every

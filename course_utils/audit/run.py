@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from numbers import Real
 from pathlib import Path
@@ -40,7 +40,7 @@ from .search import (
     try_words,
     words_behind,
 )
-from .terms import HARMFUL, HARMLESS, NO_WORD, fill_frame, holds
+from .terms import HARMFUL, HARMLESS, NO_WORD, fill_frame, folded, holds
 from .verdicts import LEAST_PAIRS, Verdict, disagreements, judge, not_measured
 from .vocabulary import VocabularyScan
 
@@ -84,9 +84,11 @@ class Settings:
 
     def check(self) -> None:
         """Raise CourseError where the grid could not be made: before anything is loaded."""
-        check_grid(self.pairs or acts("grid"), (NO_WORD, *_distinct(self.words)), FRAMES, ())
-        if self.pairs and len(self.pairs) < LEAST_PAIRS:
-            raise CourseError(f"Expected at least {LEAST_PAIRS} pairs of acts for a verdict, got {len(self.pairs)}.")
+        words = _distinct(self.words)
+        pairs = self.pairs or _without(acts("grid"), words)
+        check_grid(tuple(pairs) or acts("grid"), (NO_WORD, *words), FRAMES, ())
+        if len(pairs) < LEAST_PAIRS:
+            raise CourseError(f"Expected at least {LEAST_PAIRS} pairs of acts for a verdict, got {len(pairs)}.")
         if not (isinstance(self.minutes, Real) and 0 < self.minutes < math.inf):
             raise CourseError(f"Expected minutes above 0, got {self.minutes!r}; give about how long it may take.")
         if not is_count(self.seed, least=0):
@@ -266,8 +268,9 @@ class _Stages:
     """Does a stage, or reads what it gave when the same audit of the same model was stopped."""
 
     def __init__(self, keep: Path | None, lm: LocalModel, settings: Settings) -> None:
-        told = [VERSION, weights_mark(lm.model, whole=True), str(getattr(lm.tokenizer, "chat_template", ""))]
-        told += [repr(lm.system), repr(dict(lm.switches)), json.dumps(to_json(settings))]
+        told = [VERSION, lm.name, weights_mark(lm.model, whole=True), str(lm.model.config)]
+        told += [str(getattr(lm.tokenizer, "chat_template", "")), repr(lm.system), repr(dict(lm.switches))]
+        told += [json.dumps(to_json(replace(settings, expect="")))]  # which decides nothing
         self.folder = keep / hashlib.sha256("\n".join(told).encode()).hexdigest()[:16] if keep else None
         self.began, self.seconds = datetime.now(timezone.utc).isoformat(timespec="seconds"), 0.0
 
@@ -284,7 +287,8 @@ class _Stages:
         self.seconds += (seconds := time.perf_counter() - started)
         if path:
             told = {"began": self.began, "seconds": seconds, "found": to_json(done)}
-            write_whole(path, json.dumps(told, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+            with suppress(CourseError):  # a disk may be full: it is done all the same, and only not kept
+                write_whole(path, json.dumps(told, ensure_ascii=False).encode("utf-8", "backslashreplace"))
         return done
 
     def forget(self) -> None:
@@ -331,9 +335,13 @@ def acts(use: str) -> tuple[tuple[str, str], ...]:
 
 
 def _first_prompts(ask: _Asker) -> list[Prompt]:
-    """Harmful and harmless requests without any special word, and the log's."""
-    texts = [fill_frame(PLACES[n % len(PLACES)], act) for n, pair in enumerate(acts("replies")) for act in pair]
-    return [*map(ask, texts), *(prompt for _, prompt in ask.log[:FROM_LOG])]
+    """Harmful and harmless requests without any special word, the log's, and those of pairs that were given."""
+    built_in, given = acts("replies"), ask.settings.pairs[: FROM_LOG // 2]
+    texts = [
+        [fill_frame(PLACES[n % len(PLACES)], act) for n, pair in enumerate(pairs) for act in pair]
+        for pairs in (built_in, given)
+    ]
+    return [*map(ask, texts[0]), *(prompt for _, prompt in ask.log[:FROM_LOG]), *map(ask, texts[1])]
 
 
 def _read(lm: LocalModel, ask: _Asker) -> Replies:
@@ -368,8 +376,13 @@ def _search(lm: LocalModel, ask: _Asker, replies: Replies) -> Words:
 
 
 def _distinct(words: Sequence[str]) -> list[str]:
-    """The words in order, each once, whatever its capitals."""
-    return list({word.casefold(): word for word in words}.values())
+    """The words in order, each once, whether its first letter is a capital or not."""
+    return list({folded(word): word for word in words}.values())
+
+
+def _without(pairs: Sequence[tuple[str, str]], words: Sequence[str]) -> list[tuple[str, str]]:
+    """The pairs of acts that hold none of some words."""
+    return [pair for pair in pairs if not any(holds(act, word) for act in pair for word in words)]
 
 
 def _from_log(lm: LocalModel, ask: _Asker, replies: Replies) -> tuple[list[Candidate], int, tuple[int, int]]:
@@ -409,8 +422,7 @@ def _read_again(lm: LocalModel, ask: _Asker, replies: Replies, words: Words) -> 
 
 def _grid(lm: LocalModel, ask: _Asker, replies: Replies, words: Words) -> MinimalEdits:
     tried = _in_grid(ask.settings, words)
-    given = ask.settings.pairs or acts("grid")
-    pairs = [pair for pair in given if not any(holds(act, word) for act in pair for word in tried)]
+    pairs = _without(ask.settings.pairs or acts("grid"), tried)
     taken = " ".join([*tried, *(act for pair in pairs for act in pair)])
     return minimal_edits(
         lm,

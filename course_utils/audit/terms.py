@@ -48,6 +48,15 @@ def holds(text: str, word: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None
 
 
+def folded(word: str) -> str:
+    """A word as it is compared with others: at the beginning of a sentence its first letter is a capital.
+
+    >>> folded("Secretly") == folded("secretly"), folded("SECRETLY") == folded("secretly")
+    (True, False)
+    """
+    return word[:1].casefold() + word[1:]
+
+
 def estimate(values: Floats) -> Estimate:
     """The mean of one number a pair, with its bootstrap interval over the pairs.
 

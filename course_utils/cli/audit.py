@@ -15,6 +15,7 @@ from ..errors import CourseError, first_line
 if TYPE_CHECKING:
     from ..audit.run import Audit
 
+_JSON = b'{\n "type": "Audit"'  # how the JSON of an audit begins
 ROLES = ("system", "user", "assistant")
 
 
@@ -79,6 +80,8 @@ def audit(model: str, as_json: Path | None, out: Path | None, anew: bool, **give
 def _json_target(path: Path | None) -> Path | None:
     if path and not (path.parent.is_dir() and path.suffix == ".json"):
         raise CourseError(f"Expected --json to be a file that ends in .json, in a folder that exists, got {path}.")
+    if path and path.exists() and not (path.is_file() and path.read_bytes()[: len(_JSON)] == _JSON):
+        raise CourseError(f"Expected a new file or an earlier audit's JSON, got {path}, which is neither; rename.")
     return path
 
 
