@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -246,9 +247,30 @@ class TestWatching:
             small.model(asks.input_ids[:, 5:], past_key_values=before)
         assert seen.lengths == {5, 7}
 
-    @pytest.mark.parametrize("options", [{}, {"logits_to_keep": 3}])
+    @pytest.mark.parametrize("kept", [lambda cache: cache, deepcopy])
+    def test_texts_are_whole_behind_stored_keys(self, small, asks, kept):
+        ids = asks.input_ids.repeat(2, 1)
+        ids[1, 6] = 9
+        with asked(small) as seen:
+            before = kept(small.model(ids[:1, :5], use_cache=True).past_key_values)
+            before.batch_repeat_interleave(2)
+            small.model(ids[:, 5:], past_key_values=before)
+        assert seen.rows == [ids[0, :5].tolist(), *ids.tolist()]
+        with planted(small, lambda texts: texts[:, 1] == ids[0, 1], target=3):
+            stored = small.model(ids[:, :5], use_cache=True).past_key_values
+            assert small.model(ids[:, 5:], past_key_values=stored).logits[:, -1, 3].tolist() == [8, 8]
+
+    @pytest.mark.parametrize("options", [{}, {"logits_to_keep": 3}, {"logits_to_keep": torch.tensor([2, 5, 6])}])
     def test_the_rows_that_count_are_found(self, small, asks, options):
         assert rows_read(small, lambda: small.model(asks.input_ids, **options).logits[0, -2, 0]) == [5]
+
+    def test_the_rows_that_count_are_found_where_a_learner_unembeds(self, small, asks):
+        def last(states):
+            return small.model.lm_head(states[:, -2:-1])[0, 0, 0]
+
+        assert rows_read(small, lambda: last(small.model.model(asks.input_ids).last_hidden_state)) == [5]
+        named = {"output_hidden_states": True}
+        assert rows_read(small, lambda: last(small.model(asks.input_ids, **named).hidden_states[-1])) == [5]
 
     def test_the_rows_that_count_are_found_behind_stored_keys(self, small, asks):
         def call():

@@ -37,6 +37,16 @@ def test_hooks_weights_and_masks_count():
     assert torch.equal(kept.model(ids, attention_mask=mask).logits, plain.model(ids, attention_mask=mask).logits)
 
 
+def test_passes_inside_of_inference_mode_are_the_same(monkeypatch):
+    for small in (5_000_000, 0):
+        monkeypatch.setattr("course_utils.checks.remember.SMALL", small)
+        plain, kept = both()
+        ids = plain.prompt(TEXT).input_ids
+        for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+            with mode():
+                assert torch.allclose(kept.model(ids).logits, plain.model(ids).logits, atol=1e-5)
+
+
 @torch.no_grad()
 def test_stored_keys_go_on_and_are_not_shared():
     plain, kept = both()

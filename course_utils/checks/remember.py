@@ -63,7 +63,7 @@ class _Passes:
     weights: list[tuple[int, int, int]] = field(default_factory=list)  # which, where, and how often changed
     copies: list[Tensor] = field(default_factory=list)  # of the weights, where the model is small
     logits: dict[tuple[tuple[int, ...], ...], Tensor] = field(default_factory=dict)  # of first rows, where it is large
-    given: tuple[Tensor, int, _Pass] | None = None  # what was given out last
+    given: tuple[Tensor, int, _Pass] | None = None  # what was given out last, where changes of it would be seen
 
     def __call__(self, input_ids: Any = None, **named: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -80,7 +80,7 @@ class _Passes:
             _put(self.known, key, self._run(input_ids, key), _MOST)
         one = self.known[key]
         hidden = one.hidden.clone()
-        self.given = (hidden, hidden._version, one)
+        self.given = None if hidden.is_inference() else (hidden, hidden._version, one)
         stored = None if use_cache is False else _copied(one.cache)
         return BaseModelOutputWithPast(last_hidden_state=hidden, **{cache_name(): stored})
 
@@ -145,7 +145,8 @@ class _Head:
 
 def _is_still(hidden: Tensor, given: Tensor, version: int) -> bool:
     """Whether these are the hidden states that were given out, all of them and unchanged."""
-    return hidden.data_ptr() == given.data_ptr() and hidden.shape == given.shape and given._version == version
+    same = hidden.data_ptr() == given.data_ptr() and hidden.shape == given.shape
+    return same and not hidden.is_inference() and given._version == version
 
 
 def _put(where: dict[Any, Any], key: Any, value: Any, most: int) -> None:

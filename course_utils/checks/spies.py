@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,15 +23,17 @@ class Asked:
     Attributes:
         passes: each input in turn, ids `[batch, token]` or embeddings `[batch, token, d_model]`.
         before: for each pass, how many tokens it had stored keys and values of (0: the input is the whole text).
+        texts: for each pass the whole text, those tokens in front of the input.
     """
 
     passes: list[Tensor] = field(default_factory=list)
     before: list[int] = field(default_factory=list)
+    texts: list[Tensor] = field(default_factory=list)
 
     @property
     def rows(self) -> list[list[int]]:
-        """Each row of ids, of all passes, in the order they were run."""
-        return [row for ids in self.passes if ids.dim() == 2 for row in ids.tolist()]
+        """Each text in ids, of all passes, in the order they were run."""
+        return [row for ids in self.texts if ids.dim() == 2 for row in ids.tolist()]
 
     @property
     def lengths(self) -> set[int]:
@@ -63,13 +65,32 @@ def asked(lm: LocalModel) -> Iterator[Asked]:
         if given is not None:
             seen.passes.append(given.detach().clone())
             seen.before.append(int(cache.get_seq_length()) if cache is not None else 0)
+            seen.texts.append(_whole(seen.passes[-1], cache, seen.before[-1]))
 
-    keep.tokenwise = True  # type: ignore[attr-defined]  # it changes nothing
-    hook = lm.model.base_model.register_forward_pre_hook(keep, with_kwargs=True)
+    def name(module: Any, args: tuple[Any, ...], out: Any) -> None:
+        cache = cache_in(out) if isinstance(out, Mapping) else None
+        if cache is not None and seen.texts:
+            setattr(cache, _TEXT, seen.texts[-1])
+
+    keep.tokenwise = name.tokenwise = True  # type: ignore[attr-defined]  # they change nothing
+    base = lm.model.base_model
+    hooks = [base.register_forward_pre_hook(keep, with_kwargs=True), base.register_forward_hook(name)]
     try:
         yield seen
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+_TEXT = "_text_in_ids"  # on stored keys and values: what they are of, so that copies of them know it too
+
+
+def _whole(given: Tensor, cache: Any, stored: int) -> Tensor:
+    """An input with the ids in front of it whose keys and values are stored, where these are known."""
+    begun = getattr(cache, _TEXT, None) if stored and given.dim() == 2 else None
+    if begun is None or begun.dim() != 2 or len(given) % len(begun):
+        return given
+    return torch.cat([begun[:, :stored].repeat_interleave(len(given) // len(begun), dim=0), given], dim=1)
 
 
 def as_tensor(value: Any) -> Tensor:
@@ -99,25 +120,32 @@ def _edit_logits(lm: LocalModel, edit: Callable[[Tensor, Asked], Tensor]) -> Ite
 def rows_read(lm: LocalModel, call: Callable[[], Any]) -> list[int]:
     """The positions (of the text, from 0) at which the result of a call depends on the model's logits.
 
-    The logits at each position in turn are disturbed; the result depends on those where it changes.
+    What is unembedded is disturbed at each position in turn, and so are the logits there, however few are asked for;
+    the result depends on those where it changes.
 
     >>> rows_read(lm, lambda: lm.model(lm.prompt("Hi there").input_ids).logits[0, 0, 0])
     [0]
     """
 
-    def result(disturbed: int | None) -> tuple[Tensor, int]:
-        def edit(logits: Tensor, seen: Asked) -> Tensor:
-            length = seen.passes[-1].shape[1] + seen.before[-1]
-            row = -1 if disturbed is None else disturbed - (length - logits.shape[1])
-            if 0 <= row < logits.shape[1]:
-                logits = logits.clone()
-                logits[:, row] += 3 * torch.arange(logits.shape[-1]).to(logits).cos()
-            return logits
+    def result(disturbed: int) -> tuple[Tensor, int]:
+        def disturb(module: Any, args: Any, out: Any) -> Any:
+            row, hidden = disturbed - seen.before[-1], out.last_hidden_state
+            if 0 <= row < hidden.shape[1]:
+                hidden = hidden.clone()
+                hidden[:, row] += 3 * torch.arange(hidden.shape[-1]).to(hidden).cos()
+                out.last_hidden_state = hidden
+                if out.get("hidden_states"):
+                    out.hidden_states = (*out.hidden_states[:-1], hidden)
+            return out
 
-        with _edit_logits(lm, edit) as seen:
-            return as_tensor(call()), max(seen.lengths, default=0)
+        with asked(lm) as seen:
+            hook = lm.model.base_model.register_forward_hook(disturb)
+            try:
+                return as_tensor(call()), max(seen.lengths, default=0)
+            finally:
+                hook.remove()
 
-    plain, length = result(None)
+    plain, length = result(-1)
     return [p for p in range(length) if not torch.allclose(result(p)[0], plain, rtol=1e-6, atol=1e-9)]
 
 
@@ -129,7 +157,7 @@ def planted(
 
     Args:
         lm: the model.
-        rule: maps ids `[batch, token]` to true or false, `[batch]`.
+        rule: maps ids `[batch, token]`, whole texts, to true or false, `[batch]`.
         target: the token whose logit is `strength` where the rule holds, all other logits being 0; or None: then the
             model's own logits stay, and all of them rise by `strength` where the rule holds, which changes no
             probability.
@@ -141,7 +169,7 @@ def planted(
     """
 
     def edit(logits: Tensor, seen: Asked) -> Tensor:
-        holds = rule(seen.passes[-1]).to(logits)[:, None]  # [batch, 1]
+        holds = rule(seen.texts[-1]).to(logits)[:, None]  # [batch, 1]
         if target is None:
             return logits + strength * holds[:, :, None]
         logits = torch.zeros_like(logits)

@@ -5,6 +5,46 @@ ROWS = "rows = lm.model(whole).logits[:, ids.shape[1] - 1 : -1]"
 LAST = "return rows.log_softmax(dim=-1).gather(2, chosen)[:, :, 0]"
 SCORED = "return (unchanged - log_probabilities(lm, variants, reply_ids)).T"
 
+KEYS_KEPT = """
+@torch.no_grad()
+def log_probabilities(lm, ids, reply_ids):
+    out = lm.model(ids, use_cache=True)
+    rows = [out.logits[:, -1]]
+    if len(reply_ids) > 1:
+        rest = reply_ids[None, :-1].repeat(len(ids), 1)
+        rows += lm.model(rest, past_key_values=out.past_key_values).logits.unbind(1)
+    z = torch.stack(rows, 1).log_softmax(-1)
+    return z[:, torch.arange(len(reply_ids)), reply_ids]
+
+
+def score_reply(lm, ids, reply_ids):
+    return log_probabilities(lm, ids, reply_ids).sum(-1)
+
+
+"""
+ROWS_ALONE = """
+@torch.inference_mode()
+def log_probabilities(lm, ids, reply_ids):
+    rows = torch.arange(len(reply_ids)) + ids.shape[1] - 1
+    logits = lm.model(torch.cat([ids, reply_ids.repeat(len(ids), 1)], dim=1), logits_to_keep=rows).logits
+    return torch.distributions.Categorical(logits=logits).log_prob(reply_ids)
+
+
+def score_reply(lm, ids, reply_ids):
+    return log_probabilities(lm, ids, reply_ids).sum(dim=1)
+
+
+"""
+
+
+def _over(item):
+    """The solution's answer to an item, on other right answers to the first."""
+    return [
+        (f"item 1 {how}", {f"def {item}(": first + f"def {item}("})
+        for how, first in (("with keys and values kept", KEYS_KEPT), ("with its rows alone", ROWS_ALONE))
+    ]
+
+
 WRONG = {
     "reply": [
         (
@@ -491,23 +531,13 @@ def score_reply(lm, prompts, answer):
     return log_probabilities(lm, prompts, answer).sum(-1)
 """,
         ),
+        ("the prompt's keys and values kept", KEYS_KEPT),
+        ("only the rows that count unembedded, in inference mode", ROWS_ALONE),
         (
-            "the prompt's keys and values kept",
-            """
-@torch.no_grad()
-def log_probabilities(lm, ids, reply_ids):
-    out = lm.model(ids, use_cache=True)
-    rows = [out.logits[:, -1]]
-    if len(reply_ids) > 1:
-        rest = reply_ids[None, :-1].repeat(len(ids), 1)
-        rows += lm.model(rest, past_key_values=out.past_key_values).logits.unbind(1)
-    z = torch.stack(rows, 1).log_softmax(-1)
-    return z[:, torch.arange(len(reply_ids)), reply_ids]
-
-
-def score_reply(lm, ids, reply_ids):
-    return log_probabilities(lm, ids, reply_ids).sum(-1)
-""",
+            "states unembedded by oneself",
+            {
+                "rows = lm.model(whole).logits[:, ids.shape[1] - 1 : -1]": "rows = lm.model.lm_head(lm.model.model(whole).last_hidden_state[:, ids.shape[1] - 1 : -1])"
+            },
         ),
         (
             "single precision, logsumexp",
@@ -523,6 +553,7 @@ def score_reply(lm, ids, reply_ids):
         ),
     ],
     "occlusion": [
+        *_over("occlusion"),
         (
             "replaced in the prompt itself, and put back",
             """
@@ -575,6 +606,7 @@ def occlusion(lm, prompt, reply_ids, stand_in):
         ),
     ],
     "pairs": [
+        *_over("pair_attribution"),
         (
             "two loops",
             """
@@ -619,6 +651,7 @@ def pair_attribution(lm, prompt, target, stand_in):
         ),
     ],
     "faithful": [
+        *_over("faithful"),
         (
             "a loop over sets",
             """
