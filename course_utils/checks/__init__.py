@@ -11,8 +11,8 @@ from .answers import (
     expect,
     expect_heads,
     expect_shape,
+    same_in_another_process,
     show,
-    under_another_hash,
 )
 from .spies import asked, planted, rows_read
 from .tiny import tiny
@@ -27,7 +27,7 @@ __all__ = [
     "expect_shape",
     "planted",
     "rows_read",
+    "same_in_another_process",
     "show",
     "tiny",
-    "under_another_hash",
 ]

@@ -185,11 +185,23 @@ class _Name(str):
         return hash((str(self), _Name.salt))
 
 
-def under_another_hash(names: list[str]) -> list[str]:
-    """The same names under another hash, as in another process: what goes by the order of a set comes out otherwise.
+def same_in_another_process(call: Callable[[list[str]], Sequence[Any]], names: list[str]) -> bool:
+    """Whether a call gives the same in another process, where a set of the same names has another order.
 
-    >>> under_another_hash(["tea", "car"]) == ["tea", "car"]
+    It is tried with the same names under other hashes; and where the call does not find them again by plain text,
+    with other names of the same order.
+
+    >>> same_in_another_process(sorted, ["tea", "car"])
     True
+    >>> same_in_another_process(lambda names: [list({*names}).index(name) for name in names], ["tea", "car", "oak"])
+    False
     """
+    try:
+        return all(call(_under_another_hash(names)) == call(names) for _ in range(4))
+    except CheckFailed:
+        return all(call([f"{name}{n}" for name in names]) == call(names) for n in range(8))
+
+
+def _under_another_hash(names: list[str]) -> list[str]:
     _Name.salt += 1
     return [_Name(name) for name in names]

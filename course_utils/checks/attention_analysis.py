@@ -289,7 +289,7 @@ def agree(ranks: Answer, agreement: Answer) -> None:
         return found
 
     def agreed(look: Tensor = look, effect: Tensor = effect) -> float:
-        return float(expect_shape(ask(agreement, look, effect, slice(1, 7)), "", ()))
+        return float(expect_shape(ask(agreement, look, effect.to(look.dtype), slice(1, 7)), "", ()))
 
     _expect_places(ranked)
     rho, same = agreed(), agreed(look, look)
@@ -360,7 +360,10 @@ def knockout(knockout: Answer, relays: Answer) -> None:
     found = [ask(relays, lm, ids[:1], 1, WORDS), ask(relays, lm, ids[1:], 1, (46, 4))]
     losses = torch.stack([lost(looks) for looks in pairs])
     relayed = [expect_shape(each, "[2, position]", (2, 4)) for each in found]
-    show(losses, *relayed, lost([(4, 1)], ids=ids[:1, :5]), seal="98cc58d728eb")
+    of_five, longer = lost([(4, 1)], ids=ids[:1, :5]), torch.cat([ids[:1], ids[1:, 1:3]], dim=1)
+    between = "of 9 tokens, 6 stand between the key, 1, and the last one: take the length from ids"
+    expect_shape(ask(relays, lm, longer, 1, WORDS), "[2, position]", (2, 6), likely={(2, 4): between})
+    show(losses, *relayed, of_five, seal="98cc58d728eb")
 
 
 @contextmanager

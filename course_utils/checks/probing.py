@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .answers import Answer, ask, expect, expect_shape, show, under_another_hash
+from .answers import Answer, ask, expect, expect_shape, same_in_another_process, show
 from .spies import asked
 from .tiny import tiny
 
@@ -77,7 +77,8 @@ def _moved(lm: LocalModel, states: States, plain: States, layer: int, side: str 
 
     def write(module: Any, given: Any, out: Tensor) -> Tensor:
         out = out.clone()
-        out[..., 5] += 1000 * (1 + seen.passes[-1].view(out.shape[:-1]))
+        ids = seen.passes[-1] if mark else given[0]  # for layer 0 the embedding may be all that is asked
+        out[..., 5] += 1000 * (1 + ids.view(out.shape[:-1]))
         return out
 
     before, parts = plain(layer, side), lm.model.model
@@ -171,7 +172,7 @@ def _expect_whole_groups(group_folds: Answer) -> None:
     at = next((i for i in range(len(groups)) if fold[i] != backwards[i]), 0)
     told = f"With the same texts in another order, {groups[at]} goes to another fold: sort the groups first."
     expect(fold == backwards, told)
-    same = all(_dealt(group_folds, under_another_hash(groups), 0) == fold for _ in range(4))
+    same = same_in_another_process(lambda names: _dealt(group_folds, names, 0), groups)
     expect(same, "A set has another order in each process: sort the groups first.")
 
 
@@ -196,11 +197,12 @@ def _three_folds() -> tuple[Array, Array]:
 
 
 class _Spy:
-    """A probe that writes down what it is trained on and asked; its labels are the numbers of the texts."""
+    """A probe that writes down what it is trained on and asked, and in which texts, once these are known."""
 
     def __init__(self, z: Any, y: Any) -> None:
-        self.z, self.texts = np.array(z, dtype=float), [int(i) for i in y]
+        self.z, self.labels = np.array(z, dtype=float), [int(label > 0) for label in y]
         self.asked: list[Array] = []
+        self.texts: list[int] = []
 
     def predict(self, z: Any) -> Array:
         self.asked.append(np.array(z, dtype=float))
@@ -209,16 +211,24 @@ class _Spy:
 
 def _spied(held_out: Answer, x: Array, parts: Array) -> tuple[Tensor, list[_Spy]]:
     """What is predicted, and the probes that were trained and asked."""
-    spies: list[_Spy] = []
+    rounds: list[list[_Spy]] = []  # labels are true or false, so each round tells one bit of the texts' numbers
 
     def fit(z: Any, y: Any) -> _Spy:
-        spies.append(_Spy(z, y))
-        return spies[-1]
+        rounds[-1].append(_Spy(z, y))
+        return rounds[-1][-1]
 
-    found = ask(held_out, x, np.arange(24), parts, fit)
+    for bit in range(5):
+        rounds.append([])
+        found = ask(held_out, x, np.arange(24) >> bit & 1 == 1, parts, fit)
     each = "a prediction for each text"
     found = expect_shape(found, "[text]", (24,), likely={(): f"{each}, no accuracy", (3,): each})
-    return found, [spy for spy in spies if spy.asked]
+    for first, *others in zip(*rounds, strict=False):
+        bits = zip(first.labels, *(spy.labels for spy in others), strict=False)
+        first.texts = [sum(one << n for n, one in enumerate(each)) for each in bits]
+        expect(
+            max(first.texts) < 24, "A probe was trained on labels that are not those of its texts: fit(z, y) of some."
+        )
+    return found, [spy for spy in rounds[0] if spy.asked]
 
 
 def _expect_training_texts(spies: list[_Spy], parts: Array) -> None:
@@ -326,7 +336,7 @@ def _expect_controls(control_labels: Answer) -> None:
     expect((labels(0) == first).all(), "Two calls with one seed differ: draw from np.random.default_rng(seed).")
     same = (labels(0, by_act[::-1]) == first).all()
     expect(same, "With the same texts in another order, acts get other labels: sort the acts first.")
-    same = all((labels(0, under_another_hash(by_act)) == first).all() for _ in range(4))
+    same = same_in_another_process(lambda names: labels(0, names).tolist(), by_act)
     expect(same, "A set has another order in each process: sort the acts first.")
     expect((drawn != first).any(), "Every seed gives the same labels: the seed must decide.")
     many = len({*map(tuple, drawn.tolist())})
@@ -341,14 +351,15 @@ def _expect_controls(control_labels: Answer) -> None:
 
 def _labels_of_acts(control_labels: Answer, seed: int, by_act: list[str]) -> Array:
     """The control label of each act, which all of its texts share."""
-    found = ask(control_labels, np.array([YES[str(act)] for act in by_act]), by_act, seed)
+    acts = [str(name)[:3] for name in by_act]
+    found = ask(control_labels, np.array([YES[act] for act in acts]), by_act, seed)
     labels = expect_shape(found, "[text]", (42,), likely={(12,): "a label for each text"})
     expect({*labels.tolist()} <= {0, 1}, f"Labels are true or false, yours hold {sorted({*labels.tolist()})[:3]}.")
     for act in ACTS:
-        got = {bool(v) for v, one in zip(labels.tolist(), by_act, strict=True) if one == act}
+        got = {bool(v) for v, one in zip(labels.tolist(), acts, strict=True) if one == act}
         told = f"Texts of {act} got both labels: shuffle among the acts, so that the texts of each share one."
         expect(len(got) == 1, told)
-    return np.array([bool(labels[by_act.index(act)]) for act in ACTS])
+    return np.array([bool(labels[acts.index(act)]) for act in ACTS])
 
 
 class _Probe:

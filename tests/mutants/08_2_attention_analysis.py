@@ -275,6 +275,7 @@ WRONG = {
         ("one number in a list", {RHO: "return (a @ b / (a.norm() * b.norm()))[None]"}, r"Expected one number"),
     ],
     "knockout": [
+        ("the last position by heart", {"last = ids.shape[1] - 1": "last = 6"}, r"take the length from ids"),
         (
             "future not forbidden",
             {FREE: "free = torch.zeros(n, n, dtype=lm.model.dtype)"},
@@ -564,6 +565,21 @@ def rollout(weights):
         ),
     ],
     "agree": [
+        (
+            "ranks in the dtype of the values",
+            """
+def ranks(values):
+    out = torch.zeros_like(values)
+    for i, value in enumerate(values):
+        out[i] = (values < value).sum() + ((values == value).sum() + 1) / 2
+    return out
+
+def agreement(looks, effects, typed):
+    a, b = ranks(looks[typed]), ranks(effects[typed].abs())
+    a, b = a - a.mean(), b - b.mean()
+    return torch.dot(a, b) / (a.norm() * b.norm())
+""",
+        ),
         (
             "sorted, groups of equals",
             """

@@ -70,6 +70,11 @@ WRONG = {
     ],
     "folds": [
         (
+            "every label yes",
+            {PREDICT: "predicted[~train] = fit(z[train], y[train] | True).predict(z[~train])"},
+            r"not those of its texts",
+        ),
+        (
             "a set's order",
             {NAMES: "names = list(set(groups))\n    number = [names.index(g) for g in groups]"},
             r"sort the groups first",
@@ -363,6 +368,23 @@ WRONG = {
 RIGHT = {
     "last": [
         (
+            "the embedding alone for layer 0",
+            """
+@torch.no_grad()
+def last_states(lm, ids, mask, layer):
+    rows, last = torch.arange(len(ids)), (mask * torch.arange(ids.shape[1])).argmax(dim=1)
+    if layer == 0:
+        return lm.model.model.embed_tokens(ids[rows, last])
+    kept = []
+    hook = lm.model.model.layers[layer - 1].register_forward_hook(lambda module, args, out: kept.append(out))
+    try:
+        lm.model.model(ids, attention_mask=mask)
+    finally:
+        hook.remove()
+    return kept[0][rows, last]
+""",
+        ),
+        (
             "one prompt at a time, no filling",
             """
 from course_utils.hooks import record
@@ -401,6 +423,26 @@ def last_states(lm, ids, mask, layer):
         ),
     ],
     "folds": [
+        (
+            "groups found again by NumPy's names; labels made true or false",
+            """
+def group_folds(groups, n_folds, seed):
+    names = np.unique(groups)
+    np.random.default_rng(seed).shuffle(names)
+    place = {name: i % n_folds for i, name in enumerate(names)}
+    return [place[group] for group in groups]
+
+def held_out(x, y, fold, fit):
+    y = np.asarray(y, dtype=bool)
+    predicted = np.zeros_like(y)
+    for k in set(fold.tolist()):
+        train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        mean, spread = x[train].mean(axis=0), x[train].std(axis=0)
+        spread[np.isclose(spread, 0)] = 1
+        predicted[test] = fit((x[train] - mean) / spread, y[train]).predict((x[test] - mean) / spread)
+    return predicted
+""",
+        ),
         (
             "scikit-learn's scaler, a list of groups dealt like cards",
             """
@@ -447,6 +489,19 @@ def held_out(x, y, fold, fit):
         ("spread with n - 1", {"x[train].std(axis=0)": "x[train].std(axis=0, ddof=1)"}),
     ],
     "control": [
+        (
+            "acts found again by NumPy's names",
+            """
+def control_labels(y, groups, seed):
+    names, first = np.unique(groups, return_index=True)
+    new = dict(zip(names, np.random.default_rng(seed).permutation(y[first])))
+    return np.array([new[group] for group in groups])
+
+def selectivity(x, y, controls, fold, fit):
+    accuracy = lambda labels: (held_out(x, labels, fold, fit) == labels).mean()
+    return accuracy(y), accuracy(y) - np.mean([accuracy(labels) for labels in controls])
+""",
+        ),
         (
             "dictionaries and loops",
             """
