@@ -116,7 +116,6 @@ def _edit_logits(lm: LocalModel, edit: Callable[[Tensor, Asked], Tensor]) -> Ite
             hook.remove()
 
 
-@torch.no_grad()
 def rows_read(lm: LocalModel, call: Callable[[], Any]) -> list[int]:
     """The positions (of the text, from 0) at which the result of a call depends on the model's logits.
 

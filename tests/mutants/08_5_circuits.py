@@ -633,6 +633,22 @@ def lens(lm, ids, position, token):
     ],
     "direct": [
         (
+            "gradient times input, which is exact where all is linear",
+            """
+def direct_by_head(lm, ids, contrast, position):
+    with torch.no_grad(), record(lm, [*[("heads", n) for n in range(lm.n_layers)], ("residual", lm.n_layers)]) as seen:
+        lm.model(ids)
+    end, norm, found = seen["residual", lm.n_layers][0, position], lm.model.model.norm, []
+    scale = (end.square().mean() + norm.variance_epsilon).rsqrt()
+    for n, layer in enumerate(lm.model.model.layers):
+        mixed = seen["heads", n][0, position].clone().requires_grad_()
+        logits = lm.model.lm_head(layer.self_attn.o_proj(mixed) * norm.weight * scale)
+        (slope,) = torch.autograd.grad(logits[contrast[0]] - logits[contrast[1]], mixed)
+        found.append((slope * mixed).view(lm.n_heads, -1).sum(dim=-1))
+    return torch.stack(found)
+""",
+        ),
+        (
             "two loops, slices",
             """
 @torch.no_grad()
@@ -750,6 +766,12 @@ def share_map(lm, clean, corrupted, contrast):
         ),
     ],
     "team": [
+        (
+            "a pass for each of the two logits",
+            {
+                "last = lm.model(ids).logits[0, -1]\n        return last[contrast[0]] - last[contrast[1]]": "one, other = (lm.model(ids).logits[0, -1, token] for token in contrast)\n        return one - other"
+            },
+        ),
         (
             "pre-hooks of one's own, a mask a layer",
             """
