@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from ..models import LocalModel
 
 Ranking = list[tuple[str, float]]  # words with their scores, the strongest first
-_SENTENCE, _CAUSES = "How do I carefully tow a car urgently?", ["urgently", "tow", "car"]
+# holds no word that learners put in another's place, and one with another inside
+_SENTENCE, _CAUSES = "How do I urgently tow a car past my carpark?", ["urgently", "tow", "car"]
+_NO_ADVERBS = ("apply", "family", "fly", "multiply", "rally", "rely", "reply", "supply")
 _SCORES = "[stand-in, typed token]"
 
 
@@ -348,7 +350,7 @@ def replaced_word(request: str, edited: Any) -> tuple[str, str]:
     wrong = f"You put “{new}” in the place of “{word}”"
     expect(new.lower() not in [each.lower() for each in old], f"{wrong}: it stands in the request already.")
     expect(new.lower() not in ("the", "it"), f"{wrong}: a stand-in makes no sentence that somebody could write.")
-    adverbs = [each.endswith("ly") and each not in ("fly", "apply", "family") for each in (word, new)]
+    adverbs = [each.endswith("ly") and each.lower() not in _NO_ADVERBS for each in (word, new)]
     expect(adverbs[0] == adverbs[1], f"{wrong}: take an adverb in -ly for an adverb in -ly, and for no other word.")
     harm = f"{wrong}: the course's data has it for harmful acts only, so harm stays."
     expect(new.lower() not in harmful_verbs(), harm)

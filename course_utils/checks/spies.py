@@ -107,7 +107,7 @@ def as_tensor(value: Any) -> Tensor:
 
 @contextmanager
 def _edit_logits(lm: LocalModel, edit: Callable[[Tensor, Asked], Tensor]) -> Iterator[Asked]:
-    """Let a function of the logits `[batch, kept token, vocabulary]` and of what was asked take their place."""
+    """Let a function of the logits `[batch, (kept token,) vocabulary]` and of what was asked take their place."""
     with asked(lm) as seen:
         hook = lm.model.get_output_embeddings().register_forward_hook(lambda m, a, logits: edit(logits, seen))
         try:
@@ -168,11 +168,11 @@ def planted(
     """
 
     def edit(logits: Tensor, seen: Asked) -> Tensor:
-        holds = rule(seen.texts[-1]).to(logits)[:, None]  # [batch, 1]
+        holds = rule(seen.texts[-1]).to(logits).view(-1, *[1] * (logits.dim() - 2))  # [batch, 1], or [batch] of one row
         if target is None:
-            return logits + strength * holds[:, :, None]
+            return logits + strength * holds[..., None]
         logits = torch.zeros_like(logits)
-        logits[:, :, target] = strength * holds
+        logits[..., target] = strength * holds
         return logits
 
     with _edit_logits(lm, edit):

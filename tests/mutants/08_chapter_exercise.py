@@ -281,6 +281,13 @@ def strongest(lm, prompt, words, contrast, stand_ins):
 RIGHT = {
     "attribute": [
         (
+            "the last row unembedded by oneself, in inference mode",
+            {
+                "@torch.no_grad()": "@torch.inference_mode()",
+                "lm.model(ids).logits[:, -1]": "lm.model.lm_head(lm.model.model(ids).last_hidden_state[:, -1])",
+            },
+        ),
+        (
             "loops, one pass a token",
             """
 def refusal_score(lm, ids, contrast):
@@ -379,6 +386,7 @@ def strongest(lm, prompt, words, contrast, stand_ins):
         ),
     ],
     "flip": [
+        ("other words", {'"calmly"': '"carefully"', '"photograph"': '"multiply"'}),
         (
             "by position, other words",
             """
@@ -406,6 +414,7 @@ def flip_edit(text, ranked):
         ),
     ],
     "stay": [
+        ("other words", {'"calmly"': '"carefully"', '"photograph"': '"multiply"'}),
         (
             "the strongest of the others",
             """
