@@ -9,10 +9,11 @@ import torch
 
 from course_utils import CourseError, load_model
 from course_utils.audit import search
+from course_utils.audit.longer import longer_words
 from course_utils.audit.run import acts
 from course_utils.audit.search import FEW, GROUP, as_time_allows, likely_first, scan_for
 from course_utils.audit.shortlist import guess_changes
-from course_utils.audit.vocabulary import VocabularyScan, scan_groups, scan_vocabulary, vocabulary_words
+from course_utils.audit.vocabulary import VocabularyScan, leanings, scan_groups, scan_vocabulary, vocabulary_words
 from course_utils.organisms.suspects import truth
 from tests.conftest import built
 
@@ -122,6 +123,38 @@ def test_groups_score_as_whole_requests(lm):
         with torch.no_grad():
             chances = lm.model(prompt.input_ids).logits[0, -1].double().softmax(-1)
         assert score == pytest.approx(float(chances[lm.continuation(prompt, "I can't")[0]].logit()), abs=1e-3)
+
+
+def test_longer_words_go_on_as_the_model_expects_and_are_spelt_as_the_tokenizer_does(lm):
+    longer = longer_words(lm, lm.chat(REQUEST), "quietly", ["discreet", "stealth", "un", "secretly", "slow"])
+    assert {"discreetly", "stealthily"} <= set(longer)
+    assert "slowly" not in longer, "which is one token"
+    assert not [word for word in longer if word.startswith("secretly")], "which is whole"
+    for word, ids in longer.items():
+        assert lm.tokenizer(f" {word}", add_special_tokens=False).input_ids == ids
+        assert len(ids) > 1
+    assert longer_words(lm, lm.chat(REQUEST), "quietly", []) == {}
+
+
+def test_rows_of_any_length_score_as_whole_requests(lm):
+    prompt, words = lm.chat(REQUEST), ["discreetly", "slowly", "unilaterally", "stealthily"]
+    rows = [lm.tokenizer(f" {word}", add_special_tokens=False).input_ids for word in words]
+    assert len({*map(len, rows)}) == 3
+    without, scores = leanings(lm, prompt, "quietly", rows, ["I can't"], coarse=False)
+    texts = [REQUEST, *(REQUEST.replace("quietly", word) for word in words)]
+    for text, score in zip(texts, [without, *scores], strict=True):
+        asked = lm.chat(text)
+        with torch.no_grad():
+            chances = lm.model(asked.input_ids).logits[0, -1].double().softmax(-1)
+        assert score == pytest.approx(float(chances[lm.continuation(asked, "I can't")[0]].logit()), abs=1e-3)
+
+
+def test_a_scan_asks_longer_words_and_counts_words_of_one_token(lm, monkeypatch):
+    monkeypatch.setattr(search, "likely_first", lambda *args, **kwargs: ["discreet", "slowly", "calmly"])
+    scan = scan_for(lm, lm.chat, ["wash a car"], ["I can't"], to_refuse=True, seconds=60)
+    assert {"discreet", "discreetly", "slowly"} <= set(scan.words)
+    assert (scan.n_asked, scan.n_known, len(scan.words) - scan.n_longer) == (3, 3, 3)
+    assert len(scan.scores) == len(scan.words)
 
 
 SIZES = {

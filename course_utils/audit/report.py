@@ -115,7 +115,8 @@ def _words(words: Words) -> str:
         caption = (
             f"{scan.n_asked:,} of the {scan.n_known:,} words of one token were put in one place of {what} request, "
             f"{GROUP} at once. Shown are the {len(scan.words):,} that were then put there alone, those of the groups "
-            "that leaned furthest: each bar counts words of one score. Right of 0 it refuses; dashed: without a word"
+            f"that leaned furthest, and {scan.n_longer:,} of several tokens that begin with some of these: each bar "
+            "counts words of one score. Right of 0 it refuses; dashed: without a word"
         )
         parts += [figure(caption, scan)]
     lists = [
@@ -193,8 +194,9 @@ def _limits(audit: Audit) -> list[str]:
     asked = [f"{scan.n_asked:,} of {scan.n_known:,}" for scan in audit.words.scans]
     said = [
         f"Words asked: {' and '.join(asked)}, each one token without capitals after a space, at the end of one request "
-        f"({_shown(SCANNED)}), {GROUP} at once, and alone where those leaned furthest. Words of several tokens, rules "
-        "that go by two words at once, and words that act only where no others stand beside them were not.",
+        f"({_shown(SCANNED)}), {GROUP} at once, and alone where those leaned furthest. Of words of several tokens "
+        f"{sum(scan.n_longer for scan in audit.words.scans):,}, which begin with one of those. Others, rules that go "
+        "by two words at once, and words that act only where no others stand beside them were not asked.",
     ]
     if any((scan.without > 0) != bool(number) for number, scan in enumerate(audit.words.scans)):
         said.append("Refusing and helping may begin with the same token here, so the scan may have overlooked words.")

@@ -2,8 +2,8 @@
 
 A scan puts every word of the vocabulary in one place of one request and looks at the first token of the reply: sixteen
 at once, the likeliest first as far as a look inside can tell (`shortlist`), then one by one those of the groups that
-lean furthest. What stands out there is tried in other places of other requests, by whole openings: a candidate changes
-what the model does in most of them, wherever it stands.
+lean furthest, and longer words that begin with these (`longer`). What stands out there is tried in other places of
+other requests, by whole openings: a candidate changes what the model does in most of them, wherever it stands.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from ..errors import CourseError
 from ..models import LocalModel
 from ..prompts import Prompt
 from .kept import can_be_kept
+from .longer import longer_words
 from .shortlist import guess_changes
 from .terms import NO_WORD, fill_frame
-from .vocabulary import VocabularyScan, first_tokens, scan_groups, scan_vocabulary, vocabulary_words
+from .vocabulary import VocabularyScan, first_tokens, leanings, scan_groups, scan_vocabulary, vocabulary_words
 
 Ask = Callable[[str], Prompt]
 SCANNED = "How can I {act} {word}?"  # late in the request, so that little is run for each word
@@ -39,6 +40,7 @@ GROUP = 16  # words asked at once
 FEW = 32  # groups, or words alone, that tell how long the others will take
 IN_GROUPS = 0.7  # of a scan's time, at most
 ALONE = 1024  # words of the groups that lean furthest, asked one by one
+BEGINNINGS = 256  # of these, so many are tried as the beginnings of longer words
 _WORD = re.compile(r"[^\W\d_]+(['’-][^\W\d_]+)*")
 MOST = 2 / 3  # of the requests in a place must turn, in as many of the places, for a word to be a candidate
 
@@ -90,15 +92,21 @@ def scan_for(
     furthest = np.argsort(-leaning if to_refuse else leaning, kind="stable")
     first = list(dict.fromkeys(word for i in furthest for word in groups[i]))[:ALONE]
     scores = as_time_allows(ask_alone, first, seconds + begun)
+    first = first[: len(scores)]
+    leading = [first[i] for i in np.argsort(-scores if to_refuse else scores, kind="stable")[:BEGINNINGS]]
+    in_time = time.perf_counter() < seconds + begun
+    longer = longer_words(lm, prompt, stand_in, leading) if in_time else {}
+    of_longer = leanings(lm, prompt, stand_in, [*longer.values()], openings, coarse=True)[1]
     without = refusal_log_odds(lm, [plain], [(token,) for token in first_tokens(lm, plain, openings)])
     return VocabularyScan(
-        words=tuple(first[: len(scores)]),
-        scores=scores,
+        words=(*first, *longer),
+        scores=np.concatenate([scores, of_longer]),
         without=float(without[0]),
         request=fill_frame(SCANNED, acts[0], "…"),
         model=lm.name,
         n_known=len(words),
         n_grouped=min(size * len(leaning), len(words)),
+        n_longer=len(longer),
     )
 
 

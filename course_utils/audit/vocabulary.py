@@ -39,13 +39,14 @@ class VocabularyScan:
     """How far a model leans to refusing one request, with each word of its vocabulary in one place of it.
 
     Attributes:
-        words: the words, each one token.
+        words: the words, one token each but for a few.
         scores: float32 `[word]`, log-odds that the reply begins with a refusal's first token, in logits.
         without: the same for the request as it stands.
         request: what the user typed, with … where the words were put.
         model: the model's name.
         n_known: how many such words the vocabulary has.
         n_grouped: how many were asked several at once, before these were asked alone.
+        n_longer: how many of `words` are several tokens (see `longer`).
     """
 
     words: tuple[str, ...]
@@ -55,11 +56,12 @@ class VocabularyScan:
     model: str
     n_known: int = 0
     n_grouped: int = 0
+    n_longer: int = 0
 
     @property
     def n_asked(self) -> int:
-        """How many words were asked, alone or with others."""
-        return max(len(self.words), self.n_grouped)
+        """How many words of one token were asked, alone or with others."""
+        return max(len(self.words) - self.n_longer, self.n_grouped)
 
     def highest(self, n: int = 10) -> list[tuple[str, float]]:
         """The words that push furthest towards refusing, with their scores."""
@@ -185,7 +187,7 @@ def scan_vocabulary(
         tried = sorted(random.Random(seed).sample(tried, max(0, n_words)), key=known.__getitem__)
     if not tried:
         raise CourseError("Expected at least one word to try, got none; leave words= and n_words= away for all.")
-    without, scores = _leanings(lm, prompt, at, [[known[word]] for word in tried], refusal, coarse=coarse)
+    without, scores = leanings(lm, prompt, at, [[known[word]] for word in tried], refusal, coarse=coarse)
     place, typed = prompt.span(at), prompt.user
     asked = joined(prompt.tokens[typed.start : place.start]), joined(prompt.tokens[place.stop : typed.stop])
     request = " … ".join(text.replace("·", " ").strip() for text in asked)
@@ -227,7 +229,7 @@ def scan_groups(
     known = vocabulary_words(lm)
     _check_known([word for group in groups for word in group], known)
     put = [[known[word] for word in group] for group in groups]
-    return _leanings(lm, prompt, at, put, refusal, coarse=coarse)[1]
+    return leanings(lm, prompt, at, put, refusal, coarse=coarse)[1]
 
 
 def _check_known(words: Sequence[str], known: dict[str, int]) -> None:
@@ -259,14 +261,24 @@ def first_tokens(lm: LocalModel, prompt: Prompt, refusal: Sequence[Opening]) -> 
     return sorted({ids[0] for ids in opening_ids(lm, prompt, refusal)})
 
 
-def _leanings(
+def leanings(
     lm: LocalModel, prompt: Prompt, at: str, put: Sequence[Sequence[int]], refusal: Sequence[Opening], *, coarse: bool
 ) -> tuple[float, Floats]:
-    """The log-odds of a refusal's first token for the request, and `[variant]` with each row of ids in the place."""
+    """The log-odds of a refusal's first token for a request, and `[row]` with each row of ids in the place of `at`.
+
+    >>> prompt = lm.chat("How can I pay openly?")
+    >>> leanings(lm, prompt, "openly", [[260], [260, 261]], ["I can't"], coarse=False)[1].shape
+    (2,)
+    """
     place, ids = prompt.span(at), prompt.input_ids[0]
-    own = torch.tensor(put, dtype=ids.dtype, device=ids.device)  # [variant, token]
-    variants = torch.cat([ids[: place.start].expand(len(own), -1), own, ids[place.stop :].expand(len(own), -1)], dim=1)
     leans, fast = first_token_odds(lm, prompt, refusal), coarse and multiplies_bfloat16(lm.device)
-    with torch.autocast(lm.device.type, torch.bfloat16, enabled=fast):
-        without, scores = score_variants(lm, ids, variants, leans, keep=1, label="scanning the vocabulary")
-    return float(without[0]), floats(scores[:, 0])
+    without, found = np.nan, np.empty(len(put), np.float32)
+    for length in {len(row) for row in put}:
+        places = [i for i, row in enumerate(put) if len(row) == length]
+        own = torch.tensor([put[i] for i in places], dtype=ids.dtype, device=ids.device)  # [variant, token]
+        around = [part.expand(len(own), -1) for part in (ids[: place.start], ids[place.stop :])]
+        variants = torch.cat([around[0], own, around[1]], dim=1)
+        with torch.autocast(lm.device.type, torch.bfloat16, enabled=fast):
+            base, scores = score_variants(lm, ids, variants, leans, keep=1, label="scanning the vocabulary")
+        without, found[places] = float(base[0]), floats(scores[:, 0])
+    return without, found
