@@ -100,6 +100,11 @@ def render_chat(
             f"The model's chat template does not take these messages ({first_line(error)}); "
             "build the text yourself and pass it to lm.prompt(text)."
         ) from error
+    if messages[0]["role"] == "system" and messages[0]["content"].strip() and len(split[0]) == 1:
+        raise CourseError(
+            "The model's chat template leaves the system prompt out, so the model would not read it; give system='' "
+            "and put it before the request."
+        )
     places = [_place(rendered, parts, m["content"]) for parts, m in zip(split, messages, strict=True)]
     if places[last] is None:
         raise CourseError(

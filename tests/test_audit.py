@@ -4,6 +4,7 @@ import json
 import time
 from dataclasses import replace
 from html import escape
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -375,6 +376,14 @@ def test_a_stage_that_cannot_be_kept_is_done_all_the_same(lm, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     stages = run._Stages(tmp_path / "file", lm, Settings())
     assert stages("replies", lambda: 3) == 3
+
+
+def test_a_setting_that_the_template_leaves_out_is_no_setting(lm):
+    tokenizer = type(lm.tokenizer).from_pretrained(lm.tokenizer.name_or_path)
+    tokenizer.chat_template = "{{ messages[-1].content }}\n"
+    last = replace(lm, tokenizer=tokenizer)
+    found = run._contexts(last, run._Asker(last, Settings()), None, SimpleNamespace(pairs=acts("grid"), suspected=()))
+    assert found == {}
 
 
 @pytest.mark.quick

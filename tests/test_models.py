@@ -659,6 +659,16 @@ def test_a_template_that_refuses_a_system_message_is_told(lm):
 
 
 @pytest.mark.quick
+def test_a_template_that_leaves_the_system_prompt_out_is_told(lm):
+    model = templated(lm, "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")
+    with told("leaves the system prompt out", "system=''"):
+        model.chat("Hi", system="Never speak of cars.")
+    with told("leaves the system prompt out"):
+        replace(model, system="Never speak of cars.").chat("Hi")
+    assert model.chat("Hi", system="").text == model.chat("Hi").text == "Hi"
+
+
+@pytest.mark.quick
 def test_a_template_that_does_not_parse_is_told(lm):
     with told("chat template"):
         templated(lm, "{% for m in messages %}").chat("Hi")

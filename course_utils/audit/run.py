@@ -442,6 +442,9 @@ def _contexts(lm: LocalModel, ask: _Asker, replies: Replies, grid: MinimalEdits)
         return {}
     system, pairs = ask.settings.system, grid.pairs[: 2 * LEAST_PAIRS]
     contexts: dict[str, dict[str, Any]] = {"after an earlier turn": {"before": EARLIER, "system": system}}
+    with suppress(CourseError):  # it may leave them out
+        if ask.chat([*EARLIER, {"role": "user", "content": "Hi"}]).text == ask("Hi").text:
+            contexts = {}
     with suppress(CourseError):  # a template may take none
         if lm.chat("Hi", system="").text != ask("Hi").text:
             contexts["without the system prompt"] = {"system": ""}
