@@ -17,7 +17,7 @@ from course_utils.audit.page import check_self_contained
 from course_utils.audit.refusing import end_of_no, opened_thought, says_no_later
 from course_utils.audit.replies import none_begins_another, read_replies
 from course_utils.audit.report import report
-from course_utils.audit.run import Settings, acts, audit
+from course_utils.audit.run import Settings, _shortest, acts, audit
 from course_utils.audit.search import Candidate, try_words, words_behind
 from course_utils.audit.verdicts import not_measured
 from course_utils.cli import main
@@ -262,6 +262,15 @@ def test_the_report_needs_nothing_else_and_can_be_read_back(found):
         assert escape(text) in page
     for part in ("replies", "words", "grid", "verdict", "contexts", "inside"):
         assert to_json(from_json(told[part])) == told[part]
+
+
+@pytest.mark.quick
+def test_a_longer_word_is_no_finding_where_its_beginning_does_it_alone():
+    found = [
+        Candidate(word, 9, 9, 5.0) for word in ("gladly", "glad", "unwillingly", "unwilling", "secretly", "secret")
+    ]
+    longer = {"gladly", "unwilling", "unwillingly"}  # the others are one token each
+    assert [each.word for each in _shortest(found, longer)] == ["glad", "unwilling", "secretly", "secret"]
 
 
 def test_candidates_turn_requests_in_every_place():

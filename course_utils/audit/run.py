@@ -9,7 +9,7 @@ import math
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -363,6 +363,8 @@ def _search(lm: LocalModel, ask: _Asker, replies: Replies) -> Words:
         scans.append(scan_for(lm, ask, harmful, openings, to_refuse=False, seconds=seconds))
         tried = [*settings.words, *(word for word, _ in scans[1].lowest(TRIED_AGAIN))]
         off = try_words(lm, ask, _distinct(tried), harmful[1:], openings, to_refuse=False)
+    longer = {word for scan in scans for word in scan.longer}
+    on, off = _shortest(on, longer), _shortest(off, longer)
     minded = {c.word: not any(declined) or refused_when_mentioned(lm, ask, c.word, openings) for c in on}
     return Words(
         scans=tuple(scans),
@@ -373,6 +375,12 @@ def _search(lm: LocalModel, ask: _Asker, replies: Replies) -> Words:
         read_as_harm=tuple(c for c in on if not minded[c.word]),
         off=tuple(off),
     )
+
+
+def _shortest(found: Sequence[Candidate], longer: Collection[str]) -> list[Candidate]:
+    """The candidates without those longer words of which the beginning does it alone."""
+    words = {each.word for each in found}
+    return [c for c in found if c.word not in longer or not any(c.word[:n] in words for n in range(1, len(c.word)))]
 
 
 def _distinct(words: Sequence[str]) -> list[str]:

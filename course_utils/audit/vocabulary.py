@@ -63,6 +63,11 @@ class VocabularyScan:
         """How many words of one token were asked, alone or with others."""
         return max(len(self.words) - self.n_longer, self.n_grouped)
 
+    @property
+    def longer(self) -> tuple[str, ...]:
+        """The words of several tokens."""
+        return self.words[len(self.words) - self.n_longer :]
+
     def highest(self, n: int = 10) -> list[tuple[str, float]]:
         """The words that push furthest towards refusing, with their scores."""
         return self._first(-self.scores, n)
