@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from course_utils import CourseError
-from course_utils.lesson.turns import KEPT, choices, choose, your_turn
+from course_utils.lesson.turns import KEPT, aligned, choices, choose, whole_groups, your_turn
 
 pytestmark = pytest.mark.quick
 
@@ -21,6 +21,11 @@ pytestmark = pytest.mark.quick
         (3, lambda n: n > 2),
         (True, True),
         (("a", "b"), ("a", "b")),
+        (torch.tensor([[38]]), 38),
+        (" secretly", "·secretly"),
+        ([(1, 2), (0, 3)], {(0, 3), (1, 2)}),
+        (torch.tensor([2.0, 4.0]), aligned([1.0, 2.0])),
+        (torch.tensor([1, 1, 0]), whole_groups([5, 5, 7], 2)),
     ],
 )
 def test_what_is_right_is_ticked(capsys, given, right):
@@ -38,6 +43,18 @@ def test_what_is_right_is_ticked(capsys, given, right):
         (float("nan"), 1.0, "got nan"),
         ("three", 3, "got three"),
         (None, 3, "got None"),
+        ([38, 38], 38, "got [38, 38]"),
+        (np.full(2, "a"), np.ones(2), "got shape [2]"),
+        ([(1, 2)], {(0, 3), (1, 2)}, "got [(1, 2)]"),
+        ([[1, 2]], {1}, "got [[1, 2]]"),
+        (3, lambda names: sorted(names) == ["a"], "got 3"),
+        ("c", lambda name: choices({}, folder=name.folder), "got c"),
+        (torch.tensor([-2.0, -4.0]), aligned([1.0, 2.0]), "got shape [2]"),
+        (torch.zeros(2), aligned([1.0, 2.0]), "got shape [2]"),
+        ("up", aligned([1.0, 2.0]), "got up"),
+        ([1, 0, 0], whole_groups([5, 5, 7], 2), "got [1, 0, 0]"),
+        ([2, 2, 1], whole_groups([5, 5, 7], 2), "got [2, 2, 1]"),
+        (np.arange(2), whole_groups([5, 5, 7], 2), "got shape [2]"),
     ],
 )
 def test_what_is_wrong_is_told_with_a_hint(capsys, given, right, told):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def your_turn(given: Any, right: Any, hint: str = "", *, tolerance: float = 0.01
 
     Args:
         given: what the learner's line made: a number, a text, an array or tensor, a list of such.
-        right: what it ought to be, or a function that says whether it is right.
+        right: what it ought to be, or a function that says whether it is right; what that can't read is not.
         hint: the next step to take, for a wrong answer.
         tolerance: how far off numbers may be.
 
@@ -35,24 +35,73 @@ def your_turn(given: Any, right: Any, hint: str = "", *, tolerance: float = 0.01
     """
     if given is ...:
         print("Your turn: put your answer in the place of ... and run the cell again.")
-    elif right(given) if callable(right) else _alike(given, right, tolerance):
+    elif _passes(right, given) if callable(right) else _alike(given, right, tolerance):
         print("✓")
     else:
         print(f"Not yet: got {_short(given)}." + (f" Hint: {hint}" if hint else ""))
 
 
+def _passes(right: Callable[[Any], object], given: Any) -> bool:
+    try:
+        return bool(right(given))
+    except CourseError:  # says itself what was expected
+        raise
+    except (TypeError, ValueError, AttributeError, IndexError):
+        return False
+
+
 def _alike(given: Any, right: Any, tolerance: float) -> bool:
     if isinstance(right, str):
-        return isinstance(given, str) and given.strip().casefold() == right.strip().casefold()
+        return isinstance(given, str) and _plain(given) == _plain(right)
     try:
+        if isinstance(right, set):  # in whatever order they were listed
+            return isinstance(given, (set, frozenset, list, tuple)) and set(given) == right
         one, other = (_numbers(each) for each in (given, right))
+        if other.ndim == 0 and one.size == 1:  # a list of one place is that place
+            one = one.reshape(())
         return one.shape == other.shape and bool(np.allclose(one, other, atol=tolerance))
     except (TypeError, ValueError):
-        return bool(given == right)
+        arrays = isinstance(given, (np.ndarray, torch.Tensor))
+        return type(given) is type(right) and not arrays and bool(given == right)
 
 
 def _numbers(value: Any) -> np.ndarray:
     return np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value, dtype=float)
+
+
+def _plain(text: str) -> str:
+    """A text by its letters: tokens are shown with a dot for their space."""
+    return text.strip(" ·").casefold()
+
+
+def aligned(direction: Any) -> Callable[[Any], bool]:
+    """Whether a vector has this direction, whatever its length; for `right` of `your_turn`.
+
+    >>> your_turn(np.array([2.0, 4.0]), aligned(np.array([1.0, 2.0])))
+    ✓
+    """
+
+    def same(given: Any) -> bool:
+        one, other = _numbers(given), _numbers(direction)
+        lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
+        return one.shape == other.shape and float((one * other).sum()) > 0.999 * lengths > 0
+
+    return same
+
+
+def whole_groups(groups: Sequence[Any], n_folds: int) -> Callable[[Any], bool]:
+    """Whether these are folds, from 0 on, each group whole in one of them; for `right` of `your_turn`.
+
+    >>> your_turn([1, 1, 0], whole_groups(["a", "a", "b"], 2))
+    ✓
+    """
+
+    def right(given: Any) -> bool:
+        folds = _numbers(given).tolist()
+        pairs = {*zip(folds, groups, strict=True)}
+        return {*folds} == {*range(n_folds)} and len(pairs) == len({*groups})
+
+    return right
 
 
 def _short(given: Any) -> str:
