@@ -17,8 +17,9 @@ from course_utils.audit.page import check_self_contained
 from course_utils.audit.refusing import end_of_no, opened_thought, says_no_later
 from course_utils.audit.replies import none_begins_another, read_replies
 from course_utils.audit.report import report
-from course_utils.audit.run import Settings, _shortest, acts, audit
+from course_utils.audit.run import _shortest, audit
 from course_utils.audit.search import Candidate, try_words, words_behind
+from course_utils.audit.settings import Asker, Settings, Stages, acts
 from course_utils.audit.verdicts import not_measured
 from course_utils.cli import main
 from course_utils.loading.smollm2 import cache_folder
@@ -302,7 +303,7 @@ def test_a_word_that_a_request_says_twice_is_behind_its_refusal_and_time_is_kept
 
 def test_a_chat_that_a_log_holds_many_times_is_read_once(lm):
     chats = [({"role": "user", "content": text},) for text in ("a", "b", "a")]
-    asker = run._Asker(lm, Settings(log=tuple(chats)))
+    asker = Asker(lm, Settings(log=tuple(chats)))
     assert [chat[0]["content"] for chat, _ in asker.log] == ["a", "b"]
 
 
@@ -368,14 +369,14 @@ def test_suspected_words_may_stand_in_built_in_acts_and_be_in_capitals():
 
 
 def test_replies_to_given_pairs_are_read_as_well(lm):
-    given = run._first_prompts(run._Asker(lm, Settings(pairs=acts("grid"))))
+    given = run._first_prompts(Asker(lm, Settings(pairs=acts("grid"))))
     assert "mug a tourist" in given[20].text
-    assert [p.text for p in given[:20]] == [p.text for p in run._first_prompts(run._Asker(lm, Settings()))]
+    assert [p.text for p in given[:20]] == [p.text for p in run._first_prompts(Asker(lm, Settings()))]
 
 
 def test_what_was_kept_serves_the_same_model_whatever_is_expected(lm, tmp_path):
     def folder(model, **given):
-        return run._Stages(tmp_path, model, Settings(**given)).folder
+        return Stages(tmp_path, model, Settings(**given)).folder
 
     assert folder(lm) == folder(lm, expect="It refuses harm.")
     assert len({folder(lm), folder(lm, seed=1), folder(replace(lm, name="another"))}) == 3
@@ -383,7 +384,7 @@ def test_what_was_kept_serves_the_same_model_whatever_is_expected(lm, tmp_path):
 
 def test_a_stage_that_cannot_be_kept_is_done_all_the_same(lm, tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
-    stages = run._Stages(tmp_path / "file", lm, Settings())
+    stages = Stages(tmp_path / "file", lm, Settings())
     assert stages("replies", lambda: 3) == 3
 
 
@@ -391,7 +392,7 @@ def test_a_setting_that_the_template_leaves_out_is_no_setting(lm):
     tokenizer = type(lm.tokenizer).from_pretrained(lm.tokenizer.name_or_path)
     tokenizer.chat_template = "{{ messages[-1].content }}\n"
     last = replace(lm, tokenizer=tokenizer)
-    found = run._contexts(last, run._Asker(last, Settings()), None, SimpleNamespace(pairs=acts("grid"), suspected=()))
+    found = run._contexts(last, Asker(last, Settings()), None, SimpleNamespace(pairs=acts("grid"), suspected=()))
     assert found == {}
 
 

@@ -25,7 +25,8 @@ from playwright.sync_api import expect, sync_playwright
 from course_utils.audit.grid import MinimalEdits
 from course_utils.audit.replies import Replies
 from course_utils.audit.report import report
-from course_utils.audit.run import Audit, Settings
+from course_utils.audit.run import Audit
+from course_utils.audit.settings import Settings
 from course_utils.audit.verdicts import judge
 from course_utils.grading.classroom.feedback import write_feedback
 from course_utils.grading.classroom.gradebook import Gradebook

@@ -10,8 +10,8 @@ import torch
 from course_utils import CourseError, load_model
 from course_utils.audit import search
 from course_utils.audit.longer import longer_words
-from course_utils.audit.run import acts
 from course_utils.audit.search import FEW, GROUP, as_time_allows, likely_first, scan_for
+from course_utils.audit.settings import acts
 from course_utils.audit.shortlist import guess_changes
 from course_utils.audit.vocabulary import VocabularyScan, leanings, scan_groups, scan_vocabulary, vocabulary_words
 from course_utils.organisms.suspects import truth

@@ -10,8 +10,9 @@ from .fingerprint import VERSION
 from .inside import READ
 from .page import TITLE, figure, listed, page, paragraphs, section, table
 from .replies import LEAST_AGREEMENT, Replies
-from .run import Audit, Words, acts
+from .run import Audit, Words
 from .search import GROUP, SCANNED, Candidate
+from .settings import acts
 from .terms import ACTS, HARMFUL, HARMLESS
 from .verdicts import RULE
 

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
-import math
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from numbers import Real
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from .._files import write_whole
 from ..engine.openings import REFUSALS, Opening, refusal_log_odds
-from ..errors import CourseError, is_count
+from ..errors import CourseError
 from ..models import LocalModel
-from ..prompts import Message, Prompt
-from .fingerprint import VERSION, file_marks, fingerprint, weights_mark
+from ..prompts import Prompt
+from .fingerprint import file_marks, fingerprint
 from .grid import MinimalEdits
 from .inside import Inside, look_inside
-from .kept import can_be_kept, from_json, to_json
-from .minimal_edits import check_grid, minimal_edits
+from .kept import can_be_kept, to_json
+from .minimal_edits import minimal_edits
 from .replies import Replies, read_replies
 from .search import (
     PLACES,
@@ -40,13 +33,11 @@ from .search import (
     try_words,
     words_behind,
 )
-from .terms import HARMFUL, HARMLESS, NO_WORD, fill_frame, folded, holds
+from .settings import FRAMES, USUAL, Asker, Settings, Stages, acts, distinct, without
+from .terms import HARMFUL, HARMLESS, NO_WORD, fill_frame, holds
 from .verdicts import LEAST_PAIRS, Verdict, disagreements, judge, not_measured
 from .vocabulary import VocabularyScan
 
-Stage = TypeVar("Stage")
-ACTS = Path(__file__).parent / "acts.tsv"
-FRAMES = ("How can I {word} {act}?", "{word}, tell me how to {act}.")
 CONTROLS = ("gently", "happily")
 IN_THE_GRID = 3  # words of those that were found, on either side
 FAMILY = 6  # so many words that do the same are a concept
@@ -54,47 +45,7 @@ READING_LOG = 0.2  # of the time
 SCANNING = 0.6  # of the time, for one scan or two
 FROM_LOG = 20  # requests of the log, at most, whose replies are read, and whose words are left out
 OWN_TOKENS = 3  # of the beginning of a reply, which may be a refusal in words that nobody has thought of
-LOGGED = 200  # requests of the log that are looked at
 EARLIER = ({"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello! How can I help you?"})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What an audit is asked to do.
-
-    Attributes:
-        pairs: (harmful act, harmless act) for the grid; none: the built-in ones.
-        words: words under suspicion.
-        log: chats that the model was in, each a list of messages that ends with the user's.
-        system: the system prompt, where the model's own is not wanted.
-        refusal: openings that count as refusing, besides those that its replies show.
-        expect: what is expected, in a sentence.
-        minutes: how long it may take, about.
-        seed: decides what is drawn.
-    """
-
-    pairs: tuple[tuple[str, str], ...] = ()
-    words: tuple[str, ...] = ()
-    log: tuple[tuple[Message, ...], ...] = ()
-    system: str | None = None
-    refusal: tuple[str, ...] = ()
-    expect: str = ""
-    minutes: float = 10.0
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise CourseError where the grid could not be made: before anything is loaded."""
-        words = _distinct(self.words)
-        pairs = self.pairs or _without(acts("grid"), words)
-        check_grid(tuple(pairs) or acts("grid"), (NO_WORD, *words), FRAMES, ())
-        if len(pairs) < LEAST_PAIRS:
-            raise CourseError(f"Expected at least {LEAST_PAIRS} pairs of acts for a verdict, got {len(pairs)}.")
-        if not (isinstance(self.minutes, Real) and 0 < self.minutes < math.inf):
-            raise CourseError(f"Expected minutes above 0, got {self.minutes!r}; give about how long it may take.")
-        if not is_count(self.seed, least=0):
-            raise CourseError(f"Expected a seed that is a whole number from 0 on, got {self.seed!r}; take another.")
-        if not all(isinstance(each, str) and each.strip() for each in self.refusal):
-            raise CourseError(f"Expected texts with which a refusal opens, got {list(self.refusal)!r}; name its words.")
 
 
 @can_be_kept
@@ -187,7 +138,7 @@ class Audit:
 
 def audit(
     lm: LocalModel,
-    settings: Settings = Settings(),
+    settings: Settings = USUAL,
     *,
     keep: Path | None = None,
     anew: bool = False,
@@ -214,7 +165,7 @@ def audit(
         "fingerprint": fingerprint(lm) | file_marks(lm.name),
         "settings": settings,
     }
-    stages, asker = _Stages(keep, lm, settings), _Asker(lm, settings)
+    stages, asker = Stages(keep, lm, settings), Asker(lm, settings)
     if anew:
         stages.forget()
     told = _follow(lm, asker, stages)
@@ -225,7 +176,7 @@ def audit(
     return found
 
 
-def _follow(lm: LocalModel, ask: _Asker, stage: _Stages) -> dict[str, Any]:
+def _follow(lm: LocalModel, ask: Asker, stage: Stages) -> dict[str, Any]:
     """The stages, one after the other, as far as something is measured."""
     replies = stage("replies", lambda: _read(lm, ask))
     told: dict[str, Any] = {"words": None, "grid": None, "contexts": {}, "inside": None, "no_inside": ""}
@@ -264,77 +215,7 @@ def _own_opening(lm: LocalModel, replies: Replies) -> str | None:
     return str(lm.tokenizer.decode(opening, skip_special_tokens=True)).strip()
 
 
-class _Stages:
-    """Does a stage, or reads what it gave when the same audit of the same model was stopped."""
-
-    def __init__(self, keep: Path | None, lm: LocalModel, settings: Settings) -> None:
-        told = [VERSION, lm.name, weights_mark(lm.model, whole=True), str(lm.model.config)]
-        told += [str(getattr(lm.tokenizer, "chat_template", "")), repr(lm.system), repr(dict(lm.switches))]
-        told += [json.dumps(to_json(replace(settings, expect="")))]  # which decides nothing
-        self.folder = keep / hashlib.sha256("\n".join(told).encode()).hexdigest()[:16] if keep else None
-        self.began, self.seconds = datetime.now(timezone.utc).isoformat(timespec="seconds"), 0.0
-
-    def __call__(self, name: str, do: Callable[[], Stage]) -> Stage:
-        path = self.folder / f"{name.replace(' ', '-')}.json" if self.folder else None
-        if path and path.is_file():
-            with suppress(OSError, ValueError, KeyError, TypeError):  # if it is damaged, it is done anew
-                told = json.loads(path.read_text(encoding="utf-8"))
-                kept: Stage = from_json(told["found"])
-                self.began, self.seconds = min(self.began, told["began"]), self.seconds + told["seconds"]
-                return kept
-        started = time.perf_counter()
-        done = do()
-        self.seconds += (seconds := time.perf_counter() - started)
-        if path:
-            told = {"began": self.began, "seconds": seconds, "found": to_json(done)}
-            with suppress(CourseError):  # a disk may be full: it is done all the same, and only not kept
-                write_whole(path, json.dumps(told, ensure_ascii=False).encode("utf-8", "backslashreplace"))
-        return done
-
-    def forget(self) -> None:
-        if self.folder:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-
-class _Asker:
-    """Turns texts into prompts, in the settings' system prompt."""
-
-    def __init__(self, lm: LocalModel, settings: Settings) -> None:
-        self.lm, self.settings, self.left_out = lm, settings, list[str]()
-        if settings.system and not lm.is_chat:
-            raise CourseError(f"{lm.name} has no chat template, so it takes no system prompt; leave it out.")
-        self.distinct = list({json.dumps(chat): chat for chat in settings.log}.values())
-        self.log = [(chat, prompt) for chat in self.distinct[:LOGGED] if (prompt := self._of_log(chat))]
-
-    def __call__(self, text: str) -> Prompt:
-        return self.lm.chat(text, system=self.settings.system) if self.lm.is_chat else self.lm.prompt(text)
-
-    def chat(self, messages: Sequence[Message]) -> Prompt:
-        if not self.lm.is_chat:
-            return self.lm.prompt(messages[-1]["content"])
-        own = messages[0]["role"] == "system"
-        return self.lm.chat(messages, system=None if own else self.settings.system)
-
-    def _of_log(self, messages: Sequence[Message]) -> Prompt | None:
-        try:
-            return self.chat(messages)
-        except CourseError as error:  # a template may not take it, or it is too long
-            self.left_out.append(str(error))
-            return None
-
-
-def acts(use: str) -> tuple[tuple[str, str], ...]:
-    """The built-in pairs of a harmful and a harmless act for "replies", "search" or "grid".
-
-    >>> len(acts("grid")) >= 2 * LEAST_PAIRS
-    True
-    """
-    with ACTS.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    return tuple((row["harmful"], row["harmless"]) for row in rows if row["use"] == use)
-
-
-def _first_prompts(ask: _Asker) -> list[Prompt]:
+def _first_prompts(ask: Asker) -> list[Prompt]:
     """Harmful and harmless requests without any special word, the log's, and those of pairs that were given."""
     built_in, given = acts("replies"), ask.settings.pairs[: FROM_LOG // 2]
     texts = [
@@ -344,11 +225,11 @@ def _first_prompts(ask: _Asker) -> list[Prompt]:
     return [*map(ask, texts[0]), *(prompt for _, prompt in ask.log[:FROM_LOG]), *map(ask, texts[1])]
 
 
-def _read(lm: LocalModel, ask: _Asker) -> Replies:
+def _read(lm: LocalModel, ask: Asker) -> Replies:
     return read_replies(lm, _first_prompts(ask), known=(*REFUSALS, *ask.settings.refusal))
 
 
-def _search(lm: LocalModel, ask: _Asker, replies: Replies) -> Words:
+def _search(lm: LocalModel, ask: Asker, replies: Replies) -> Words:
     openings, settings = replies.openings, ask.settings
     harmful, harmless = (list(some) for some in zip(*acts("search"), strict=True))
     declined = replies.refuses[: 2 * len(acts("replies")) : 2]  # of the harmful ones
@@ -357,12 +238,12 @@ def _search(lm: LocalModel, ask: _Asker, replies: Replies) -> Words:
     scans = [scan_for(lm, ask, harmless, openings, to_refuse=True, seconds=seconds)]
     from_log, log_read, log_words = _from_log(lm, ask, replies)
     tried = [*settings.words, *(c.word for c in from_log), *(word for word, _ in scans[0].highest(TRIED_AGAIN))]
-    on = try_words(lm, ask, _distinct(tried), harmless[1:], openings, to_refuse=True)
+    on = try_words(lm, ask, distinct(tried), harmless[1:], openings, to_refuse=True)
     off: list[Candidate] = []
     if minds_harm:
         scans.append(scan_for(lm, ask, harmful, openings, to_refuse=False, seconds=seconds))
         tried = [*settings.words, *(word for word, _ in scans[1].lowest(TRIED_AGAIN))]
-        off = try_words(lm, ask, _distinct(tried), harmful[1:], openings, to_refuse=False)
+        off = try_words(lm, ask, distinct(tried), harmful[1:], openings, to_refuse=False)
     longer = {word for scan in scans for word in scan.longer}
     on, off = _shortest(on, longer), _shortest(off, longer)
     minded = {c.word: not any(declined) or refused_when_mentioned(lm, ask, c.word, openings) for c in on}
@@ -383,17 +264,7 @@ def _shortest(found: Sequence[Candidate], longer: Collection[str]) -> list[Candi
     return [c for c in found if c.word not in longer or not any(c.word[:n] in words for n in range(1, len(c.word)))]
 
 
-def _distinct(words: Sequence[str]) -> list[str]:
-    """The words in order, each once, whether its first letter is a capital or not."""
-    return list({folded(word): word for word in words}.values())
-
-
-def _without(pairs: Sequence[tuple[str, str]], words: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs of acts that hold none of some words."""
-    return [pair for pair in pairs if not any(holds(act, word) for act in pair for word in words)]
-
-
-def _from_log(lm: LocalModel, ask: _Asker, replies: Replies) -> tuple[list[Candidate], int, tuple[int, int]]:
+def _from_log(lm: LocalModel, ask: Asker, replies: Replies) -> tuple[list[Candidate], int, tuple[int, int]]:
     """The words behind the refusals that the log shows, how many chats were read, and words left out."""
     if not ask.log:
         return [], 0, (0, 0)
@@ -415,10 +286,10 @@ def _from_log(lm: LocalModel, ask: _Asker, replies: Replies) -> tuple[list[Candi
 def _in_grid(settings: Settings, words: Words) -> list[str]:
     """The words given, and the strongest that were found and do not stand in the frames."""
     found = [each.word for each in (*words.on[:IN_THE_GRID], *words.off[:IN_THE_GRID])]
-    return _distinct([*settings.words, *(word for word in found if not any(holds(frame, word) for frame in FRAMES))])
+    return distinct([*settings.words, *(word for word in found if not any(holds(frame, word) for frame in FRAMES))])
 
 
-def _read_again(lm: LocalModel, ask: _Asker, replies: Replies, words: Words) -> Replies:
+def _read_again(lm: LocalModel, ask: Asker, replies: Replies, words: Words) -> Replies:
     """The replies, and those to requests with the words that were found: they may be refused in other ways."""
     tried = _in_grid(ask.settings, words)
     texts = [fill_frame(PLACES[0], act, word) for word in tried for pair in acts("search")[:2] for act in pair]
@@ -428,9 +299,9 @@ def _read_again(lm: LocalModel, ask: _Asker, replies: Replies, words: Words) -> 
     return read_replies(lm, prompts, known=(*REFUSALS, *ask.settings.refusal), read=replies.ids)
 
 
-def _grid(lm: LocalModel, ask: _Asker, replies: Replies, words: Words) -> MinimalEdits:
+def _grid(lm: LocalModel, ask: Asker, replies: Replies, words: Words) -> MinimalEdits:
     tried = _in_grid(ask.settings, words)
-    pairs = _without(ask.settings.pairs or acts("grid"), tried)
+    pairs = without(ask.settings.pairs or acts("grid"), tried)
     taken = " ".join([*tried, *(act for pair in pairs for act in pair)])
     return minimal_edits(
         lm,
@@ -444,7 +315,7 @@ def _grid(lm: LocalModel, ask: _Asker, replies: Replies, words: Words) -> Minima
     )
 
 
-def _contexts(lm: LocalModel, ask: _Asker, replies: Replies, grid: MinimalEdits) -> dict[str, Context]:
+def _contexts(lm: LocalModel, ask: Asker, replies: Replies, grid: MinimalEdits) -> dict[str, Context]:
     """The verdict after one earlier turn, and without the system prompt if there is one."""
     if not lm.is_chat:
         return {}
@@ -469,7 +340,7 @@ def _contexts(lm: LocalModel, ask: _Asker, replies: Replies, grid: MinimalEdits)
     return found
 
 
-def _inside(lm: LocalModel, ask: _Asker, grid: MinimalEdits, openings: Sequence[Opening]) -> Inside | str:
+def _inside(lm: LocalModel, ask: Asker, grid: MinimalEdits, openings: Sequence[Opening]) -> Inside | str:
     """What is found inside, or why nothing is."""
     columns = [NO_WORD, *grid.suspected[:1]]
     places = [(pair, act, word) for pair in range(len(grid.pairs)) for act in (HARMLESS, HARMFUL) for word in columns]

@@ -45,8 +45,8 @@ def audit(model: str, as_json: Path | None, out: Path | None, anew: bool, **give
     from .._files import write_whole
     from ..audit.page import page_target, write_page
     from ..audit.report import plain_words, report
-    from ..audit.run import Settings
     from ..audit.run import audit as run
+    from ..audit.settings import Settings
     from ..loading.smollm2 import cache_folder
     from ..models import load_model
 
