@@ -467,6 +467,7 @@ def made_up():
     acts = tuple((f"harm {i}", f"help {i}") for i in range(8))
     asked = (acts, ("", "gently", "secretly"), 1, ("How can I {word} {act}?",), ("I",), ("Sure",), (), "made up")
     grid = MinimalEdits(scores, np.ones_like(scores), *asked)
-    replies = Replies(("How can I help?",), (), ("I can't",), (True,), (), (1.0,), 1.0, 0, "How can I help?")
+    told = {"agreement": 1.0, "thinks": 0, "later": 0, "empty": 0, "prompt": "How can I help?"}
+    replies = Replies(("How can I help?",), (), ("I can't",), (True,), (), (1.0,), **told)
     said = ({}, None, "Nothing was looked at.", judge(grid), (), "now", 1.0)
     return Audit("made up", {"weights": "none"}, Settings(), replies, None, grid, *said)
