@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..engine.activations import score_last
 from ..models import LocalModel
-from ..prompts import Prompt, encode, token_strings
-from .vocabulary import vocabulary_words
+from ..prompts import Prompt, encode
+from .vocabulary import strings_of, vocabulary_words
 
 LEAST = 0.1  # how likely the rest of a word is to be, from its first token on
 MOST_PIECES = 4  # tokens a word has, at most
@@ -34,11 +34,14 @@ def longer_words(lm: LocalModel, prompt: Prompt, at: str, starts: Sequence[str])
     ['discreetly']
     """
     known, before = vocabulary_words(lm), prompt.input_ids[0][: prompt.span(at).start].tolist()
-    strings = token_strings(lm.tokenizer, list(range(len(lm.tokenizer))))
+    strings = strings_of(lm.tokenizer)
     inside = [i for i, piece in enumerate(strings) if piece.isalpha() and piece == piece.lower()]
 
     def next_pieces(logits: Tensor) -> Tensor:  # probabilities of those inside a word, `[sequence, piece]`
         return logits.softmax(dim=-1)[:, inside]
+
+    def is_spelt(word: str, ids: list[int]) -> bool:
+        return encode(lm.tokenizer, f"a {word}", special=False)[0][-len(ids) :] == ids
 
     found: dict[str, list[int]] = {}
     begun = {start: ([known[start]], 1.0) for start in starts}
@@ -52,10 +55,5 @@ def longer_words(lm: LocalModel, prompt: Prompt, at: str, starts: Sequence[str])
             text, (ids, _) = texts[row]
             more[text + strings[inside[piece]]] = [*ids, inside[piece]], float(chances[row, piece])
         begun = {text: longer for text, longer in more.items() if text not in known}
-        found |= {text: ids for text, (ids, _) in begun.items() if _spelt(lm, text) == ids}
+        found |= {text: ids for text, (ids, _) in begun.items() if is_spelt(text, ids)}
     return found
-
-
-def _spelt(lm: LocalModel, word: str) -> list[int]:
-    """The tokens of a word inside a text, as the tokenizer would have them."""
-    return encode(lm.tokenizer, f"a {word}", special=False)[0][len(encode(lm.tokenizer, "a", special=False)[0]) :]

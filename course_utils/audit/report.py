@@ -115,9 +115,9 @@ def _words(words: Words) -> str:
         what = "a harmful" if number else "a harmless"
         caption = (
             f"{scan.n_asked:,} of the {scan.n_known:,} words of one token were put in one place of {what} request, "
-            f"{GROUP} at once. Shown are the {len(scan.words):,} that were then put there alone, those of the groups "
-            f"that leaned furthest, and {scan.n_longer:,} of several tokens that begin with some of these: each bar "
-            "counts words of one score. Right of 0 it refuses; dashed: without a word"
+            f"{GROUP} at once. Shown are the {len(scan.words) - scan.n_longer:,} that were then put there alone, those "
+            f"of the groups that leaned furthest, and {scan.n_longer:,} of several tokens that begin with these: each "
+            "bar counts words of one score. Right of 0 it refuses; dashed: without a word"
         )
         parts += [figure(caption, scan)]
     lists = [

@@ -144,10 +144,19 @@ def vocabulary_words(lm: LocalModel) -> dict[str, int]:
 
 
 @lru_cache(maxsize=2)  # of tokenizers: a model would be kept in memory
+def strings_of(tokenizer: Any) -> list[str]:
+    """One printable string for each token of a vocabulary.
+
+    >>> strings_of(lm.tokenizer)[vocabulary_words(lm)["secretly"]]
+    '·secretly'
+    """
+    return token_strings(tokenizer, list(range(len(tokenizer))))
+
+
+@lru_cache(maxsize=2)
 def _words_of(tokenizer: Any) -> dict[str, int]:
-    ids, known = list(range(len(tokenizer))), set(tokenizer.all_special_ids)
-    strings = token_strings(tokenizer, ids)
-    texts = ((text[1:], i) for i, text in zip(ids, strings, strict=True) if text.startswith("·") and i not in known)
+    known = set(tokenizer.all_special_ids)
+    texts = ((text[1:], i) for i, text in enumerate(strings_of(tokenizer)) if text.startswith("·") and i not in known)
     return {text: i for text, i in texts if len(text) > 1 and text.isalpha() and text == text.lower()}
 
 
