@@ -25,6 +25,7 @@ from nbval.kernel import NbvalKernelspecManager, RunningKernel
 from ...loading.threads import wait_asleep
 from ..processes import below
 from ..result import SETTINGS
+from ..sandbox.kernel_main import QUIET
 
 MOST_MESSAGES = 20_000  # of one cell
 LONGEST, MOST_SHOWN = 100_000, 8_000_000  # characters that are kept of a printed text, and of all outputs
@@ -90,7 +91,7 @@ class WatchedKernel(RunningKernel):  # type: ignore[misc]
         wait_asleep()  # what starts now inherits it, on a worker of a cluster, too
         self.km = KernelManager(kernel_name=kernel_name, kernel_spec_manager=NbvalKernelspecManager())
         with Path(os.devnull).open("w") as nothing:
-            self.km.start_kernel(stderr=nothing, cwd=_settings["folder"])
+            self.km.start_kernel(stderr=nothing, cwd=_settings["folder"], extra_arguments=[*QUIET])
         self.kc = self.km.client()
         self.kc.start_channels()
         self._ask_until_heard(time.monotonic() + startup_timeout)

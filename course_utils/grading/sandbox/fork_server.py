@@ -148,9 +148,9 @@ def _be_a_kernel(told: dict[str, Any], sockets: list[int]) -> None:
     os.chdir(WORK)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # else all kernels would draw the same
-    sys.argv = ["ipykernel_launcher.py", "-f", str(CONNECTION)]
     from course_utils.grading.sandbox import kernel_main
 
+    sys.argv = ["ipykernel_launcher.py", "-f", str(CONNECTION), *kernel_main.QUIET]
     status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     limits = told["resources"]
     limits["DATA"] += 1024 * int(status["VmData"].split()[0])  # what it came into the world with is not its own

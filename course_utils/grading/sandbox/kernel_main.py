@@ -1,4 +1,4 @@
-"""Start ipykernel inside the sandbox, within its limits and on sockets bound outside; run as a script, never imported.
+"""Start ipykernel inside the sandbox, within its limits and on sockets bound outside; run as a script, or after a fork.
 
 The last argument says, as JSON, which limits to set and which open file to use for each address.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+
+# Nobody reads a graded kernel's tracebacks (those of endless recursion take seconds to make), nor what was entered.
+QUIET = ("--InteractiveShell.xmode=Minimal", "--HistoryManager.enabled=False")
 
 
 def main(limits: dict[str, int], sockets: dict[str, int], doors: list[int]) -> None:
@@ -28,8 +31,6 @@ def main(limits: dict[str, int], sockets: dict[str, int], doors: list[int]) -> N
     for number in sockets.values():
         os.set_inheritable(number, False)
     _take_over(sockets)
-    sys.argv.append("--InteractiveShell.xmode=Minimal")  # nobody reads tracebacks; those of endless recursion take long
-    sys.argv.append("--HistoryManager.enabled=False")  # nor what was entered
     from ipykernel.kernelapp import launch_new_instance
 
     launch_new_instance()
