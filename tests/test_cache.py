@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -20,6 +21,8 @@ import psutil
 import pytest
 
 from course_utils import CourseError, load_model
+from course_utils.grading.classroom.gradebook import Gradebook
+from course_utils.grading.result import DONE
 from course_utils.loading import smollm2 as cache_module
 from course_utils.loading.smollm2 import (
     GGUF_BYTES,
@@ -35,7 +38,9 @@ from course_utils.loading.smollm2 import (
     sha256,
     smollm2_folder,
 )
+from tests.shared import needs_sandbox
 
+ROOT = Path(__file__).resolve().parent.parent
 NOBODY = "http://127.0.0.1:9"
 HUB_FILE = f"/{HUB_REPO}/resolve/{HUB_REVISION}/{GGUF_NAME}"
 WEIGHTS = "model.safetensors"
@@ -387,6 +392,23 @@ def test_killed_while_fetching_leaves_nothing_half_made_and_the_next_use_succeed
     assert ended.code == 0, ended.stderr
     assert is_whole(cache / READY_NAME, thorough=True)
     assert not work_folders(cache)
+
+
+@needs_sandbox
+@pytest.mark.slow
+def test_a_class_is_graded_right_where_no_model_was_ever_loaded(gguf, cache, tmp_path):
+    """The exercise loads a suspect, and a sandbox can fetch and write nothing."""
+    link(gguf, cache / GGUF_NAME)
+    solution = ROOT / "solutions" / "08_chapter_exercise.ipynb"
+    (tmp_path / "in" / "ada").mkdir(parents=True)
+    shutil.copy(solution, tmp_path / "in" / "ada")
+    course = Path(sysconfig.get_path("scripts"), "course")
+    command = [course, "grade", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    subprocess.run(command, env={**os.environ, "COURSE_CACHE": str(cache)}, check=True)
+    with Gradebook(tmp_path / "out" / "course-gradebook.sqlite") as book:
+        (ada,) = book.current()
+    assert ada.status == DONE
+    assert {entry.mark.passed for entry in ada.entries if entry.mark.earned is not None} == {True}
 
 
 @pytest.mark.slow

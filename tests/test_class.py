@@ -85,10 +85,9 @@ class TestGrade:
         assert (later.graded, later.known, later.changes) == (1, 4, [])
         assert marks_in(book)["eve"] == MARKS["ada"]
 
-        mended = with_sources(solution, halve_check="print(halve(4), halve(-6))")
-        cell_of(mended, "halve-check").outputs[
-            0
-        ].text = "2 -3\n"  # right for ben's whole division, wrong for the others
+        whole = cell_of(solution, "halve").source.replace("x / 2", "x // 2")  # as ben divides, and nobody else
+        mended = with_sources(solution, halve=whole, halve_check="print(halve(4), halve(-6))")
+        cell_of(mended, "halve-check").outputs[0].text = "2 -3\n"
         report = grade(take(submitted, ["toy"]), book, {"toy": write(mended)}, limits=LIMITS)
         assert (report.graded, report.known) == (5, 0)
         told = {(change.student, change.check): (change.before, change.after) for change in report.changes}
@@ -99,6 +98,20 @@ class TestGrade:
             ("eve", "halve-check"): (2, 0),
         }
         assert [row["points"] for row in book.history("ben", "toy") if row["check"] == "halve-check"] == [0, 2]
+
+    def test_where_the_solution_fails_too_nobody_loses_a_mark_and_the_next_run_tries_again(
+        self, submitted, book, solution
+    ):
+        lacks = with_sources(solution, setup="from nowhere import model", double_check="model\n" + SAFE)
+        report = grade(take(submitted, ["toy"]), book, {"toy": write(lacks)}, limits=LIMITS)
+        assert {told.partition(",")[0] for told in report.broken} == {"ada", "ben", "cy", "eve"}  # dan's is no notebook
+        for told in report.broken:
+            assert "The solution itself does not pass here" in told
+            assert "name 'model' is not defined; setup, above, stopped: ModuleNotFoundError: No module named" in told
+        assert [one.student for one in book.current() if one.status != BROKEN] == ["dan"]
+
+        report = grade(take(submitted, ["toy"]), book, {"toy": write(solution)}, limits=LIMITS)
+        assert (report.graded, report.broken, marks_in(book)) == (5, [], MARKS)
 
     def test_a_run_that_is_killed_goes_on_where_it_was(self, submitted, tmp_path, solution):
         for number in range(4):

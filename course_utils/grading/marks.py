@@ -9,7 +9,21 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from .notebook import ANSWER, CHECK, MANUAL, STUB, TASK, grade_id, has_code, is_hidden, item_of, kind, points, printed
+from .notebook import (
+    ANSWER,
+    CHECK,
+    LOCKED,
+    MANUAL,
+    STUB,
+    TASK,
+    grade_id,
+    has_code,
+    is_hidden,
+    item_of,
+    kind,
+    points,
+    printed,
+)
 
 PASSED, FAILED, UNANSWERED, SLOW, UNREACHED, READ = (
     "passed",
@@ -107,13 +121,12 @@ def _verdict(cells: list[NotebookNode], index: int, answers: list[int], outcome:
         return SLOW, "", "", f"took too long and was stopped: {does}"
     if found["agrees"]:
         return PASSED, "", "", ""
-    return _failure(cells, index, [outcome[i]["outputs"] for i in answers if i in outcome], found)
+    return _failure(cells, index, answers, outcome)
 
 
-def _failure(
-    cells: list[NotebookNode], index: int, answers: list[list[Any]], found: Mapping[str, Any]
-) -> tuple[str, str, str, str]:
-    """The same for a check that ran and did not agree, from what its item's answers gave out and what came of it."""
+def _failure(cells: list[NotebookNode], index: int, answers: list[int], outcome: Outcome) -> tuple[str, str, str, str]:
+    """The same for a check that ran and did not agree, from what came of it, of its item's answers, of cells above."""
+    found = outcome[index]
     name, sentence = _error(found["outputs"]) or ("", "")
     if found.get("ended"):
         return FAILED, "", "", f"your code {found['ended']}"
@@ -122,10 +135,14 @@ def _failure(
     if not name or sentence.rstrip(" .").endswith("beside the expected"):
         expected, received = _first_difference(printed(cells[index].outputs), printed(found["outputs"]))
         return FAILED, expected, received, "shape and properties are right, the values are not"
-    broken = [told for outputs in answers if (told := _error(outputs)) is not None]
+    broken = [f"your cell does not run: {': '.join(told)}" for i in answers if (told := _told(outcome, i))]
     if name != "CheckFailed" and not (name == "AssertionError" and sentence and not broken):
-        what = f"your cell does not run: {': '.join(broken[0])}" if broken else f"the check stopped: {name}: {sentence}"
-        return FAILED, "", "", what
+        above = [  # what it needs and a cell that nobody wrote was to define
+            f"; {grade_id(cells[i])}, above, stopped: {': '.join(told)}"
+            for i in range(index)
+            if name == "NameError" and kind(cells[i]) == LOCKED and (told := _told(outcome, i))
+        ]
+        return FAILED, "", "", (broken or [f"the check stopped: {name}: {sentence}{''.join(above[:1])}"])[0]
     return FAILED, "", "", sentence
 
 
@@ -142,6 +159,10 @@ def _blame(cells: list[NotebookNode], outcome: Outcome) -> str:
             name = grade_id(cells[index]) or "a cell that you added"
             return f"{name} {found.get('ended') or 'took too long'}"
     return "the notebook stopped before"
+
+
+def _told(outcome: Outcome, index: int) -> tuple[str, str] | None:
+    return _error(outcome[index]["outputs"]) if index in outcome else None
 
 
 def _error(outputs: list[Any]) -> tuple[str, str] | None:
