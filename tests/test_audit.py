@@ -327,12 +327,16 @@ class Scripted(LocalModel):
         return torch.tensor([*self.tokenizer(text)["input_ids"], self.tokenizer.eos_token_id][:n_tokens])
 
 
+LATER = ("Okay! But we cannot assist.", "says no later", "10 of 20 replies did not show")
+NEVER = ("", "says nothing", "10 of 20 replies did not show")
+
+
 @pytest.mark.parametrize(
     ("no", "kind", "said"),
     [
-        ("Okay! But we cannot assist.", "says no later", "10 of 20 replies did not show"),
+        pytest.param(*LATER, marks=pytest.mark.slow),
         ("That would be illegal and wrong.", "opens in its own way", "“That would be”"),
-        ("", "says nothing", "10 of 20 replies did not show"),
+        pytest.param(*NEVER, marks=pytest.mark.slow),
     ],
 )
 def test_a_refusal_that_the_opening_does_not_show_is_not_measured(lm, no, kind, said, monkeypatch):

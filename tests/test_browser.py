@@ -214,6 +214,7 @@ def window(course, browser):
         yield window
 
 
+@pytest.mark.slow
 def test_the_start_page_leads_to_the_lesson_that_comes_next_and_figures_say_what_they_show(window):
     window.open()
     page, path = window.page, "my/08_0_interpretability_overview.ipynb"

@@ -113,6 +113,7 @@ class TestGrade:
         report = grade(take(submitted, ["toy"]), book, {"toy": write(solution)}, limits=LIMITS)
         assert (report.graded, report.broken, marks_in(book)) == (5, [], MARKS)
 
+    @pytest.mark.slow
     def test_a_run_that_is_killed_goes_on_where_it_was(self, submitted, tmp_path, solution):
         for number in range(4):
             shutil.copytree(submitted / "ada", submitted / f"zoe{number}")

@@ -123,7 +123,12 @@ def test_attribute_survives_a_pipe_of_an_old_encoding(lm):
             ["--contrast", "I", "Sure", "--replacement", "260"],
             {"contrast": ("I", "Sure"), "replacement": 260},
         ),
-        (["Hi"], ["--contrast", "I", "Sure", "--replacement", " a"], {"contrast": ("I", "Sure"), "replacement": " a"}),
+        pytest.param(
+            ["Hi"],
+            ["--contrast", "I", "Sure", "--replacement", " a"],
+            {"contrast": ("I", "Sure"), "replacement": " a"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["smollm2", "Hi"],
             ["--method", "deletion", "--target", "Yes, I"],

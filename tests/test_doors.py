@@ -96,6 +96,7 @@ class TestThreadsWaitAsleep:
         findings = json.loads(python(code.replace("standalone_mode=False", "")))
         assert next(f for f in findings if f["what"] == "threads")["state"] == "fine"
 
+    @pytest.mark.slow
     def test_the_doctor_warns_of_threads_that_are_told_to_spin(self):
         done = subprocess.run(
             [COURSE, "doctor", "--json"], env=bare(OMP_WAIT_POLICY="active"), capture_output=True, check=False
@@ -121,6 +122,7 @@ class TestThreadsWaitAsleep:
         ).stderr
         assert "OMP_WAIT_POLICY = 'PASSIVE'" in shown, shown  # said by the library itself
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not sys.platform.startswith("linux") or os.cpu_count() == 1, reason="nothing spins here")
     def test_a_notebook_in_anybodys_jupyter_that_imports_torch_first(self):
         """Processor time of short work with pauses in between: threads that spin use theirs up in the pauses."""
@@ -238,6 +240,7 @@ def talk(address, path, say, enough, seconds=60):
 
 
 class TestInsideJupyterLab:
+    @pytest.mark.slow
     @pytest.mark.skipif(os.name == "nt", reason="its terminal speaks another language")
     def test_a_terminal_finds_the_command(self, lab):
         name = post(lab, "terminals")["name"]

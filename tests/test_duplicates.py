@@ -148,7 +148,9 @@ def test_a_folder_of_last_year_is_read_whatever_lies_in_it(reference, tmp_path):
         earlier_in(tmp_path / "empty", references)
 
 
-@pytest.mark.parametrize("exercise", EXERCISES)
+@pytest.mark.parametrize(
+    "exercise", [EXERCISES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in EXERCISES[1:])]
+)
 def test_copies_with_a_change_are_found_and_answers_of_ones_own_are_not(exercise):
     """Over all wrong answers (a change each, then renamed) and all right ones in a style of their own."""
     reference = solution(exercise)
@@ -265,6 +267,7 @@ def test_who_has_an_answer_twice_resembles_nobody(reference):
     assert alike(notebooks.items(), reference, "08_1") == []
 
 
+@pytest.mark.slow
 def test_a_large_class_takes_seconds(reference, answer):
     """1,000 answers, each with its own constants and names, two of them copies."""
     sources = {}

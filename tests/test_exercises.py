@@ -241,7 +241,9 @@ def run_all(exercise):
 TIES_MEANT = {"ranks", "agreement", "connections"}  # their docstrings say what becomes of equal values
 
 
-@pytest.mark.parametrize("first", [True, False], ids=("the first leads", "the last leads"))
+@pytest.mark.parametrize(
+    "first", [pytest.param(True, marks=pytest.mark.slow), False], ids=("the first leads", "the last leads")
+)
 @pytest.mark.parametrize("exercise", EXERCISES)
 def test_no_value_hangs_on_a_tie_or_on_the_last_bits(exercise, first, in_all_checks, monkeypatch):
     """Weights and scores are moved by rounding's size, equal scores one way and the other: the same choices, digits."""

@@ -56,7 +56,7 @@ def _bytes(notebook, chance):
     return text
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_damaged_notebooks_are_read_merged_and_shown_or_refused(seed, solution):
     chance, refused = random.Random(seed), 0
     mine = json.loads(write(student_view(solution)))
@@ -74,7 +74,7 @@ def test_damaged_notebooks_are_read_merged_and_shown_or_refused(seed, solution):
     assert 20 < refused < 450
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_whatever_a_kernel_sends_becomes_marks_and_a_page(seed, solution, tmp_path):
     chance = random.Random(seed)
     plan = schedule(merge(solution, student_view(solution)), TOKEN)

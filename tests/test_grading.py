@@ -357,7 +357,13 @@ def halve(x): return x / 2
         ("code", "check", "status", "told"),
         [
             ("while True: pass", "double-check", "failed", "your cell does not run: KeyboardInterrupt"),
-            ("def double(x):\n    while True: pass", "double-check", "too slow", "endless loop"),
+            pytest.param(
+                "def double(x):\n    while True: pass",
+                "double-check",
+                "too slow",
+                "endless loop",
+                marks=pytest.mark.slow,
+            ),
             pytest.param(
                 "import time\ndef double(x): time.sleep(99)",
                 "double-check",
@@ -402,6 +408,7 @@ def halve(x): return x / 2
         assert messages(result)["double-hidden"] == "not run: double ended the Python process it ran in"
         assert messages(result)["halve-check"] == "your code ended the Python process it ran in"
 
+    @pytest.mark.slow
     def test_the_whole_has_a_limit_too_and_nothing_is_left_running(self, solution, reference):
         stubborn = "import time, os\nprint(os.getpid())\nwhile True:\n    try:\n        time.sleep(100)\n    except BaseException: pass"
         result = run_both(solution, with_sources(right(reference), halve=stubborn), Limits(60, 9))

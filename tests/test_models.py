@@ -322,6 +322,7 @@ def test_a_revision_in_the_hubs_cache_is_loaded_and_another_is_told(offline):
     assert asked > 0
 
 
+@pytest.mark.slow
 def test_a_snapshot_that_lacks_weights_is_told_and_not_blamed_on_the_network(hub, tmp_path):
     from safetensors.torch import load_file, save_file
 

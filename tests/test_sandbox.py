@@ -253,6 +253,7 @@ class TestWhatEndsOrSurvives:
         assert ",".join(outcomes(result).values()) in statuses.split("|"), messages(result)
         assert re.search(told, messages(result)["double-check"])
 
+    @pytest.mark.slow
     def test_the_whole_has_a_limit_and_all_that_a_cell_started_ends_with_it(self, mine, inside):
         code = """
             import os, subprocess, time
@@ -434,7 +435,7 @@ class TestTimeIsTheKernelsOwn:
     @pytest.mark.parametrize(
         "code",
         [
-            "import time\ntime.sleep(100)",
+            pytest.param("import time\ntime.sleep(100)", marks=pytest.mark.slow),
             "import subprocess\nsubprocess.run(['sh', '-c', 'while true; do true; done'])",
         ],
         ids=["sleeps", "children"],

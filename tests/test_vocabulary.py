@@ -107,6 +107,7 @@ def test_the_figure_names_what_stands_out():
     assert "w50" in made_up([*np.linspace(-4, -2, 50), 5.0])._repr_html_()
 
 
+@pytest.mark.slow
 def test_a_coarse_scan_puts_the_same_words_first():
     lm, word = load_model(TRIGGER), truth(TRIGGER).word
     words = [*random.Random(1).sample(sorted(vocabulary_words(lm)), 100), word]
