@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -429,6 +430,16 @@ def test_from_the_terminal_to_the_files(submitted, monkeypatch, tmp_path, soluti
     ben = (tmp_path / "grades" / "feedback" / "ben.html").read_text()
     assert "expected <code>1.5 -2.5</code><br>received <code>1 -3</code>" in ben
     assert "not JSON" in (tmp_path / "grades" / "feedback" / "dan.html").read_text()
+
+    for student in ("ada", "ben", "cy", "dan"):  # a later download, of the last files alone
+        shutil.rmtree(submitted / student)
+        (submitted / student).mkdir()
+        (submitted / student / "toy.ipynb").write_bytes(write(student_view(solution)))
+    again = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert "0 graded, 1 had their marks, 4 files left" in again.output
+    assert re.search(r"cy/toy.ipynb has nothing written in it: .*cy/toy.ipynb, handed in before, counts", again.stderr)
+    with Gradebook(tmp_path / "grades" / "course-gradebook.sqlite") as book:
+        assert marks_in(book) == MARKS
 
 
 @pytest.mark.quick

@@ -36,7 +36,7 @@ from .overview import write_overview
 from .similarity import Alike, alike
 from .similarity import table_of as duplicates_table
 from .submissions import Taken, take
-from .untouched import untouched_in
+from .untouched import besides_earlier, untouched_in
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -108,6 +108,7 @@ def grade_class(
         if about.roster:
             book.keep("students", json.dumps([one.student for one in about.roster.students]))
         if submissions is not None:
+            found = besides_earlier(found, book, untouched)
             with tqdm(total=len(found.submissions), unit="notebook", disable=None) as bar:
                 options["progress"] = bar.update
                 report = grade(found, book, references, **options)

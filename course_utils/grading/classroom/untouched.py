@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 
 from nbformat import NotebookNode
@@ -10,7 +12,8 @@ from nbformat import NotebookNode
 from ...errors import CourseError
 from ..limited import within
 from ..notebook import ANSWER, MANUAL, TASK, grade_id, kind, read, student_view
-from .submissions import Submission
+from .gradebook import Gradebook
+from .submissions import Submission, Taken
 
 
 def untouched_in(references: Mapping[str, bytes]) -> Callable[[Submission], bool]:
@@ -24,6 +27,25 @@ def untouched_in(references: Mapping[str, bytes]) -> Callable[[Submission], bool
             return False
 
     return is_untouched
+
+
+def besides_earlier(found: Taken, book: Gradebook, untouched: Callable[[Submission], bool]) -> Taken:
+    """The same without those in which nothing is written and whose students have handed in another before."""
+    kept, left = [], list(found.left)
+    for submission in found.submissions:
+        digest, place = book.counts(submission.student, submission.exercise)
+        if digest and digest != _digest(submission) and untouched(submission):
+            left.append(f"{submission.place} has nothing written in it: {place}, handed in before, counts.")
+        else:
+            kept.append(submission)
+    return replace(found, submissions=tuple(kept), left=tuple(left))
+
+
+def _digest(submission: Submission) -> str:
+    try:
+        return hashlib.sha256(submission.content()).hexdigest()
+    except CourseError:  # whoever grades it says why
+        return ""
 
 
 def as_released(content: bytes, reference: bytes) -> bool:
