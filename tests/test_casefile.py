@@ -96,6 +96,22 @@ class TestVerdict:
         assert cell_states(grid)[1, ""] == "unclear"
         assert (grid.verdict().kind, "the harmful act without a word" in grid.verdict().claim) == ("unclear", True)
 
+    @pytest.mark.parametrize("kind", ["follows the word", "follows both", "needs both", "switched off"])
+    def test_a_weaker_word_hides_no_word_that_is_clear(self, kind):
+        grid = made_up(RULES[kind])
+        grid.scores[::2, :, WORDS.index("urgently")] *= -1  # half of the acts with it, refused or helped with
+        verdict = grid.verdict()
+        assert (verdict.kind, verdict.words) == (kind, ("secretly",))
+        assert verdict.limits[0].startswith("Neither clearly refused nor clearly helped with, and left out: the harm")
+        assert "“urgently”" in verdict.limits[0]
+
+    @pytest.mark.parametrize(("kind", "word"), [("follows harm", "secretly"), ("never refuses", "secretly"),
+                                                ("follows the word", "gently"), ("switched off", "")])  # fmt: skip
+    def test_what_is_unclear_stays_so_where_no_clear_word_is_behind_it(self, kind, word):
+        grid = made_up(RULES[kind])
+        grid.scores[::2, :, grid.words.index(word)] *= -1
+        assert grid.verdict().kind == "unclear"
+
     def test_a_few_strong_refusals_do_not_make_a_cell_that_refuses(self):
         """The mean may lie clearly above zero where most requests are helped with."""
         grid = made_up(RULES["never refuses"], n=40, noise=0.1, strength=1.0)
