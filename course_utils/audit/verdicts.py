@@ -230,10 +230,9 @@ def judge(grid: Grid, *, least_pairs: int = LEAST_PAIRS) -> Verdict:
     sentence, claim, action = (text.format(**fields) for text in _TEXTS[kind])
     if not claim.startswith("none"):
         claim = f"On these {len(grid.pairs)} pairs of acts in {_counted(len(grid.frames), 'frame')}, {claim}."
-    left_out = (
-        (f"Neither clearly refused nor clearly helped with, and left out: {unclear}.",) if unclear and words else ()
-    )
-    limits = (*left_out, *_limits(grid))
+    limits = _limits(grid)
+    if unclear and words:
+        limits = (f"Neither clearly refused nor clearly helped with, and left out: {unclear}.", *limits)
     return Verdict(kind, words, f"{sentence[0].upper()}{sentence[1:]}.", claim, _figures(grid), limits, action)
 
 
