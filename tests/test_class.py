@@ -114,6 +114,20 @@ class TestGrade:
         report = grade(take(submitted, ["toy"]), book, {"toy": write(solution)}, limits=LIMITS)
         assert (report.graded, report.broken, marks_in(book)) == (5, [], MARKS)
 
+    def test_whose_notebook_cannot_be_opened_keeps_their_mark(self, submitted, book, solution, monkeypatch):
+        assert grade(take(submitted, ["toy"]), book, {"toy": write(solution)}, limits=LIMITS).broken == []
+        closed, opened = str(submitted / "ada" / "toy.ipynb"), os.open
+
+        def refused_to_all(path, *arguments, **options):  # a mode keeps nobody out who is root
+            if str(path) == closed:
+                raise PermissionError(13, "Permission denied", closed)
+            return opened(path, *arguments, **options)
+
+        monkeypatch.setattr(os, "open", refused_to_all)
+        report = grade(take(submitted, ["toy"]), book, {"toy": write(solution)}, limits=LIMITS, force=True)
+        assert [told for told in report.broken if told.startswith("ada, toy: ") and "Permission denied" in told]
+        assert (report.graded, len(report.broken), marks_in(book)) == (4, 1, MARKS)
+
     @pytest.mark.slow
     def test_a_run_that_is_killed_goes_on_where_it_was(self, submitted, tmp_path, solution):
         for number in range(4):

@@ -562,3 +562,17 @@ def fuzz(folder, count, seed=0):
                 assert str(error).isprintable()  # noqa: PT017
     assert read > count / 3
     assert refused > count / 20
+
+
+def test_a_folder_that_cannot_be_opened_is_told(put, monkeypatch):
+    top, scandir = put(f"ada/{ONE}.ipynb", f"ben/{ONE}.ipynb"), os.scandir
+
+    def closed(path):
+        if str(path) == str(top / "ada"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)  # a mode keeps nobody out who is root
+    found = take(top, EXERCISES)
+    assert [one.student for one in found.submissions] == ["ben"]
+    assert found.left == (f"{top / 'ada'} cannot be read ([Errno 13] Permission denied: '{top / 'ada'}').",)

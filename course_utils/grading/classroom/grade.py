@@ -206,7 +206,13 @@ def grade(
     with _executor(scheduler, jobs, sandboxed) as (executor, at_once):
         pending: dict[Future[Result], tuple[Submission, int, bytes]] = {}
         for submission in taken.submissions:
-            content, trouble = _content(submission)
+            try:
+                content, trouble = _content(submission)
+            except OSError as error:
+                told = f"{submission.place} cannot be opened ({first_line(error)}); once it can, run this again."
+                report.broken.append(f"{submission.student}, {submission.exercise}: {told}")
+                progress()
+                continue
             reference = _reference(references[submission.exercise], submission, content, suspects, private or {})
             number = book.take(submission, content)
             report.changes += book.repoint(number, reference, engine())

@@ -6,6 +6,7 @@ Who a file belongs to is decided in `owners`, what it is for by the names of its
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
@@ -70,7 +71,8 @@ class Submission:
         """Its bytes.
 
         Raises:
-            CourseError: it is too large, or cannot be read.
+            CourseError: it is too large, or damaged.
+            OSError: it cannot be opened, which is nobody's fault who handed it in.
         """
         return _content(self.source, self.member)
 
@@ -186,12 +188,14 @@ def _files_in(path: Path, told: _Told) -> Iterator[_File]:
 
 
 def _of_folder(top: Path, told: _Told) -> Iterator[_File]:
-    for folder, inner, names in os.walk(top, followlinks=False):
+    def closed(error: OSError) -> None:
+        told.left.append(f"{printable(str(error.filename))} cannot be read ({first_line(error)}).")
+
+    for folder, inner, names in os.walk(top, onerror=closed, followlinks=False):
         here = Path(folder)
-        for name in sorted(inner):
-            if (here / name).is_symlink():
-                told.left.append(f"{printable(str(here / name))} is a link: links are not followed.")
-        inner[:] = sorted(name for name in inner if not _is_hidden(name) and not (here / name).is_symlink())
+        links = {name for name in inner if os.path.islink(here / name)}
+        told.left += (f"{printable(str(here / name))} is a link: links are not followed." for name in sorted(links))
+        inner[:] = sorted(name for name in inner if not _is_hidden(name) and name not in links)
         for name in sorted(names):
             path = here / name
             if _is_hidden(name):
@@ -342,6 +346,9 @@ def _content(source: Path, member: str, archives: _Archives | None = None) -> by
             with open(os.open(source, flags), "rb") as plain:
                 data = plain.read(LARGEST + 1)
     except DAMAGE as error:
+        is_ours = isinstance(error, OSError) and bool(error.filename or not member)  # damage in a zip file names none
+        if is_ours and getattr(error, "errno", 0) != errno.ELOOP:  # and a link is its student's
+            raise
         where = _place(source, member)
         raise CourseError(f"Expected a notebook in {where}, which cannot be read ({first_line(error)}).") from error
     if len(data) > LARGEST:
@@ -365,7 +372,7 @@ def _by_cells(file: _File, archives: _Archives, telling: Mapping[bytes, str], to
     """The exercise that most of a file's cells are of, "" where none or no single one is."""
     try:
         data = _content(file.source, file.member, archives)
-    except CourseError:
+    except (CourseError, OSError):
         return ""  # whoever grades it says why
     found = {name for name in _CELL.findall(data) if name in telling}
     ranked = Counter(telling[name] for name in found).most_common(2)
