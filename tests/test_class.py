@@ -109,10 +109,41 @@ class TestGrade:
         for told in report.broken:
             assert "The solution itself does not pass here" in told
             assert "name 'model' is not defined; setup, above, stopped: ModuleNotFoundError: No module named" in told
+            assert told.endswith("; mend that, and run this again.")
         assert [one.student for one in book.current() if one.status != BROKEN] == ["dan"]
 
         report = grade(take(submitted, ["toy"]), book, {"toy": write(solution)}, limits=LIMITS)
         assert (report.graded, report.broken, marks_in(book)) == (5, [], MARKS)
+
+    def test_the_reason_that_a_solution_fails_is_told_once_to_those_who_teach_and_no_mark_goes_out(
+        self, submitted, solution, tmp_path
+    ):
+        lacks = with_sources(solution, double_hidden=HIDDEN.replace("print", "raise ValueError('a secret'); print"))
+        lacks.cells = [cell for cell in lacks.cells if cell.id != "why"]  # nothing waits for a person
+        (tmp_path / "solutions" / "toy.ipynb").write_bytes(write(lacks))
+        out = tmp_path / "out"
+        command = ["grade", str(submitted), "--reference", str(tmp_path / "solutions"), "--out", str(out)]
+        done = CliRunner().invoke(main, [*command, "--export", "canvas"])
+        assert done.exit_code == 1
+        (told,) = [line for line in done.output.splitlines() if "does not pass here" in line]
+        assert "and 3 more: " in told
+        assert "(double-hidden: the check stopped: ValueError: a secret); mend that" in told
+        assert "1 graded, 0 had their marks, 0 files left, 4 could not be run" in done.output  # dan's is no notebook
+        rows = dict(row[::5] for row in csv.reader(io.StringIO((out / "canvas.csv").read_text("utf-8-sig"))))
+        assert {who: rows[who] for who in ("ada", "ben", "dan")} == {"ada": "", "ben": "", "dan": "0"}
+        page = (out / "feedback" / "ada.html").read_text("utf-8")
+        assert "toy: no marks yet" in page
+        assert "secret" not in page
+        assert "solution" not in page.lower()
+
+    def test_where_the_model_cannot_be_had_that_is_said_once(self, submitted, solution, tmp_path):
+        loads = with_sources(solution, setup="from course_utils import load_model")
+        (tmp_path / "solutions" / "toy.ipynb").write_bytes(write(loads))
+        (tmp_path / "file").touch()
+        command = ["grade", str(submitted), "--reference", str(tmp_path / "solutions"), "--out", str(tmp_path / "out")]
+        done = CliRunner().invoke(main, command, env={"COURSE_CACHE": str(tmp_path / "file")})
+        assert (done.exit_code, done.output.count("set the environment variable COURSE_CACHE")) == (2, 1)
+        assert "could not be run" not in done.output
 
     def test_whose_notebook_cannot_be_opened_keeps_their_mark(self, submitted, book, solution, monkeypatch):
         assert grade(take(submitted, ["toy"]), book, {"toy": write(solution)}, limits=LIMITS).broken == []

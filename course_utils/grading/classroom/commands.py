@@ -276,7 +276,7 @@ def duplicates_in(book: Gradebook, references: Mapping[str, bytes], against: Pat
 
 
 def _tell(report: Report, pages: int, duplicates: Sequence[Alike], out: Path, notes: Sequence[str] = ()) -> None:
-    for told in (*notes, *report.left, *report.broken):
+    for told in (*notes, *report.left, *_by_reason(report.broken)):
         click.echo(f"note: {told}", err=True)
     graded = f"{report.graded} graded, {report.known} had their marks, {len(report.left)} files left"
     click.echo(f"{graded}, {len(report.broken)} could not be run; feedback for {pages} in {out / 'feedback'}")
@@ -284,6 +284,16 @@ def _tell(report: Report, pages: int, duplicates: Sequence[Alike], out: Path, no
         click.echo(f"{groups} groups of answers resemble each other or the solution: {out / 'duplicates.csv'}")
     if unseen := sum(len(each.students) for each in duplicates if not each.compared):
         click.echo(f"{unseen} answers could not be compared with others: {out / 'duplicates.csv'}")
+
+
+def _by_reason(broken: Sequence[str]) -> list[str]:
+    """Sentences of the form "who, what: why", those of one reason in one."""
+    whom: dict[str, list[str]] = {}
+    for one in broken:
+        who, _, why = one.partition(": ")
+        whom.setdefault(why, []).append(who)
+    more = {why: f" and {len(those) - 1} more" * (len(those) > 1) for why, those in whom.items()}
+    return [f"{those[0]}{more[why]}: {why}" for why, those in whom.items()]
 
 
 def _tell_changes(report: Report) -> None:

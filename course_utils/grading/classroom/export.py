@@ -257,7 +257,7 @@ FORMATS: Mapping[str, Callable[..., dict[str, bytes]]] = {
 
 
 def _total(graded: Graded) -> str:
-    return "" if graded.unread else f"{graded.total:g}"
+    return "" if graded.unread or graded.is_unmarked else f"{graded.total:g}"
 
 
 @dataclass(frozen=True)

@@ -88,10 +88,11 @@ def page(student: str, exercises: Sequence[tuple[Graded, bytes]]) -> bytes:
 def _exercise(graded: Graded, notebook: bytes) -> str:
     waiting = f", {graded.unread} to be read" if graded.unread else ""
     rows = "".join(map(_row, graded.entries))
+    standing = "no marks yet" if graded.is_unmarked else f"{graded.total:g} of {graded.points:g} points{waiting}"
     messages = ["It could not be run."] if graded.status == BROKEN else graded.messages  # ours to know why
     notes = "".join(f"<li>{escape(note)}</li>" for note in (*graded.repairs, *messages))
     return (
-        f"<h2>{escape(graded.exercise)}: {graded.total:g} of {graded.points:g} points{waiting}</h2>{_late(graded)}"
+        f"<h2>{escape(graded.exercise)}: {standing}</h2>{_late(graded)}"
         f"<table><tr><th>Item</th><th>Result</th><th>Points</th><th>What to look at</th></tr>{rows}</table>"
         f"{f'<ul>{notes}</ul>' if notes else ''}<details><summary>Your notebook, as it was run</summary>"
         f"{notebook_html(notebook) if notebook else ''}</details>"

@@ -18,11 +18,12 @@ from typing import Any
 import psutil
 
 from ...errors import CourseError, first_line
+from ...loading.smollm2 import smollm2_folder
 from ...loading.sources import HANDED_OUT
 from .. import limited, scratch
 from ..handout.release import suspect_of, with_suspect
 from ..handout.suspects import named
-from ..marks import judge
+from ..marks import ALONE, judge
 from ..merge import merge
 from ..notebook import grade_id, is_hidden, read, write
 from ..processes import PACKAGE
@@ -97,13 +98,19 @@ def _amiss(work: Work) -> str:
     with _FINDING_OUT:
         if key not in _AMISS:
             result = _run(work, work.reference)
-            lost = [
-                f"{mark.check}: {mark.message}" for mark in result.marks if mark.earned is not None and not mark.passed
-            ]
-            why = next(iter((*lost, *result.messages)), result.status)
-            told = f"The solution itself does not pass here, so that no mark would be right ({why})."
-            _AMISS[key] = "" if result.passed else told
+            told = f"The solution itself does not pass here, so that no mark would be right ({_why(result)})"
+            _AMISS[key] = "" if result.passed else f"{told}; mend that, and run this again."
         return _AMISS[key]
+
+
+def _why(result: Result) -> str:
+    """What kept a solution from passing: the mark that tells most."""
+    lost = [mark for mark in result.marks if mark.earned is not None and not mark.passed]
+    lost.sort(key=lambda mark: mark.message == ALONE)  # which says only that a hidden check is to blame
+    if result.messages or not lost:
+        return " ".join((result.status, *result.messages)).rstrip(".")
+    values = f", expected {lost[0].expected}, received {lost[0].received or 'nothing'}" if lost[0].expected else ""
+    return f"{lost[0].check}: {lost[0].message}{values}"
 
 
 def _run(work: Work, mine: bytes) -> Result:
@@ -123,10 +130,11 @@ def _plain(submission: bytes) -> bytes:
 
 
 def refused(reference: bytes, why: str, status: str = REFUSED) -> Result:
-    """The result of a submission of which nothing counts, for a reason."""
+    """The result of a submission of which nothing counts, for a reason: the student's to know, if it is theirs."""
     merged = merge(read(reference), read(b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}'))
     marks = tuple(
-        replace(mark, message="" if mark.earned is None else why) for _, mark in judge(merged.notebook.cells, {})
+        replace(mark, message="" if mark.earned is None or status == BROKEN else why)
+        for _, mark in judge(merged.notebook.cells, {})
     )
     return Result(status, marks, (), (why,), write(merged.notebook), 0.0)
 
@@ -186,7 +194,7 @@ def grade(
         progress: called whenever one more is done.
 
     Raises:
-        CourseError: no sandbox here, or no cluster at that address.
+        CourseError: no sandbox here, no cluster at that address, or no model where an exercise loads one.
     """
     report, this = Report(left=taken.left), secrets.token_hex(8)
 
@@ -198,7 +206,7 @@ def grade(
         else:
             if result.status == BROKEN:
                 report.broken.append(f"{submission.student}, {submission.exercise}: {' '.join(result.messages)}")
-            report.graded += 1
+            report.graded += result.status != BROKEN
             hidden = {grade_id(cell) for cell in read(reference).cells if is_hidden(cell)}
             report.changes += book.record(number, _digest(reference), engine(), result, hidden)
         progress()
@@ -223,6 +231,10 @@ def grade(
             while len(pending) >= _AHEAD * at_once:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     finish(future, *pending.pop(future))
+            if (
+                not scheduler and b"load_model" in reference
+            ):  # before any sandbox needs it, and once for all if it fails
+                smollm2_folder()
             if not (scheduler or report.graded or pending):
                 _get_ready(at_once, forks=sandboxed and warm)
             work = Work(reference, content, limits, sandboxed, warm, beside or {}, trouble, this)

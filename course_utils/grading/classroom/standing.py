@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..marks import Mark
+from ..result import BROKEN
 from ..rubric import Tick
 
 
@@ -101,6 +102,11 @@ class Graded:
     def points(self) -> float:
         """Points there are."""
         return sum(entry.mark.points for entry in self.entries)
+
+    @property
+    def is_unmarked(self) -> bool:
+        """Whether it could not be run, and nobody has given it marks by hand."""
+        return self.status == BROKEN and not any(entry.override for entry in self.entries)
 
     @property
     def unread(self) -> int:
