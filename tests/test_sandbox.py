@@ -27,7 +27,7 @@ from course_utils.grading.notebook import METADATA, read, student_view, write
 from course_utils.grading.result import DONE, SLOW, Limits
 from course_utils.grading.runner.run import run
 from course_utils.grading.sandbox import bubblewrap, control_groups, fork_client
-from course_utils.loading.smollm2 import cache_folder
+from course_utils.loading.smollm2 import READY_NAME, cache_folder
 from tests.shared import ANSWERED, ANSWERED_TOO, cell_of, marked, messages, outcomes, right, with_sources
 
 pytestmark = pytest.mark.skipif(
@@ -742,6 +742,19 @@ class TestWithoutASandbox:
             run(write(solution), write(mine), sandboxed=True)
 
 
+@pytest.mark.quick
+def test_an_environment_or_a_cache_that_is_a_checkout_or_a_home_shows_nothing_else_of_it(tmp_path, monkeypatch):
+    for name in ("checkout/bin", "checkout/lib", "checkout/solutions", "home/bin", f"home/{READY_NAME}"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "home" / "bin" / "python3").symlink_to(sys.executable)
+    (tmp_path / "checkout" / "bin" / "python").symlink_to(tmp_path / "home" / "bin" / "python3")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "checkout"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "checkout" / "bin" / "python"))
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "home"))
+    mine = {place.removeprefix(f"{tmp_path}/") for place, _ in bubblewrap.readable() if str(tmp_path) in place}
+    assert mine == {"checkout/bin", "checkout/lib", "home/bin", f"home/{READY_NAME}"}
+
+
 def test_what_is_named_can_be_read_and_what_lies_beside_the_notebook_too(around, mine, inside):
     (around / "suspect").mkdir()
     (around / "suspect" / "config.json").write_text("17")
@@ -831,6 +844,13 @@ class TestOneWarmKernelAfterAnother:
         before = text_of(inside(mine), "looks").strip()
         monkeypatch.setenv("COURSE_CACHE", str(tmp_path))
         assert text_of(inside(mine), "looks").strip() == str(tmp_path) != before
+
+    def test_a_kernel_sees_a_model_that_came_after_its_parent(self, mine, inside, tmp_path, monkeypatch):
+        monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "new"))
+        mine.cells.append(new_code_cell("import os\nprint(os.path.exists(os.environ['COURSE_CACHE']))", id="looks"))
+        assert text_of(inside(mine), "looks") == "False\n"
+        (tmp_path / "new" / READY_NAME).mkdir(parents=True)
+        assert text_of(inside(mine), "looks") == "True\n"
 
     @pytest.mark.slow
     def test_many_leave_nothing(self, mine, inside):

@@ -1,7 +1,7 @@
 """Run a learner's kernel where it can do no harm: inside bubblewrap, without network, answers or anything to write to.
 
 nbval and its process stay outside and talk to the kernel over five sockets that are bound there and handed in open.
-Inside are the interpreter, the packages, this package, the system's libraries and the model cache, all read-only; a
+Inside are the interpreter, the packages, this package, the system's libraries and the model, all read-only; a
 home and a /tmp that live in memory and end with the kernel; no other process, no network, no environment of ours.
 """
 
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CourseError
-from ...loading.smollm2 import cache_folder
+from ...loading.smollm2 import READY_NAME, cache_folder
 from ...loading.threads import ASLEEP, POLICY
 from ..processes import PACKAGE
 from . import control_groups
@@ -41,6 +41,8 @@ _OF_THE_HOST = (
     "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/fonts", "/etc/localtime",
     "/sys/devices/system/cpu", "/sys/devices/system/node",  # without them, torch complains on stderr
 )  # fmt: skip
+# Of the folder of a Python, which may be a checkout or a home, with all that lies there.
+_OF_PYTHON = ("bin", "include", "lib", "lib64", "share", "etc", "ssl", "pyvenv.cfg")
 # By their whole names, for whoever names a variable like one of these may keep a secret in it. Nothing else passes.
 _PASSED = frozenset({
     "LANG", "LANGUAGE", "LC_ALL", "LC_COLLATE", "LC_CTYPE", "LC_MESSAGES", "LC_MONETARY", "LC_NUMERIC", "LC_TIME", "TZ",
@@ -139,13 +141,20 @@ def readable(more: Sequence[Path] = ()) -> list[tuple[str, str]]:
     """What is seen inside, read-only: from where, and as what."""
     packages = [Path(place) for place in [*site.getsitepackages(), *([site.USER_SITE] if site.ENABLE_USER_SITE else [])]
                 if place]  # fmt: skip
-    wanted = [*map(Path, _OF_THE_HOST), *_interpreters(), *packages, PACKAGE, cache_folder(), *more]
-    places = [str(path.absolute()) for path in wanted if path.exists()]
-    fonts = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "matplotlib")
-    found = [(str(path), f"{HOME}/.cache/matplotlib/{path.name}") for path in fonts.glob("fontlist*.json")]
+    pythons = [prefix / part for prefix in _interpreters() for part in _OF_PYTHON]
+    wanted = [*map(Path, _OF_THE_HOST), *pythons, *packages, PACKAGE, models(), *more]
+    places = [str(path.absolute()) for path in wanted if os.path.exists(path)]
+    fonts = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "matplotlib")
+    lists = fonts.glob("fontlist*.json") if os.access(fonts, os.R_OK) else ()
+    found = [(str(path), f"{HOME}/.cache/matplotlib/{path.name}") for path in lists]
     seen = {*places, *_SYSTEM}  # and with them what lies below
     whole = {place for place in places if seen.isdisjoint(map(str, Path(place).parents))}
     return [(place, place) for place in sorted(whole - set(_SYSTEM))] + found
+
+
+def models() -> Path:
+    """What a kernel sees of the model cache: the folder around it may hold whatever is its owner's."""
+    return cache_folder().absolute() / READY_NAME
 
 
 def _interpreters() -> Iterator[Path]:

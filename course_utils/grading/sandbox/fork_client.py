@@ -59,6 +59,7 @@ class Parent:
 
     def __init__(self) -> None:
         self.folder, self.environment = scratch.new_folder(), bubblewrap.environment()
+        self.models = _models()
         self.address = str(self.folder / "s")
         self.process: subprocess.Popen[bytes] | None = None
         ready, write = os.pipe()
@@ -107,7 +108,7 @@ class Parent:
     @property
     def knows_the_models(self) -> bool:
         """Whether its kernels look for models where they are now."""
-        return self.environment["COURSE_CACHE"] == bubblewrap.environment()["COURSE_CACHE"]
+        return self.models == _models()
 
     def end(self) -> None:
         """End it, and all kernels with it."""
@@ -116,6 +117,11 @@ class Parent:
             self.process.wait()
         with suppress(OSError):
             (self.folder / "s").unlink()
+
+
+def _models() -> tuple[Path, bool]:
+    """Where models are looked for now, and whether they are there."""
+    return bubblewrap.models(), os.path.exists(bubblewrap.models())
 
 
 def parent() -> Parent:
