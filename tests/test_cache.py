@@ -38,7 +38,7 @@ from course_utils.loading.smollm2 import (
     sha256,
     smollm2_folder,
 )
-from tests.shared import needs_sandbox
+from tests.shared import needs_sandbox, told
 
 ROOT = Path(__file__).resolve().parent.parent
 NOBODY = "http://127.0.0.1:9"
@@ -392,6 +392,15 @@ def test_killed_while_fetching_leaves_nothing_half_made_and_the_next_use_succeed
     assert ended.code == 0, ended.stderr
     assert is_whole(cache / READY_NAME, thorough=True)
     assert not work_folders(cache)
+
+
+def test_who_has_no_home_is_told_where_to_keep_models(monkeypatch):
+    """A container's user without an account."""
+    for name in ("HOME", "COURSE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with told("found none", "COURSE_CACHE"):
+        cache_folder()
 
 
 @needs_sandbox

@@ -271,6 +271,12 @@ def test_unknown_words_are_told_with_the_usage(arguments):
     assert result.stderr.startswith("Usage: ")
 
 
+def test_a_path_that_the_system_refuses_is_told_in_a_sentence():
+    assert_refused(
+        called("grade", "x" * 300), "Expected", "x" * 300
+    )  # as one below a folder that is closed to the user
+
+
 # -------------------------------------------------------------------------------------------------------------- doctor
 
 

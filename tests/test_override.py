@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from course_utils import CourseError
 from course_utils.cli import main
-from course_utils.grading.classroom import gradebook_file
+from course_utils.grading.classroom import gradebook_file, standing
 from course_utils.grading.classroom.commands import earlier_overrides
 from course_utils.grading.classroom.export import FORMATS
 from course_utils.grading.classroom.feedback import page_of
@@ -42,6 +42,13 @@ def record(book, *earned, content=b"1", version="v"):
 
 @pytest.mark.quick
 class TestOverride:
+    def test_who_has_no_account_is_known_by_a_number(self, monkeypatch):
+        def nobody():
+            raise KeyError("getpwuid(): uid not found: 54321")  # as in a container
+
+        monkeypatch.setattr(standing, "getuser", nobody)
+        assert standing.this_person() == f"user {os.getuid()}"
+
     def test_it_stands_is_shown_and_can_be_taken_back(self, book):
         book.override(record(book, 0.0, 2.0), "a0", 1.5, "right <but> odd", "Prof. X")
         graded = next(book.current())

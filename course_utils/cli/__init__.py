@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ..errors import CourseError
+from ..errors import CourseError, first_line
 from ..grading.processes import without_grammar
 from ..loading.threads import wait_asleep
 
@@ -25,7 +25,7 @@ COMMANDS = tuple(name for names in GROUPS.values() for name in names)
 
 
 class Course(click.Group):
-    """A group of commands that tells a CourseError as one sentence and exits with 2."""
+    """A group of commands that tells a CourseError, or a file that cannot be used, in a sentence and exits with 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -49,6 +49,11 @@ class Course(click.Group):
             return super().invoke(ctx)
         except CourseError as error:
             raise click.UsageError(str(error)) from error
+        except OSError as error:
+            if not error.filename:  # about no file: a pipe that nobody reads any more, for one
+                raise
+            told = f"Expected files and folders that can be read and written, and one cannot ({first_line(error)})"
+            raise click.UsageError(f"{told}; see to that, or name another, and run this again.") from error
 
 
 @click.group(cls=Course, context_settings={"help_option_names": ["-h", "--help"]})

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import click
 
-from ..errors import first_line
+from ..errors import CourseError, first_line
 from ..loading.threads import ASLEEP, POLICY
 
 MEMORY_GIB = 3  # what a lesson's kernel takes on SmolLM2, with room for the rest of the machine
@@ -57,6 +57,8 @@ def examine() -> list[Finding]:
 def _safely(check: Callable[[], tuple[str, str]]) -> Finding:
     try:
         state, detail = check()
+    except CourseError as error:
+        state, detail = "bad", str(error)
     except (ImportError, PackageNotFoundError, OSError, RuntimeError) as error:
         state, detail = "bad", f"{first_line(error)}; install again: pip install -c constraints.txt -e ."
     return Finding(check.__name__, state, detail)
@@ -111,7 +113,7 @@ def cache() -> tuple[str, str]:
     from ..loading.smollm2 import DISK_BYTES, READY_NAME, cache_folder, is_whole
 
     folder = cache_folder()
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
     free = shutil.disk_usage(existing).free
     if is_whole(folder / READY_NAME):
         return "fine", f"{folder}"
@@ -131,8 +133,9 @@ def model() -> tuple[str, str]:
     folder = cache_folder() / READY_NAME
     if is_whole(folder, thorough=True):
         return "fine", "SmolLM2 is in the cache and every file has its right hash"
-    if not folder.exists():
-        source = "from the GGUF file in the cache" if (cache_folder() / GGUF_NAME).exists() else "93 MB, fetched once"
+    if not os.path.exists(folder):
+        is_fetched = os.path.exists(cache_folder() / GGUF_NAME)
+        source = "from the GGUF file in the cache" if is_fetched else "93 MB, fetched once"
         return "note", f"SmolLM2 is not there yet; the first lesson makes it ({source}, about half a minute)"
     return "bad", f"SmolLM2 in the cache is damaged; delete {folder} and it is made again"
 

@@ -43,10 +43,17 @@ DISK_BYTES = 900_000_000
 def cache_folder() -> Path:
     """Where models are kept: the environment variable COURSE_CACHE, or else the user's cache folder.
 
+    Raises:
+        CourseError: the user has no home.
+
     >>> cache_folder().name  # doctest: +SKIP
     'interpretability-course'
     """
-    return Path(os.environ.get("COURSE_CACHE") or user_cache_dir("interpretability-course")).expanduser()
+    try:
+        return Path(os.environ.get("COURSE_CACHE") or user_cache_dir("interpretability-course")).expanduser()
+    except RuntimeError as error:  # who has no account, in a container, has none
+        remedy = "set the environment variable COURSE_CACHE to a folder that can be written"
+        raise CourseError(f"Expected a home to keep models in, found none ({first_line(error)}); {remedy}.") from error
 
 
 def smollm2_folder() -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
-from getpass import getuser
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,6 +34,7 @@ from .marking import Marking, mark_in_terminal
 from .overview import write_overview
 from .similarity import Alike, alike
 from .similarity import table_of as duplicates_table
+from .standing import this_person
 from .submissions import Taken, take
 from .untouched import besides_earlier, untouched_in
 
@@ -232,7 +232,7 @@ def override_mark(
     student, exercise, check = graded
     with Gradebook(gradebook_in(out)) as book:
         (found,) = list(book.current(exercise, student)) or [_nobody(book, student, exercise)]
-        book.override(found, check, points, reason, who or getuser())
+        book.override(found, check, points, reason, who or this_person())
         (now,) = book.current(exercise, student)
         write_feedback(book, out / "feedback")
         write_overview(book, out)

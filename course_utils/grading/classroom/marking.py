@@ -7,7 +7,6 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from getpass import getuser
 
 import click
 from nbformat import NotebookNode
@@ -31,7 +30,7 @@ from ..notebook import (
 )
 from ..rubric import Criterion, Tick, criteria, ticked
 from .gradebook import Gradebook
-from .standing import Entry, Graded
+from .standing import Entry, Graded, this_person
 
 HELP = "points and a comment, as in “3.5 names the word, but no edit”; s to skip, b to go back"
 TICKING = "criteria and a comment, as in “+1 +3=0.5 names the word”, or "
@@ -96,7 +95,7 @@ class Marking:
         who: str = "",
         everything: bool = False,
     ) -> None:
-        self.book, self.who = book, who or getuser()
+        self.book, self.who = book, who or this_person()
         self._references = {name: read(content, name) for name, content in references.items()}
         found = [
             (graded.exercise, number, _shuffled(graded.student, entry.mark.check), graded.student, entry.mark.check)

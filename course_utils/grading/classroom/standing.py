@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from getpass import getuser
 
 from ..marks import Mark
 from ..result import BROKEN
 from ..rubric import Tick
+
+
+def this_person() -> str:
+    """The name of who uses this machine; where they have no account, as in a container, their number."""
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 @dataclass(frozen=True)
