@@ -755,6 +755,15 @@ def test_an_environment_or_a_cache_that_is_a_checkout_or_a_home_shows_nothing_el
     assert mine == {"checkout/bin", "checkout/lib", "home/bin", f"home/{READY_NAME}"}
 
 
+@pytest.mark.quick
+def test_packages_that_lie_where_pythonpath_says_are_found_inside_and_no_checkout(tmp_path, monkeypatch):
+    for name in ("module/torch-2.dist-info", "checkout/course.egg-info"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "checkout"), *sys.path, str(tmp_path / "module")])
+    assert [place for place, _ in bubblewrap.readable() if str(tmp_path) in place] == [str(tmp_path / "module")]
+    assert bubblewrap.environment()["PYTHONPATH"].split(os.pathsep)[1:] == [str(tmp_path / "module")]
+
+
 def test_what_is_named_can_be_read_and_what_lies_beside_the_notebook_too(around, mine, inside):
     (around / "suspect").mkdir()
     (around / "suspect" / "config.json").write_text("17")

@@ -49,6 +49,7 @@ _PASSED = frozenset({
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS",
     "TOKENIZERS_PARALLELISM", "TQDM_DISABLE", "PYTHONHASHSEED",
 })  # fmt: skip
+_TRIAL = "import importlib.util as i; i.find_spec('ipykernel') or exit('inside, Python finds no package ipykernel')"
 _LONGEST_ADDRESS = 107  # bytes in the path of a unix socket
 # Refused, by machine: memory that no process shows (memfd_create, memfd_secret, shmget, msgget), what is not divided by
 # namespaces (keyctl, add_key, request_key), what a learner has no use for and an attacker does (bpf, userfaultfd,
@@ -85,7 +86,7 @@ def trouble() -> str:
         return "bubblewrap is not installed: apt install bubblewrap, or the same from your system."
     if not entry_points(group="jupyter_client.kernel_provisioners", name=NAME):
         return "this package was installed before it had a sandbox: pip install it again."
-    trial = [*command(readable(), 1 << 20), "--", sys.executable, "-c", ""]
+    trial = [*command(readable(), 1 << 20), "--", sys.executable, "-c", _TRIAL]
     try:
         done = subprocess.run(trial, env=environment(), capture_output=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -139,10 +140,16 @@ def kernel(
 
 def readable(more: Sequence[Path] = ()) -> list[tuple[str, str]]:
     """What is seen inside, read-only: from where, and as what."""
-    packages = [Path(place) for place in [*site.getsitepackages(), *([site.USER_SITE] if site.ENABLE_USER_SITE else [])]
-                if place]  # fmt: skip
     pythons = [prefix / part for prefix in _interpreters() for part in _OF_PYTHON]
-    wanted = [*map(Path, _OF_THE_HOST), *pythons, *packages, PACKAGE, models(), *more]
+    wanted = [
+        *map(Path, _OF_THE_HOST),
+        *pythons,
+        *map(Path, site.getsitepackages()),
+        *_packages(),
+        PACKAGE,
+        models(),
+        *more,
+    ]
     places = [str(path.absolute()) for path in wanted if os.path.exists(path)]
     fonts = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "matplotlib")
     lists = fonts.glob("fontlist*.json") if os.access(fonts, os.R_OK) else ()
@@ -155,6 +162,15 @@ def readable(more: Sequence[Path] = ()) -> list[tuple[str, str]]:
 def models() -> Path:
     """What a kernel sees of the model cache: the folder around it may hold whatever is its owner's."""
     return cache_folder().absolute() / READY_NAME
+
+
+def _packages() -> list[Path]:
+    """Further folders of installed packages: the user's own, and what PYTHONPATH names, as a cluster's modules do.
+
+    A checkout on the way holds no .dist-info, and is not shown.
+    """
+    known = {*site.getsitepackages(), ""}
+    return [Path(place) for place in sys.path if place not in known and any(Path(place).glob("*.dist-info"))]
 
 
 def _interpreters() -> Iterator[Path]:
@@ -208,7 +224,7 @@ def environment() -> dict[str, str]:
     programs = [str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"]
     return kept | {
         "PATH": os.pathsep.join(programs),
-        "PYTHONPATH": str(PACKAGE.parent),
+        "PYTHONPATH": os.pathsep.join(map(str, (PACKAGE.parent, *_packages()))),
         "HOME": HOME,
         "LOGNAME": "learner",  # nobody has an account inside
         "USER": "learner",
