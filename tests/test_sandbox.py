@@ -735,6 +735,15 @@ class TestWithoutASandbox:
         with pytest.raises(CourseError, match=r"does not work here \(bwrap: No permissions"):
             run(write(solution), write(mine), sandboxed=True)
 
+    def test_what_ubuntu_forbids_is_told_with_a_remedy(self, monkeypatch, tmp_path):
+        (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'bwrap: setting up uid map: Permission denied' >&2\nexit 1\n")
+        (tmp_path / "bwrap").chmod(0o755)
+        (tmp_path / "restricted").write_text("1\n")
+        monkeypatch.setattr(bubblewrap, "_RESTRICTED", tmp_path / "restricted")
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        assert "(bwrap: setting up uid map: Permission denied); AppArmor" in bubblewrap.trouble()
+        assert "docs/sandbox.md" in bubblewrap.trouble()
+
     def test_a_folder_too_long_for_a_socket_is_told(self, around, solution, mine, monkeypatch):
         (around / ("long" * 25)).mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(around / ("long" * 25)))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version as version_of
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import psutil
@@ -202,7 +203,8 @@ def grade(
         try:
             result = future.result()
         except Exception as error:  # whatever became of one, the others go on
-            report.broken.append(f"{submission.student}, {submission.exercise}: {first_line(error)}")
+            where = f" (temporary files are in {gettempdir()})" * isinstance(error, OSError)  # whose disk may be full
+            report.broken.append(f"{submission.student}, {submission.exercise}: {first_line(error)}{where}")
         else:
             if result.status == BROKEN:
                 report.broken.append(f"{submission.student}, {submission.exercise}: {' '.join(result.messages)}")

@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -50,6 +51,7 @@ _PASSED = frozenset({
     "TOKENIZERS_PARALLELISM", "TQDM_DISABLE", "PYTHONHASHSEED",
 })  # fmt: skip
 _TRIAL = "import importlib.util as i; i.find_spec('ipykernel') or exit('inside, Python finds no package ipykernel')"
+_RESTRICTED = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
 _LONGEST_ADDRESS = 107  # bytes in the path of a unix socket
 # Refused, by machine: memory that no process shows (memfd_create, memfd_secret, shmget, msgget), what is not divided by
 # namespaces (keyctl, add_key, request_key), what a learner has no use for and an attacker does (bpf, userfaultfd,
@@ -92,7 +94,14 @@ def trouble() -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"bubblewrap does not start here ({error})."
     said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"it ended with {done.returncode}"]
-    return f"bubblewrap does not work here ({said[-1]})." if done.returncode else ""
+    held = "; AppArmor lets no user make namespaces, as on Ubuntu: docs/sandbox.md says how to change that"
+    return f"bubblewrap does not work here ({said[-1]}){held * _is_held()}." if done.returncode else ""
+
+
+def _is_held() -> bool:
+    with suppress(OSError):
+        return _RESTRICTED.read_text(encoding="ascii").strip() == "1"
+    return False
 
 
 def kernel(
@@ -114,7 +123,7 @@ def kernel(
         raise CourseError(f"Expected a sandbox for the learner's code, and {why}")
     sockets = folder / "kernel"
     if len(os.fsencode(sockets)) + 2 > _LONGEST_ADDRESS:
-        raise CourseError(f"Expected a shorter folder for temporary files than {folder.parent}; set TMPDIR.")
+        raise CourseError(f"Expected a shorter folder for temporary files than {folder.parent.parent}; set TMPDIR.")
     config: dict[str, Any] = {
         "sockets": str(sockets),
         "limits": vars(limits),
