@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from shutil import copyfile
@@ -237,6 +238,27 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path):
     assert_refused(called("attribute", "Hi", COURSE_CACHE=str(tmp_path / "file" / "cache")), "COURSE_CACHE", "written")
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize("method", ["deletion", "gradient_x_input"])
+def test_a_replacement_that_a_method_does_not_use_is_told(method):
+    assert_refused(called("attribute", "Hi", "--method", method, "--replacement", " a"), "--replacement", method)
+
+
+@pytest.mark.quick
+def test_what_the_system_refuses_is_told(monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("course_utils.models.load_model", full)
+    assert_refused(called("attribute", "Hi"), "No space left on device")
+
+
+@pytest.mark.quick
+def test_a_warning_is_a_sentence_without_a_line_of_source():
+    called("attribute", "--help")
+    assert warnings.formatwarning("It is not used.", UserWarning, "attribute.py", 52) == "Note: It is not used.\n"
+
+
 def test_a_refusal_is_one_sentence_and_exit_code_2_in_a_real_process():
     result = course("attribute", "no such model", "Hi")
     assert result.returncode == 2
@@ -272,9 +294,7 @@ def test_unknown_words_are_told_with_the_usage(arguments):
 
 
 def test_a_path_that_the_system_refuses_is_told_in_a_sentence():
-    assert_refused(
-        called("grade", "x" * 300), "Expected", "x" * 300
-    )  # as one below a folder that is closed to the user
+    assert_refused(called("grade", "x" * 300), "refused", "x" * 300)  # as one below a folder that is closed to the user
 
 
 # -------------------------------------------------------------------------------------------------------------- doctor

@@ -22,8 +22,7 @@ from ..errors import CourseError
 )
 @click.option(
     "--replacement",
-    default=" the",
-    show_default=True,
+    show_default=" the",
     help="What stands in for a token that is left out: a text of one token, or a token's id.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the scores of all tokens as JSON.")
@@ -33,7 +32,7 @@ def attribute(
     target: str | None,
     contrast: tuple[str, str] | None,
     method: str,
-    replacement: str,
+    replacement: str | None,
     as_json: bool,
 ) -> None:
     """Show which tokens of TEXT raised or lowered what MODEL says next.
@@ -46,13 +45,17 @@ def attribute(
     model, text = words if len(words) == 2 else ("smollm2", words[0])
     if not text.strip():
         raise CourseError("Expected some text, got an empty one; type at least one word.")
-    from ..attribution import token_attribution
+    from ..attribution import UNREPLACED, token_attribution
     from ..models import load_model
 
+    if replacement is not None and method in UNREPLACED:
+        raise CourseError(
+            f"Expected no --replacement with {method}, which puts nothing in a token's place; leave it out."
+        )
     lm = load_model(model)
     prompt = lm.chat(text) if lm.is_chat else lm.prompt(text)
-    token = int(replacement) if replacement.isdecimal() else replacement
-    result = token_attribution(lm, prompt, method=method, target=target, contrast=contrast, replacement=token)
+    stand_in = " the" if replacement is None else int(replacement) if replacement.isdecimal() else replacement
+    result = token_attribution(lm, prompt, method=method, target=target, contrast=contrast, replacement=stand_in)
     if as_json:
         click.echo(json.dumps(_as_json(model, result)))
     else:
