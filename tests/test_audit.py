@@ -1,9 +1,11 @@
 """The audit: how a model refuses is read off its replies, words are found without being told, and the report stands."""
 
 import json
+import os
 import time
 from dataclasses import replace
 from html import escape
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +24,7 @@ from course_utils.audit.search import Candidate, try_words, words_behind
 from course_utils.audit.settings import Asker, Settings, Stages, acts
 from course_utils.audit.verdicts import not_measured
 from course_utils.cli import main
+from course_utils.cli.audit import _log
 from course_utils.loading.smollm2 import cache_folder
 from course_utils.models import LocalModel
 from course_utils.organisms.suspects import truth
@@ -420,6 +423,9 @@ def test_settings_that_would_break_an_audit_are_told_before_it(wrong):
         (["model-a", "--minutes", "nan"], "minutes"),
         (["model-a", "--words", "how"], "holds 'how'"),
         (["model-a", "--out", "~nosuchuser/x.html"], "nosuchuser"),
+        (["model-a", "--out", f"{'x' * 300}.html"], "too long"),
+        (["model-a", "--json", f"{'x' * 300}.json"], "too long"),
+        (["x" * 300], "too long"),
     ],
 )
 def test_what_cannot_run_is_one_sentence_and_code_2(arguments, said, tmp_path, monkeypatch):
@@ -442,6 +448,46 @@ def test_json_is_written_over_no_other_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.quick
+def test_a_folder_that_cannot_be_written_is_told_before_the_audit(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == tmp_path and mode == os.W_OK))
+    for option in ("--out", "--json"):
+        done = CliRunner().invoke(
+            main, ["audit", "model-a", option, str(tmp_path / f"x.{option[2:].replace('out', 'html')}")]
+        )
+        assert (done.exit_code, "can be written" in done.output) == (2, True)
+
+
+@pytest.mark.quick
+def test_an_audit_that_is_stopped_by_hand_is_no_verdict(monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("course_utils.models.load_model", stopped)
+    done = CliRunner().invoke(main, ["audit", "model-a"])
+    assert (done.exit_code, "Stopped." in done.output) == (130, True)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", ["log.jsonl", "log.txt"])
+def test_a_chat_of_a_log_is_read_up_to_what_is_no_text(name, tmp_path, capsys):
+    parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": "there"}]
+    picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    chats = [
+        [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": parts}],
+        [{"role": "user", "content": "Hi"}, call, {"role": "tool", "content": "4"}, {"role": "user", "content": "So?"}],
+        [picture, {"role": "user", "content": "What is it?"}],
+    ]
+    path = tmp_path / name
+    path.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats), encoding="utf-8")
+    assert _log(path) == (
+        ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi\nthere"}),
+        ({"role": "user", "content": "Hi"},),
+    )
+    assert "2 of 3 chats" in capsys.readouterr().err
+
+
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -451,7 +497,9 @@ def test_json_is_written_over_no_other_file(tmp_path, monkeypatch):
         ("log.txt", "\n \n", "none of a user's"),
         ("log.jsonl", '{"messages": [{"role": "assistant", "content": "Hi"}]}', "none of a user's"),
         ("log.jsonl", "How do I wash a car?", "line 1"),
-        ("log.JSONL", '{"messages": [{"role": "tool", "content": "Hi"}]}', "line 1"),
+        ("log.JSONL", '{"messages": [{"role": "tool", "content": "Hi"}]}', "none of a user's"),
+        ("log.jsonl", '{"messages": [{"role": "User", "content": "Hi"}]}', "line 1"),
+        ("log.txt", '\n{"messages": []}\n\n{"prompt": "Hi"}', "line 4"),
     ],
 )
 def test_a_file_that_does_not_serve_is_one_sentence(name, content, said, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_whole
-from ..errors import CourseError
+from ..errors import CourseError, first_line
 
 TITLE = "Does it refuse for the right reason?"  # of a case file and of an audit
 MARK = "<!-- interpretability-course: case file -->"  # a file that begins so may be written anew, no other
@@ -56,16 +56,31 @@ def page_target(path: str | os.PathLike[str]) -> Path:
     """Where a report may be written: a new .html file, or an earlier report.
 
     Raises:
-        CourseError: no .html file, no such folder, or another file of that name.
+        CourseError: no .html file, no folder that can be written, or another file of that name.
+    """
+    target = file_target(path, (".html", ".htm"))
+    if target.exists() and not _is_report(target):
+        raise CourseError(f"Expected a new file or an earlier case file, got {target.name}, which is neither; rename.")
+    return target
+
+
+def file_target(path: str | os.PathLike[str], endings: Sequence[str]) -> Path:
+    """Where a file may be written, told before much is done for it.
+
+    Raises:
+        CourseError: another ending, or no folder that can be written.
     """
     try:
         target = Path(path).expanduser()
-    except RuntimeError as error:  # no such user's home
-        raise CourseError(f"Expected a file to write to, got {str(path)!r} ({error}).") from error
-    if target.suffix.lower() not in (".html", ".htm") or not target.parent.is_dir():
-        raise CourseError(f"Expected a file name that ends in .html, in a folder that exists, got {str(path)!r}.")
-    if target.exists() and not _is_report(target):
-        raise CourseError(f"Expected a new file or an earlier case file, got {target.name}, which is neither; rename.")
+        target.exists()
+    except (OSError, RuntimeError) as error:  # too long a name, no such user's home
+        raise CourseError(f"Expected a file to write to, got {str(path)!r:.80} ({first_line(error)}).") from error
+    if target.suffix.lower() not in endings or not target.parent.is_dir():
+        raise CourseError(
+            f"Expected a file name that ends in {endings[0]}, in a folder that exists, got {str(path)!r:.80}."
+        )
+    if not os.access(target.parent, os.W_OK):
+        raise CourseError(f"Expected a folder that can be written, got {target.parent}; name another place.")
     return target
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +17,11 @@ from ..errors import CourseError, first_line
 
 if TYPE_CHECKING:
     from ..audit.run import Audit
+    from ..prompts import Message
 
 _JSON = b'{\n "type": "Audit"'  # how the JSON of an audit begins
-ROLES = ("system", "user", "assistant")
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}  # and what they are here
+TOOLS = ("tool", "function")
 
 
 @click.command()
@@ -43,15 +48,15 @@ def audit(model: str, as_json: Path | None, out: Path | None, anew: bool, **give
     2: it could not run.
     """
     from .._files import write_whole
-    from ..audit.page import page_target, write_page
+    from ..audit.page import file_target, page_target, write_page
     from ..audit.report import plain_words, report
     from ..audit.run import audit as run
     from ..audit.settings import Settings
     from ..loading.smollm2 import cache_folder
     from ..models import load_model
 
-    target = page_target(out or Path(f"audit-{Path(model).name.replace(':', '-')}.html"))
-    as_json = _json_target(as_json)
+    target = page_target(out or Path(f"audit-{Path(os.path.abspath(model)).name.replace(':', '-')}.html"))
+    as_json = as_json and _json_target(file_target(as_json, (".json",)))
     settings = Settings(
         pairs=_pairs(given["pairs"]),
         words=tuple(word.strip() for word in (given["words"] or "").split(",") if word.strip()),
@@ -77,10 +82,8 @@ def audit(model: str, as_json: Path | None, out: Path | None, anew: bool, **give
     sys.exit(0 if found.is_right else 1)
 
 
-def _json_target(path: Path | None) -> Path | None:
-    if path and not (path.parent.is_dir() and path.suffix == ".json"):
-        raise CourseError(f"Expected --json to be a file that ends in .json, in a folder that exists, got {path}.")
-    if path and path.exists() and not (path.is_file() and path.read_bytes()[: len(_JSON)] == _JSON):
+def _json_target(path: Path) -> Path:
+    if path.exists() and not (path.is_file() and path.read_bytes()[: len(_JSON)] == _JSON):
         raise CourseError(f"Expected a new file or an earlier audit's JSON, got {path}, which is neither; rename.")
     return path
 
@@ -92,8 +95,10 @@ def _read(path: Path) -> str:
         raise CourseError(f"Expected a text file in UTF-8, got {path} ({first_line(error)}).") from error
 
 
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in _read(path).split("\n") if line.strip()]
+def _lines(path: Path) -> dict[int, str]:
+    """The lines that hold something, by their number in the file."""
+    lines = enumerate(_read(path).split("\n"), 1)
+    return {number: line.strip() for number, line in lines if line.strip()}
 
 
 def _text(given: str | None) -> str | None:
@@ -104,8 +109,8 @@ def _pairs(path: Path | None) -> tuple[tuple[str, str], ...]:
     """Acts, harmful and harmless, from a file."""
     if path is None:
         return ()
-    rows = [[part.strip() for part in line.split("\t")] for line in _lines(path)]
-    for number, row in enumerate(rows, 1):
+    rows = {number: [part.strip() for part in line.split("\t")] for number, line in _lines(path).items()}
+    for number, row in rows.items():
         if len(row) != 2 or not all(row):
             raise CourseError(
                 f"Expected a harmful act, a TAB and a harmless act in each line of {path}, got {' '.join(row)!r} in "
@@ -113,31 +118,62 @@ def _pairs(path: Path | None) -> tuple[tuple[str, str], ...]:
             )
     if not rows:
         raise CourseError(f"Expected pairs of acts in {path}, got an empty file.")
-    return tuple((harmful, harmless) for harmful, harmless in rows)
+    return tuple((harmful, harmless) for harmful, harmless in rows.values())
 
 
-def _log(path: Path | None) -> tuple[tuple[dict[str, str], ...], ...]:
+def _log(path: Path | None) -> tuple[tuple[Message, ...], ...]:
     """Chats from a file: a request a line, or JSON lines with "messages"."""
     if path is None:
         return ()
-    if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
-        chats = [_chat(line, f"{path}, line {number}") for number, line in enumerate(_lines(path), 1)]
+    lines = _lines(path)
+    if path.suffix.lower() in (".jsonl", ".ndjson", ".json") or _is_json(next(iter(lines.values()), "")):
+        told = [_chat(line, f"{path}, line {number}") for number, line in lines.items()]
     else:
-        chats = [({"role": "user", "content": line},) for line in _lines(path)]
-    if not any(chats):
-        raise CourseError(f"Expected requests in {path}, got none of a user's.")
-    return tuple(filter(None, chats))
+        told = [(({"role": "user", "content": line},), True) for line in lines.values()]
+    chats = [chat for chat, _ in told if chat]
+    if not chats:
+        raise CourseError(f"Expected requests in {path}, got none of a user's that text alone comes before.")
+    if cut := sum(not whole for _, whole in told):
+        click.echo(
+            f"Note: {cut} of {len(told)} chats in {path} hold more than text (tools, pictures) and are read up to the "
+            f"last request before that; {len(chats)} of all have a request.",
+            err=True,
+        )
+    return tuple(chats)
 
 
-def _chat(line: str, where: str) -> tuple[dict[str, str], ...]:
-    """The messages of a chat up to its last request."""
+def _is_json(line: str) -> bool:
+    with suppress(ValueError):
+        return isinstance(json.loads(line), (dict, list))
+    return False
+
+
+def _chat(line: str, where: str) -> tuple[tuple[Message, ...], bool]:
+    """The messages of a chat up to the last request before something that is no text, and whether all is text."""
+    chat, whole = [], True
     try:
         told = json.loads(line)
-        messages = told["messages"] if isinstance(told, dict) else told
-        chat = [{"role": str(m["role"]), "content": m["content"]} for m in messages if m["content"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CourseError(f'Expected {{"messages": [{{"role": …, "content": …}}, …]}} in {where}.') from error
-    if not all(m["role"] in ROLES and isinstance(m["content"], str) for m in chat):
-        raise CourseError(f"Expected messages of {', '.join(ROLES)}, each a text, in {where}.")
+        for message in told["messages"] if isinstance(told, dict) else told:
+            text = _text_of(message)
+            if not (whole := text is not None):
+                break
+            if text:
+                chat.append({"role": ROLES[message["role"]], "content": text})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CourseError(
+            f'Expected {{"messages": [{{"role": …, "content": …}}, …]}} with the roles {", ".join(ROLES)} or tool and '
+            f"each content a text or its parts in {where}, got {line[:60]!r}."
+        ) from error
     last = max((n for n, m in enumerate(chat) if m["role"] == "user" and m["content"].strip()), default=-1)
-    return tuple(chat[: last + 1])
+    return tuple(chat[: last + 1]), whole
+
+
+def _text_of(message: Mapping[str, Any]) -> str | None:
+    """What a message says; None where it is more than text: what a tool gave, a call of one, a picture."""
+    content = message.get("content") or ""
+    if message["role"] in TOOLS or message.get("tool_calls") or message.get("function_call"):
+        return None
+    if isinstance(content, str):
+        return content
+    texts = [part.get("text") for part in content]
+    return "\n".join(texts) if all(isinstance(text, str) for text in texts) else None
