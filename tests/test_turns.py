@@ -55,6 +55,9 @@ def test_what_is_right_is_ticked(capsys, given, right):
         ([1, 0, 0], whole_groups([5, 5, 7], 2), "got [1, 0, 0]"),
         ([2, 2, 1], whole_groups([5, 5, 7], 2), "got [2, 2, 1]"),
         (np.arange(2), whole_groups([5, 5, 7], 2), "got shape [2]"),
+        (torch.ones(2), lambda found: bool(found > 0), "got shape [2]"),
+        ({}, lambda found: found["a"], "got {}"),
+        (10**400, 1.0, "got 1000"),
     ],
 )
 def test_what_is_wrong_is_told_with_a_hint(capsys, given, right, told):
@@ -80,6 +83,8 @@ def test_a_choice_is_kept_until_the_end_and_can_be_changed(capsys, tmp_path):
 def test_what_was_not_asked_is_refused_and_a_damaged_file_costs_only_itself(capsys, tmp_path):
     with pytest.raises(CourseError, match="Expected one of a, b, got 'c'"):
         choose("Which?", "c", ["a", "b"], folder=tmp_path)
+    with pytest.raises(CourseError, match="Expected one of a, b, got array"):
+        choose("Which?", np.array(["a", "b"]), ["a", "b"], folder=tmp_path)
     assert not (tmp_path / KEPT).exists()
     (tmp_path / KEPT).write_text('{"Which?": ["a"]}')
     choose("Where?", "a", ["a", "b"], folder=tmp_path)

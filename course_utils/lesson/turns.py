@@ -46,7 +46,7 @@ def _passes(right: Callable[[Any], object], given: Any) -> bool:
         return bool(right(given))
     except CourseError:  # says itself what was expected
         raise
-    except (TypeError, ValueError, AttributeError, IndexError):
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError):  # RuntimeError: torch's
         return False
 
 
@@ -60,7 +60,7 @@ def _alike(given: Any, right: Any, tolerance: float) -> bool:
         if other.ndim == 0 and one.size == 1:  # a list of one place is that place
             one = one.reshape(())
         return one.shape == other.shape and bool(np.allclose(one, other, atol=tolerance))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         arrays = isinstance(given, (np.ndarray, torch.Tensor))
         return type(given) is type(right) and not arrays and bool(given == right)
 
@@ -128,8 +128,8 @@ def choose(question: str, choice: Any, options: Sequence[str], *, folder: str | 
         listed = " or ".join(f'"{option}"' for option in options)
         print(f"Your choice: put {listed} in the place of ... and run the cell again.")
         return
-    if choice not in options:
-        raise CourseError(f"Expected one of {', '.join(options)}, got {choice!r}.")
+    if not isinstance(choice, str) or choice not in options:
+        raise CourseError(f"Expected one of {', '.join(options)}, got {choice!r:.80}.")
     kept = {**_kept(folder), question: {"choice": choice, "date": date.today().isoformat()}}
     write_whole(Path(folder) / KEPT, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
     print(f"Kept: {choice}.")
