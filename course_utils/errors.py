@@ -2,6 +2,8 @@
 
 from numbers import Integral
 
+_QUOTED = 300  # characters of another library's error, at most
+
 
 class CourseError(ValueError):
     """Wrong input or a missing precondition, told in one sentence (the `course` command prints it and exits with 2)."""
@@ -19,4 +21,5 @@ def is_count(value: object, least: int = 1) -> bool:
 def first_line(error: BaseException) -> str:
     """The first non-empty line of another library's error, to quote inside a sentence of ours."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    line = lines[0] if lines else type(error).__name__
+    return (line if len(line) <= _QUOTED else line[:_QUOTED] + "…").rstrip(".")

