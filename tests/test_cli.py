@@ -398,6 +398,14 @@ def test_doctor_finds_a_cache_that_may_not_be_written(tmp_path):
     assert states(json.loads(result.stdout))["cache"] == "bad"
 
 
+@pytest.mark.quick
+def test_a_folder_that_jupyter_cannot_write_is_told(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    runtime = {"JUPYTER_RUNTIME_DIR": str(tmp_path / "file" / "runtime")}
+    assert states(json.loads(called("doctor", "--json", **runtime).stdout))["jupyterlab"] == "bad"
+    assert_refused(called("lab", **runtime), "JUPYTER_RUNTIME_DIR")
+
+
 # ----------------------------------------------------------------------------------------------------------------- lab
 
 

@@ -113,11 +113,11 @@ def cache() -> tuple[str, str]:
     from ..loading.smollm2 import DISK_BYTES, READY_NAME, cache_folder, is_whole
 
     folder = cache_folder()
-    existing = next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+    existing = _existing(folder)
     free = shutil.disk_usage(existing).free
     if is_whole(folder / READY_NAME):
         return "fine", f"{folder}"
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    if not _can_be_written(existing):
         return "bad", f"{folder} cannot be written; set COURSE_CACHE to a folder that can"
     if free < DISK_BYTES:
         return (
@@ -125,6 +125,14 @@ def cache() -> tuple[str, str]:
             f"{free / 1e6:.0f} MB free at {existing}, {DISK_BYTES / 1e6:.0f} needed; make room or set COURSE_CACHE",
         )
     return "fine", f"{folder}, {free / 1e9:.0f} GB free"
+
+
+def _existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if os.path.exists(parent))
+
+
+def _can_be_written(folder: Path) -> bool:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK)
 
 
 def model() -> tuple[str, str]:
@@ -141,6 +149,10 @@ def model() -> tuple[str, str]:
 
 
 def jupyterlab() -> tuple[str, str]:
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    if not _can_be_written(_existing(folder := Path(jupyter_runtime_dir()))):
+        return "bad", f"{folder} cannot be written; set JUPYTER_RUNTIME_DIR to a folder that can"
     return "fine", version("jupyterlab")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from ..errors import CourseError, first_line
 from ..lesson.own import ROOT, bring_up_to_date
 from ..lesson.start import START, write_start
 
@@ -30,7 +31,16 @@ def lab(jupyter_arguments: tuple[str, ...]) -> None:
     for sentence in bring_up_to_date(ROOT):
         click.echo(sentence, err=True)
     write_start(ROOT)
+    from jupyter_core.paths import jupyter_runtime_dir
     from jupyterlab.labapp import LabApp
+
+    try:
+        Path(jupyter_runtime_dir()).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:  # Jupyter tells it in sixty lines
+        raise CourseError(
+            f"Expected to write {jupyter_runtime_dir()}, where Jupyter keeps what runs, and could not "
+            f"({first_line(error)}); set JUPYTER_RUNTIME_DIR to a folder that can be written."
+        ) from error
 
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel, not one of the same name elsewhere
     _first_in("JUPYTER_CONFIG_PATH", str(JUPYTER), "")  # no question about news; pages are shown, not edited
