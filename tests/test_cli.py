@@ -294,7 +294,9 @@ def test_unknown_words_are_told_with_the_usage(arguments):
 
 
 def test_a_path_that_the_system_refuses_is_told_in_a_sentence():
-    assert_refused(called("grade", "x" * 300), "refused", "x" * 300)  # as one below a folder that is closed to the user
+    assert_refused(
+        called("grade", "x" * 300), "refused", "File name too long"
+    )  # as one below a folder that is closed to the user
 
 
 # -------------------------------------------------------------------------------------------------------------- doctor
