@@ -1,11 +1,14 @@
 """The fast path must be exact: the same scores as one full pass a variant, on every architecture."""
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_model
+from course_utils._progress import progress
 from course_utils.engine import prefix_sharing
 from course_utils.engine.prefix_sharing import batches, fill_rows, first_differences, rows_in_budget, score_variants
 
@@ -172,3 +175,25 @@ def test_a_batch_shrinks_as_prompts_grow_so_that_memory_is_bounded():
     lm = tiny_model("llama")
     assert rows_in_budget(lm, 10**9, 1) == 1
     assert rows_in_budget(lm, 100, 1) > rows_in_budget(lm, 10_000, 1)
+
+
+@pytest.mark.quick
+def test_what_is_tried_once_is_no_part_of_what_the_bar_foretells(monkeypatch):
+    tried, told = [], []
+
+    def slow_at_first(*_):
+        time.sleep(0 if tried else 0.5)
+        tried.append(True)
+        return True
+
+    def shown(*arguments, seconds, **more):
+        told.append(seconds)
+        return progress(*arguments, **more)
+
+    lm = tiny_model("llama")
+    monkeypatch.setattr(prefix_sharing, "can_share", slow_at_first)
+    monkeypatch.setattr(prefix_sharing, "progress", shown)
+    ids = torch.arange(1, 9)
+    prefix_sharing.score_variants(lm, ids, ids.roll(1).repeat(20, 1), lambda logits: logits[:, -1, :1], keep=1)
+    assert tried
+    assert told[0] < 5

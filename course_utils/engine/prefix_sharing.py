@@ -67,6 +67,7 @@ def score_variants(
 
     length = variants.shape[1]
     check_model(lm)
+    _can_share(lm, len(base), length)  # what is tried once is no part of what the bar foretells
     begun = time.perf_counter()
     logits, prefix = run_base(lm, base, keep, length)
     seconds = time.perf_counter() - begun
@@ -152,7 +153,7 @@ def run_base(lm: LocalModel, ids: Tensor, keep: int, length: int) -> tuple[Tenso
     Raises:
         CourseError: the model gives logits that are not finite.
     """
-    sharing = can_share(lm, max(len(ids), length)) and _begins_alike(lm, len(ids), length)
+    sharing = _can_share(lm, len(ids), length)
     logits, prefix = _run_sharing(lm, ids, keep) if sharing else (_run_whole(lm, ids, keep), [])
     return check_finite(lm, logits), prefix
 
@@ -177,6 +178,11 @@ def can_share(lm: LocalModel, length: int) -> bool:
     True
     """
     return not disturbed(lm.model) and holds(lm, "prefix sharing", _shares, length)
+
+
+def _can_share(lm: LocalModel, own: int, length: int) -> bool:
+    """Whether variants of a length can share what an input of its own length gives."""
+    return can_share(lm, max(own, length)) and _begins_alike(lm, own, length)
 
 
 def _begins_alike(lm: LocalModel, *lengths: int) -> bool:
