@@ -413,7 +413,8 @@ def test_a_class_is_graded_right_where_no_model_was_ever_loaded(gguf, cache, tmp
     shutil.copy(solution, tmp_path / "in" / "ada")
     course = Path(sysconfig.get_path("scripts"), "course")
     command = [course, "grade", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
-    subprocess.run(command, env={**os.environ, "COURSE_CACHE": str(cache)}, check=True)
+    subprocess.run(command, env={**os.environ, "COURSE_CACHE": str(cache)}, check=True, umask=0o077)
+    assert (cache / READY_NAME).stat().st_mode & 0o777 == 0o755  # a class can share it
     with Gradebook(tmp_path / "out" / "course-gradebook.sqlite") as book:
         (ada,) = book.current()
     assert ada.status == DONE

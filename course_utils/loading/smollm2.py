@@ -251,6 +251,7 @@ def _convert(gguf: Path, folder: Path) -> Path:
         model.save_pretrained(folder)
     for path in folder.iterdir():
         path.chmod(0o644)  # so that a class can share one cache
+    folder.chmod(0o755)
     inventory = {path.name: (path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir())}
     (folder / INVENTORY).write_text(json.dumps(inventory, indent=1), encoding="utf-8")
     return folder

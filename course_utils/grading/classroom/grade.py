@@ -109,7 +109,7 @@ def _why(result: Result) -> str:
     lost = [mark for mark in result.marks if mark.earned is not None and not mark.passed]
     lost.sort(key=lambda mark: mark.message == ALONE)  # which says only that a hidden check is to blame
     if result.messages or not lost:
-        return " ".join((result.status, *result.messages)).rstrip(".")
+        return (" ".join(result.messages) or result.status).rstrip(".")
     values = f", expected {lost[0].expected}, received {lost[0].received or 'nothing'}" if lost[0].expected else ""
     return f"{lost[0].check}: {lost[0].message}{values}"
 
