@@ -20,6 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from course_utils import CourseError
 from course_utils._output_digest import sealed
 from course_utils.cli import main
+from course_utils.grading import limited, processes
 from course_utils.grading.handout import release
 from course_utils.grading.handout.assignment import exercise_from, faults
 from course_utils.grading.merge import merge
@@ -36,6 +37,7 @@ from course_utils.grading.notebook import (
 )
 from course_utils.grading.people.roster import assign, student_names
 from course_utils.grading.result import BROKEN, DONE, SLOW, Limits
+from course_utils.grading.runner import pytest_server
 from course_utils.grading.runner.run import run
 from tests.shared import (
     ANSWERED,
@@ -737,3 +739,21 @@ def test_nbgrader_takes_questions_for_a_person_too(solution, reference, tmp_path
     nbgrader(tmp_path, "autograde", "work", "--create")
     ours = {mark.check: mark.earned for mark in run_both(solution, right(reference)).marks if mark.earned is not None}
     assert nbgrader_marks(tmp_path, "toy") == {"ada": ours}
+
+
+def test_what_lies_where_the_grader_was_started_is_no_module_of_its_own(tmp_path, monkeypatch):
+    """It may be started among what students handed in."""
+    for name in ("json", "psutil", "nbformat"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a student is at work, outside of any sandbox')")
+    monkeypatch.chdir(tmp_path)
+    for module in (limited, pytest_server):
+        process = module._begun()
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+
+
+@pytest.mark.quick
+def test_models_are_where_they_were_for_processes_that_begin_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COURSE_CACHE", "models")
+    assert processes.with_package()["COURSE_CACHE"] == str(tmp_path / "models")

@@ -14,11 +14,11 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from subprocess import DEVNULL, PIPE, Popen
+from subprocess import DEVNULL, Popen
 from typing import Any, TypeVar
 
 from ..errors import CourseError, first_line
-from .processes import Pool, with_package, without_grammar
+from .processes import Pool, begun, with_package, without_grammar
 
 SECONDS = 30.0  # for one step; the largest notebook needs two
 _MEMORY = 8_000_000_000  # bytes of address space
@@ -68,8 +68,8 @@ def _readable(worker: Popen[bytes], seconds: float) -> bool:
 
 def _begun() -> Popen[bytes]:
     environment = with_package() | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", "from course_utils.grading.limited import main; main()"]
-    return Popen(command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, start_new_session=True)
+    program = "from course_utils.grading.limited import main; main()"
+    return begun("-c", program, environment=environment, stderr=DEVNULL)
 
 
 POOL = Pool(_begun)

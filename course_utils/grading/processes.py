@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from subprocess import Popen
+from subprocess import PIPE, Popen
 from typing import Any
 
 import psutil
@@ -19,8 +19,10 @@ _TOLD = Path("/proc/thread-self/children").exists()  # whether the system says w
 
 def with_package() -> dict[str, str]:
     """The environment of a process that is to import this package, wherever it runs."""
+    cache = os.environ.get("COURSE_CACHE")
+    whole = {"COURSE_CACHE": os.path.abspath(os.path.expanduser(cache))} if cache else {}
     paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**os.environ, **whole, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def without_grammar() -> None:
@@ -53,6 +55,16 @@ def below(first: psutil.Process) -> list[psutil.Process]:
         with suppress(psutil.Error):
             found.append(psutil.Process(pid))
     return found
+
+
+def begun(*arguments: str, environment: Mapping[str, str], **options: Any) -> Popen[Any]:
+    """A Python process of the grader's own.
+
+    It begins in this package's folder: Python looks for modules where it begins, and the grader may have been started
+    among what students handed in.
+    """
+    command, where = [sys.executable, *arguments], PACKAGE.parent
+    return Popen(command, stdin=PIPE, stdout=PIPE, env=environment, cwd=where, start_new_session=True, **options)
 
 
 class Pool:

