@@ -145,6 +145,14 @@ class TestGrade:
         assert (done.exit_code, done.output.count("set the environment variable COURSE_CACHE")) == (2, 1)
         assert "could not be run" not in done.output
 
+    def test_where_no_notebook_can_be_read_nobody_is_refused(self, submitted, book, solution, monkeypatch):
+        def none(*_):
+            raise CourseError("Expected something that can be read, and it takes too much memory.")
+
+        monkeypatch.setattr(grading.limited, "within", none)
+        report = grade(take(submitted, ["toy"]), book, {"toy": write(solution)}, limits=LIMITS)
+        assert (report.graded, len(report.broken)) == (0, 5)
+
     def test_whose_notebook_cannot_be_opened_keeps_their_mark(self, submitted, book, solution, monkeypatch):
         assert grade(take(submitted, ["toy"]), book, {"toy": write(solution)}, limits=LIMITS).broken == []
         closed, opened = str(submitted / "ada" / "toy.ipynb"), os.open

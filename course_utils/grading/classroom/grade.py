@@ -86,11 +86,18 @@ def grade_one(work: Work) -> Result:
     try:
         mine = limited.within(_plain, work.submission)
     except CourseError as error:
-        return refused(work.reference, str(error))
+        return refused(work.reference, str(error), REFUSED if _can_read(work.reference) else BROKEN)
     result = _run(work, mine)
     if result.passed or result.status == BROKEN:
         return result
     return refused(work.reference, why, BROKEN) if (why := _amiss(work)) else result
+
+
+def _can_read(reference: bytes) -> bool:
+    """Whether notebooks can be read at all, here and now."""
+    with suppress(CourseError):
+        return bool(limited.within(_plain, reference))
+    return False
 
 
 def _amiss(work: Work) -> str:
@@ -218,7 +225,7 @@ def grade(
         for submission in taken.submissions:
             try:
                 content, trouble = _content(submission)
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 told = f"{submission.place} cannot be opened ({first_line(error)}); once it can, run this again."
                 report.broken.append(f"{submission.student}, {submission.exercise}: {told}")
                 progress()

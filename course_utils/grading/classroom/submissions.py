@@ -72,7 +72,7 @@ class Submission:
 
         Raises:
             CourseError: it is too large, or damaged.
-            OSError: it cannot be opened, which is nobody's fault who handed it in.
+            OSError, MemoryError: it cannot be opened here, which is nobody's fault who handed it in.
         """
         return _content(self.source, self.member)
 
@@ -346,8 +346,9 @@ def _content(source: Path, member: str, archives: _Archives | None = None) -> by
             with open(os.open(source, flags), "rb") as plain:
                 data = plain.read(LARGEST + 1)
     except DAMAGE as error:
-        is_ours = isinstance(error, OSError) and bool(error.filename or not member)  # damage in a zip file names none
-        if is_ours and getattr(error, "errno", 0) != errno.ELOOP:  # and a link is its student's
+        ours = isinstance(error, OSError) and bool(error.filename or not member)  # damage in a zip file names none
+        is_link = getattr(error, "errno", 0) == errno.ELOOP  # which is its student's
+        if isinstance(error, MemoryError) or (ours and not is_link):
             raise
         where = _place(source, member)
         raise CourseError(f"Expected a notebook in {where}, which cannot be read ({first_line(error)}).") from error
@@ -372,7 +373,7 @@ def _by_cells(file: _File, archives: _Archives, telling: Mapping[bytes, str], to
     """The exercise that most of a file's cells are of, "" where none or no single one is."""
     try:
         data = _content(file.source, file.member, archives)
-    except (CourseError, OSError):
+    except (CourseError, OSError, MemoryError):
         return ""  # whoever grades it says why
     found = {name for name in _CELL.findall(data) if name in telling}
     ranked = Counter(telling[name] for name in found).most_common(2)
