@@ -240,10 +240,8 @@ def grade(
             while len(pending) >= _AHEAD * at_once:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     finish(future, *pending.pop(future))
-            if (
-                not scheduler and b"load_model" in reference
-            ):  # before any sandbox needs it, and once for all if it fails
-                smollm2_folder()
+            if b"load_model" in reference and not scheduler:
+                smollm2_folder()  # before any sandbox needs it; what fails is told once for all
             if not (scheduler or report.graded or pending):
                 _get_ready(at_once, forks=sandboxed and warm)
             work = Work(reference, content, limits, sandboxed, warm, beside or {}, trouble, this)
