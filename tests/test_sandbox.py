@@ -27,7 +27,7 @@ from course_utils.grading.notebook import METADATA, read, student_view, write
 from course_utils.grading.result import DONE, SLOW, Limits
 from course_utils.grading.runner.run import run
 from course_utils.grading.sandbox import bubblewrap, control_groups, fork_client
-from course_utils.loading.smollm2 import READY_NAME, cache_folder
+from course_utils.loading.smollm2 import READY_NAME, cache_folder, smollm2_folder
 from tests.shared import ANSWERED, ANSWERED_TOO, cell_of, marked, messages, outcomes, right, with_sources
 
 pytestmark = pytest.mark.skipif(
@@ -67,6 +67,7 @@ def solution():
 def is_warm(request):
     """Every promise is kept by kernels that start from nothing, and by those that are forked."""
     if request.param == "warm":
+        smollm2_folder()  # else it may be there only after some of the tests, and the parent is started anew
         assert fork_client.trouble() == ""
         fork_client.parent()  # now, if an earlier test has ended it: what starts below is looked for when a test ends
     return request.param == "warm"
