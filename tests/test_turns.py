@@ -26,6 +26,9 @@ pytestmark = pytest.mark.quick
         ([(1, 2), (0, 3)], {(0, 3), (1, 2)}),
         (torch.tensor([2.0, 4.0]), aligned([1.0, 2.0])),
         (torch.tensor([1, 1, 0]), whole_groups([5, 5, 7], 2)),
+        (slice(128, 192, 1), slice(128, 192)),
+        (range(2, 4), slice(2, 4)),
+        (torch.arange(2), slice(2)),
     ],
 )
 def test_what_is_right_is_ticked(capsys, given, right):
@@ -48,6 +51,8 @@ def test_what_is_right_is_ticked(capsys, given, right):
         ([(1, 2)], {(0, 3), (1, 2)}, "got [(1, 2)]"),
         ([[1, 2]], {1}, "got [[1, 2]]"),
         (3, lambda names: sorted(names) == ["a"], "got 3"),
+        (slice(128, 193), slice(128, 192), "got slice(128, 193, None)"),
+        (slice(None), slice(128, 192), "got slice(None, None, None)"),
         ("c", lambda name: choices({}, folder=name.folder), "got c"),
         (torch.tensor([-2.0, -4.0]), aligned([1.0, 2.0]), "got shape [2]"),
         (torch.zeros(2), aligned([1.0, 2.0]), "got shape [2]"),

@@ -66,6 +66,8 @@ def _alike(given: Any, right: Any, tolerance: float) -> bool:
 
 
 def _numbers(value: Any) -> np.ndarray:
+    if isinstance(value, slice):  # the places that it takes, however they are listed
+        value = range(value.start or 0, value.stop, value.step or 1)
     return np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value, dtype=float)
 
 
