@@ -44,7 +44,7 @@ def besides_earlier(found: Taken, book: Gradebook, untouched: Callable[[Submissi
 def _digest(submission: Submission) -> str:
     try:
         return hashlib.sha256(submission.content()).hexdigest()
-    except (CourseError, OSError):  # whoever grades it says why
+    except (CourseError, OSError, MemoryError):  # whoever grades it says why
         return ""
 
 
