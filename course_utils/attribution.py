@@ -52,7 +52,7 @@ class Attribution:
         user: the slice of the tokens that the user typed.
         method: how they were scored.
         replacement: the printable token that stood in for one left out, if there is one.
-        standard_error: float32 `[output, token]`, of sampled Shapley values; None for the other methods.
+        standard_error: float32 `[output, token]`, of sampled Shapley values, NaN of one order alone; None for the other methods.
         gap: float32 `[output]`, for integrated gradients: how far the scores miss adding up to what the output gains
             from the baseline, as a share of that.
     """

@@ -165,6 +165,7 @@ def test_the_shape_is_outputs_by_tokens_and_the_records_are_the_chapters(lm, pro
     assert [record["output_token"] for record in records] == a.output_tokens
     assert [len(record["input_attributions"]) for record in records] == [len(prompt)] * 6
     assert records[2]["input_attributions"][3] == pytest.approx(float(a.scores[2, 3]))
+    assert a.standard_error is None or np.isnan(a.standard_error[:, a.user]).all()  # of one order
 
 
 def test_top_names_typed_tokens_only_strongest_first(lm, prompt):

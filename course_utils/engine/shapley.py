@@ -45,7 +45,7 @@ def shapley_values(
         metric: what is scored.
         players: which tokens play; the others stay as they are and score 0.
         replacement: the token id that takes the place of a player who is out.
-        permutations: how many random orders, each with its reverse.
+        permutations: how many random orders, each with its reverse; one alone has no standard error (NaN).
         seed: decides the orders.
 
     Raises:
@@ -74,7 +74,8 @@ def shapley_values(
     else:
         gains = torch.stack([_gains(order, worth) for order in orders])  # [order, player, output]
         pairs = gains.reshape(-1, 2, *gains.shape[1:]).mean(dim=1)  # an order and its reverse are not independent
-        mean, error = pairs.mean(dim=0), pairs.std(dim=0) / math.sqrt(len(pairs))
+        mean = pairs.mean(dim=0)
+        error = pairs.std(dim=0) / math.sqrt(len(pairs)) if len(pairs) > 1 else torch.full_like(mean, torch.nan)
     return Shapley(_placed(metric, players, mean), _placed(metric, players, error), value, worth[(False,) * n])
 
 
