@@ -1,5 +1,6 @@
 """What the tests share: the real model, loaded once, and tiny random models of many architectures."""
 
+import os
 from functools import cache
 
 import pytest
@@ -33,6 +34,19 @@ ARCHITECTURES = {
     "olmo2": _GROUPED,
     "falcon": {**_SMALL, "new_decoder_architecture": False, "multi_query": True, "parallel_attn": True},
 }
+
+
+def pytest_configure(config):
+    """Tests beside others have a thread each, and so do the processes that they start."""
+    if hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Lessons come first, the last of them before all: they take longest, and nothing waits for them in the end."""
+    items.sort(key=lambda item: item.path.name if item.path.suffix == ".ipynb" else "", reverse=True)
 
 
 @pytest.fixture(scope="session")
