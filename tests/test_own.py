@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
 from click.testing import CliRunner
 
@@ -63,6 +64,33 @@ def test_what_a_learner_changed_is_never_overwritten_and_what_not_is_renewed(cou
     assert reset("08_1", course).read_bytes() == kept
     assert "".join(cells(mine)[1]["source"]) == "# a newer course"
     assert list(bring_up_to_date(course)) == []
+
+
+def test_a_copy_that_was_only_opened_is_not_begun_and_is_renewed(course):
+    list(bring_up_to_date(course))
+    for copy in (course / "my").glob("*.ipynb"):  # JupyterLab saves it after two minutes, as nbformat writes it
+        notebook = nbformat.read(copy, as_version=4)
+        notebook.metadata["language_info"] = {"name": "python", "version": "3.13.0"}
+        nbformat.write(notebook, copy)
+    assert not [one.name for one in standings(course) if one.begun]
+    for path in (*(course / "notebooks").glob("08_1*.ipynb"), *(course / "exercises").glob("08_1*.ipynb")):
+        change(path, "# a newer course")
+    assert list(bring_up_to_date(course)) == []
+    for copy in (course / "my").glob("*08_1*.ipynb"):
+        assert "".join(cells(copy)[1]["source"]) == "# a newer course"
+
+
+def test_a_copy_that_was_run_is_begun_and_never_overwritten(course):
+    list(bring_up_to_date(course))
+    mine = course / "my" / "08_1_token_attribution.ipynb"
+    notebook = json.loads(mine.read_text(encoding="utf-8"))
+    notebook["cells"][3]["outputs"] = [
+        {"output_type": "stream", "name": "stdout", "text": ["I can't help with that.\n"]}
+    ]
+    mine.write_text(json.dumps(notebook), encoding="utf-8")
+    change(course / "notebooks" / "08_1_token_attribution.ipynb", "# a newer course")
+    assert [one.name for one in standings(course) if one.begun] == ["08_1_token_attribution"]
+    assert "course reset" in next(bring_up_to_date(course))
 
 
 def test_a_copy_that_was_removed_comes_back_and_a_damaged_record_loses_nothing(course):

@@ -1,7 +1,7 @@
 """A learner's own copy of lessons and exercises, in `my/`: to write in, while the originals stay to be read.
 
 Outputs are cleared, so that no prediction is spoiled. What a learner has changed is never overwritten; what they have
-not is brought up to date when the course is. `my/.course.json` keeps what each copy looked like when it was made.
+not is brought up to date when the course is. `my/.course.json` keeps what each copy held when it was made.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def bring_up_to_date(root: Path = ROOT) -> Iterator[str]:
         told = kept.get(name, {})
         if copy.exists() and told.get("source") == _digest(source):
             continue
-        if copy.exists() and told.get("copy") != _digest(copy.read_bytes()):
+        if copy.exists() and told.get("copy") != _held(copy.read_bytes()):
             yield f"{name}: the course has a newer one than yours; `course reset {name}` gets it and keeps yours."
             continue
         kept[name] = _write(copy, source)
@@ -162,7 +162,7 @@ def _standing(name: str, original: Path, copy: Path, told: dict[str, Any]) -> St
     text = "".join(source[0]["source"]) if source else name
     minutes = re.search(r"(\d+) minutes", text)
     title = text.partition("\n")[0].lstrip("# ")
-    begun = copy.exists() and _digest(copy.read_bytes()) != told.get("copy")
+    begun = copy.exists() and _held(copy.read_bytes()) != told.get("copy")
     if name.startswith(PREFIX):
         done, of = int(told.get("passed", 0)), int(told.get("of", 0))
     else:
@@ -194,7 +194,29 @@ def _write(copy: Path, source: bytes) -> dict[str, Any]:
     content = (json.dumps(notebook, indent=1, ensure_ascii=False) + "\n").encode()
     copy.parent.mkdir(exist_ok=True)
     write_whole(copy, content)
-    return {"source": _digest(source), "copy": _digest(content)}
+    return {"source": _digest(source), "copy": _held(content)}
+
+
+def _held(content: bytes) -> str:
+    """A digest of what the cells hold: JupyterLab saves what was only opened, with metadata and lines of its own."""
+    try:
+        cells = [
+            {part: cell.get(part) for part in ("cell_type", "source", "outputs")}
+            for cell in json.loads(content)["cells"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return _digest(content)
+    return _digest(json.dumps(_joined(cells), sort_keys=True).encode())
+
+
+def _joined(value: Any) -> Any:
+    """A part of a notebook, with each text in one piece, whether it was written so or as a list of lines."""
+    if isinstance(value, dict):
+        return {key: _joined(each) for key, each in value.items()}
+    if isinstance(value, list):
+        texts = all(isinstance(each, str) for each in value)
+        return "".join(value) if texts else [_joined(each) for each in value]
+    return value
 
 
 def _digest(content: bytes) -> str:
