@@ -116,25 +116,26 @@ def choose(question: str, choice: Any, options: Sequence[str], *, folder: str | 
 
     Args:
         question: what is asked, with the lesson's number: "8.0 Which suspect would you deploy?"
-        choice: one of the options.
+        choice: one of the options, read as `your_turn` reads a text.
         options: what can be chosen.
         folder: where choices are kept; by default the current folder, which is where a notebook runs.
 
-    Raises:
-        CourseError: something else was chosen.
-
     >>> choose("8.0 Which one?", ..., ["model-a", "model-b"])
     Your choice: put "model-a" or "model-b" in the place of ... and run the cell again.
+    >>> choose("8.0 Which one?", "c", ["model-a", "model-b"])
+    Not kept: got c. Put "model-a" or "model-b" in its place and run the cell again.
     """
+    listed = " or ".join(f'"{option}"' for option in options)
+    chosen = next((option for option in options if isinstance(choice, str) and _plain(option) == _plain(choice)), None)
     if choice is ...:
-        listed = " or ".join(f'"{option}"' for option in options)
         print(f"Your choice: put {listed} in the place of ... and run the cell again.")
         return
-    if not isinstance(choice, str) or choice not in options:
-        raise CourseError(f"Expected one of {', '.join(options)}, got {choice!r:.80}.")
-    kept = {**_kept(folder), question: {"choice": choice, "date": date.today().isoformat()}}
+    if chosen is None:
+        print(f"Not kept: got {_short(choice)}. Put {listed} in its place and run the cell again.")
+        return
+    kept = {**_kept(folder), question: {"choice": chosen, "date": date.today().isoformat()}}
     write_whole(Path(folder) / KEPT, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
-    print(f"Kept: {choice}.")
+    print(f"Kept: {chosen}.")
 
 
 def choices(right: dict[str, str], *, folder: str | Path = ".") -> None:
