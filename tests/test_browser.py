@@ -196,10 +196,10 @@ def browser():
 
 
 @contextmanager
-def window_of(course, browser):
+def window_of(course, browser, width=1366):
     """A window; afterwards, that it asked nobody but this machine."""
     asked = []
-    context = browser.new_context(viewport={"width": 1366, "height": 768})
+    context = browser.new_context(viewport={"width": width, "height": 768})
     context.on("request", lambda request: asked.append(request.url))
     context.on("page", lambda page: page.on("websocket", lambda socket: asked.append(socket.url)))
     yield Window(course, context.new_page())
@@ -227,6 +227,15 @@ def test_the_start_page_leads_to_the_lesson_that_comes_next_and_figures_say_what
     window.write(cell, FIGURE)
     expect(cell.locator(".jp-RenderedImage img")).to_have_attribute("alt", "Two bars. Axes: effect (nats)")
     assert window.axe() == []
+
+
+@pytest.mark.slow
+def test_on_a_phone_the_page_has_the_room_and_the_list_of_files_none(course, browser):
+    with window_of(course, browser, width=390) as window:
+        window.open()
+        link = window.page.locator(".jp-MarkdownViewer h2 a").first
+        expect(link).to_be_in_viewport(ratio=1, timeout=QUICKLY)
+        expect(window.page.locator(".jp-DirListing")).to_be_hidden()
 
 
 # ------------------------------------------------------------------------------------------------------- two lessons

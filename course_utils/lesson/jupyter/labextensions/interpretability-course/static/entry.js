@@ -1,6 +1,6 @@
 // An extension of JupyterLab, written by hand so that nothing needs to be built: what a bundler's container would offer
-// (init, get) stands at the end. Where JupyterLab changes so that it fails, figures lack their alternative text and the
-// start page is as old as its tab; nothing else is lost.
+// (init, get) stands at the end. Where JupyterLab changes so that it fails, figures lack their alternative text, the
+// start page is as old as its tab and narrow windows begin at the list of files; nothing else is lost.
 (() => {
   const NAME = "interpretability-course";
   const START = "my/start.md"; // course_utils/lesson/start.py
@@ -35,11 +35,17 @@
     app.shell.currentChanged.connect((_, change) => fresh(change.newValue));
   }
 
+  // On a phone, or magnified, the list of files would leave the page no room.
+  function makeRoom(app) {
+    if (window.innerWidth < 700) app.restored.then(() => app.shell.collapseLeft());
+  }
+
   async function extension() {
     const { IRenderMimeRegistry } = await module("@jupyterlab/rendermime");
     const activate = (app, rendermime) => {
       describeFigures(rendermime);
       keepStartFresh(app);
+      makeRoom(app);
     };
     const plugin = { id: `${NAME}:plugin`, autoStart: true, requires: [IRenderMimeRegistry], activate };
     return () => ({ __esModule: true, default: plugin });
