@@ -576,3 +576,48 @@ def test_a_folder_that_cannot_be_opened_is_told(put, monkeypatch):
     found = take(top, EXERCISES)
     assert [one.student for one in found.submissions] == ["ben"]
     assert found.left == (f"{top / 'ada'} cannot be read ([Errno 13] Permission denied: '{top / 'ada'}').",)
+
+
+MOODLE = [f"{who}_{number}_assignsubmission_file/{ONE}.ipynb" for number, who in enumerate(("Jo", "Al", "Zoe"), 7)]
+
+
+def moodle_s(path, *seconds, names=MOODLE):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, after in zip(names, seconds, strict=False):
+            archive.writestr(zipfile.ZipInfo(name, (2026, 12, 1, 10, after // 60, after % 60)), name)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_told"),
+    [
+        ((0, 2, 2), False),  # as Moodle from 3.10 on writes whatever it sends: when it sends it
+        ((0, 900, 900), False),
+        ((4, 0, 2), True),
+        ((0, 600, 1500), True),
+        ((0, 2), True),
+        ((0,), True),
+    ],
+)
+def test_the_time_of_a_download_is_nobody_s_hand_in(tmp_path, seconds, is_told):
+    found = take(moodle_s(tmp_path / "a.zip", *seconds), EXERCISES)
+    assert [bool(one.handed_in) for one in found.submissions] == [is_told] * len(seconds)
+    assert ["time at which Moodle wrote the download" in told for told in found.notes] == [True] * (not is_told)
+
+
+def test_of_one_or_two_the_time_of_the_zip_file_tells(tmp_path):
+    path = moodle_s(tmp_path / "a.zip", 0)
+    os.utime(path, (time.mktime((2026, 12, 1, 10, 5, 0, 0, 0, -1)),) * 2)
+    assert not take(path, EXERCISES).submissions[0].handed_in
+
+
+def test_the_same_where_the_download_was_unpacked_and_no_student_s_zip_has_a_say(put, tmp_path):
+    top = put(*MOODLE)
+    assert not any(one.handed_in for one in take(top, EXERCISES).submissions)
+    for k, name in enumerate(MOODLE):
+        os.utime(top / name, (1e9 + 9000 * k,) * 2)
+    assert all(one.handed_in for one in take(top, EXERCISES).submissions)
+    (top / MOODLE[0]).unlink()
+    own = moodle_s(top / MOODLE[0].replace("ipynb", "zip"), 0, 1, 2, names=[MOODLE[0], f"a/{MOODLE[0]}", "c.ipynb"])
+    os.utime(own, (1e9, 1e9))
+    assert all(one.handed_in for one in take(top, EXERCISES).submissions)

@@ -23,11 +23,12 @@ from ...errors import CourseError, first_line
 from ..handout.copies import exercise_named
 from ..handout.suspects import FOLDER
 from ..notebook import LARGEST
-from ..people.owners import Owned, owned, plain_text, printable
+from ..people.owners import Owned, moodle_name, owned, plain_text, printable
 
 _MOST_FILES = 200_000  # in one zip file: more is no class
 _LARGEST_DIRECTORY = 20_000_000  # bytes of a zip file's list of files; a tenth of it for a student's own
 _MOST_TOLD = 20  # sentences about the files of one student
+_DOWNLOADED_WITHIN = 900.0  # seconds that a platform takes to send a class's files
 _LONGEST_NAME = 1000  # characters of all names down to a file
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, RuntimeError, ArithmeticError, MemoryError)
 DAMAGE = (*_DAMAGE, zipfile.BadZipFile, zlib.error, struct.error)  # what zipfile raises on damaged files
@@ -119,12 +120,15 @@ def take(
     files = list(_files_in(path, told))
     found, notes = owned(((file.names, file) for file in files), exercises)
     told.notes += notes
+    not_timed = _not_timed(found, path, told)
     mine: list[tuple[Submission, str]] = []
     ids = _telling(cells or {})
     with ExitStack() as stack:
         archives = _Archives(stack)
         for file, who in found:
             submission = _submission(file, who)
+            if moodle_name(who.label) and _download(file, who, path) in not_timed:
+                submission = replace(submission, handed_in="")
             if not who.student:
                 told.left.append(f"{submission.place} is in no student's folder: {_WHERE}.")
             elif not file.name.lower().endswith(".ipynb"):
@@ -138,6 +142,43 @@ def take(
                 exercise = _exercise(who, exercises, by_cells, submission.place, told)
                 mine.append((replace(submission, exercise=exercise), who.name))
     return _sorted_out(mine, told, only, untouched)
+
+
+def _not_timed(found: list[tuple[_File, Owned]], path: Path, told: _Told) -> set[Path]:
+    """The downloads of Moodle's whose files have the time at which it wrote them, which is nobody's hand-in.
+
+    Moodle did so from 3.10 on, for years: a class's files follow each other within minutes, in a zip file none earlier
+    than the one before it. Of one or two, these are as old as the zip file itself.
+    """
+    times: dict[Path, list[float]] = {}
+    for file, who in found:
+        if moodle_name(who.label):
+            times.setdefault(_download(file, who, path), []).append(_seconds(file, who))
+    made = sorted(place for place, each in times.items() if _follow_each_other(each, place))
+    told.notes += [
+        f"{printable(str(place))}: all has the time at which Moodle wrote the download; when it was handed in is not "
+        "known, and nothing is subtracted."
+        for place in made
+    ]
+    return set(made)
+
+
+def _download(file: _File, who: Owned, path: Path) -> Path:
+    """The zip file in which Moodle wrote a file, or the folder where its download was unpacked."""
+    outside = len(file.names) - len(PurePosixPath(file.member).parts) if file.member else len(file.names)
+    is_inside = any(name.startswith(who.label) for name in file.names[outside:])
+    return file.source if is_inside and not any(name.startswith(who.label) for name in file.names[:outside]) else path
+
+
+def _follow_each_other(times: list[float], place: Path) -> bool:
+    if max(times) - min(times) > _DOWNLOADED_WITHIN:
+        return False
+    if len(times) > 2:
+        return place.is_dir() or times == sorted(times)
+    try:
+        return place.is_file() and abs(place.stat().st_mtime - max(times)) <= _DOWNLOADED_WITHIN
+    except OSError:
+        return False
 
 
 _WHERE, _NOT = "put it into one called after its student", "no .ipynb"
