@@ -516,6 +516,76 @@ def test_from_moodle_s_zip_to_moodle_s_worksheet_and_feedback(course, solution):
         assert sorted(map(moodle_attaches, archive.namelist())) == [(1022, "toy.html"), (1023, "toy.html")]
 
 
+def moodle_s(names, day=2):
+    with zipfile.ZipFile("submissions.zip", "w") as archive:
+        for name, content in names.items():
+            archive.writestr(
+                zipfile.ZipInfo(f"{name}_assignsubmission_file/toy.ipynb", (2026, 12, day, 10, 0, 0)), content
+            )
+
+
+def standing(folder="grades"):
+    with Gradebook(Path(folder, "course-gradebook.sqlite")) as book:
+        return {one.student: (one.number, one.total) for one in book.current()}
+
+
+GRADED = ("grade", "submissions.zip", "--reference", "solutions", "--no-sandbox")
+
+
+def test_an_extension_granted_after_grading_counts_without_a_run(course, solution):
+    moodle_s({"Jane Doe_1022": write(right(student_view(solution)))})
+    Path("roster.csv").write_text("student,moodle_id,extension\njane,1022,\n", encoding="utf-8")
+    command(*GRADED, "--roster", "roster.csv", "--late", "10% per day", "--due", "2026-12-01T10:30")
+    assert standing() == {"jane": ("1022", 4.2)}
+    Path("roster.csv").write_text("student,moodle_id,extension\njane,1022,3\n", encoding="utf-8")
+    told = command("grade", "--export", "moodle", "--reference", "solutions", "--roster", "roster.csv")
+    assert "jane, toy, total: 4.2 before, 5 now" in told
+    assert standing() == {"jane": ("1022", 5)}
+    assert "subtracted" not in Path("grades/feedback/jane.html").read_text(encoding="utf-8")
+
+
+def test_parts_of_a_class_that_hides_its_names_are_not_one_student(course, solution):
+    """Moodle calls all of them alike where it hides names, and lets some be downloaded alone."""
+    mine = right(student_view(solution))
+    for number, text in (("55", "a"), ("56", "b"), ("55", "c")):
+        cell_of(mine, "why").source = text
+        moodle_s({f"Participant_{number}": write(mine)})
+        told = command(*GRADED)
+        assert ("Participant of the gradebook has another number" in told) == (number == "56")
+    assert {number for number, _ in standing().values()} == {"55", "56"}
+    moodle_s({f"Participant_{number}": write(mine) for number in (55, 56)})
+    command(*GRADED)
+    assert standing() == {"Participant": ("55", 5), "Participant (56)": ("56", 5)}
+
+
+@pytest.mark.parametrize("way", ["graded again", "without a run", "no roster"])
+def test_who_changed_their_name_keeps_what_a_person_gave(course, solution, way):
+    mine = write(right(student_view(solution)))
+    roster = () if way == "no roster" else ("--roster", "roster.csv")
+    for key, name in (("jdoe", "Jane Doe"), ("jroe", "Jane Roe")):
+        moodle_s({f"{name}_1022": mine})
+        Path("roster.csv").write_text(f"student,name,moodle_id\n{key},{name},1022\n", encoding="utf-8")
+        if key == "jdoe":
+            command(*GRADED, *roster)
+            who = next(iter(standing()))
+            command("override", who, "toy", "halve-check", "1", "--reason", "on paper")
+        elif way == "without a run":
+            told = command("grade", "--export", "moodle", "--reference", "solutions", *roster)
+            assert "jdoe of the gradebook is jroe in roster.csv, whose number 1022 is" in told
+        else:
+            command(*GRADED, *roster)
+    assert standing() == {"Jane Doe" if way == "no roster" else "jroe": ("1022", 4)}
+
+
+def test_a_team_s_number_that_is_also_a_student_s_is_told(course, solution):
+    """Moodle writes a team's own number where it writes a student's."""
+    moodle_s({"Team A_1022": write(right(student_view(solution)))})
+    Path("roster.csv").write_text("student,name,moodle_id\njdoe,Jane Doe,1022\n", encoding="utf-8")
+    assert "has the number of jdoe and the name of Team A: the number counts" in command(
+        *GRADED, "--roster", "roster.csv"
+    )
+
+
 def test_the_bundle_s_options_fit_each_other():
     with pytest.raises(CourseError, match="got both"):
         release.Release(out=Path("a"), archives=Path("b")).check()

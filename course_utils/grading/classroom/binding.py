@@ -76,8 +76,9 @@ class _Known:
         by_number = self._numbers.get((platform, one.number)) if platform and one.number else None
         named = next(iter(by_name)) if len(by_name) == 1 else None
         if by_number is not None:
-            if named not in (None, by_number):
-                whose = f"the number of {by_number.student} and the name of {named and named.student}"
+            shares_its_name = one.student.endswith(f" ({one.number})")  # as all have one where Moodle hides names
+            if by_number.name and by_number not in by_name and not shares_its_name:
+                whose = f"the number of {by_number.student} and the name of {named.student if named else one.student}"
                 notes.append(f"{one.place} has {whose}: the number counts.")
             return by_number
         if len(by_name) > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from .feedback import write_feedback
 from .grade import Report, grade, needs_sandbox, references_in
 from .gradebook import Gradebook
 from .gradebook_file import gradebook_path
+from .known import as_known, follow
 from .late import Late
 from .marking import Marking, mark_in_terminal
 from .overview import write_overview
@@ -105,15 +105,15 @@ def grade_class(
         found = bind(found, about.roster, [exercise] if exercise else [], untouched) if about.roster else found
     report = Report()
     with Gradebook(gradebook_path(out)) as book:
-        if about.roster:
-            book.keep("students", json.dumps([one.student for one in about.roster.students]))
+        for told in follow(book, about.roster) if about.roster else ():
+            click.echo(f"note: {told}", err=True)
         if submissions is not None:
-            found = besides_earlier(found, book, untouched)
+            found = besides_earlier(as_known(found, book, about.roster), book, untouched)
             with tqdm(total=len(found.submissions), unit="notebook", disable=None) as bar:
                 options["progress"] = bar.update
                 report = grade(found, book, references, **options)
         report.changes += policy.settle(book)
-        pages = write_feedback(book, out / "feedback") if submissions is not None or late or due else 0
+        pages = write_feedback(book, out / "feedback") if submissions or late or due or about.roster else 0
         if submissions is not None:
             write_whole(out / "statistics.csv", table_of(statistics(book.current())))
             write_overview(book, out)

@@ -108,6 +108,25 @@ class Gradebook:
         ).fetchone()
         return found or ("", "")
 
+    def numbered(self) -> list[tuple[str, str, str, str]]:
+        """Student, exercise, a platform's number and its name for the file, of all that has a number, by turn."""
+        return self._db.execute(
+            "SELECT student, exercise, number, label FROM submission WHERE number != '' ORDER BY turn, id"
+        ).fetchall()
+
+    def rename(self, student: str, now: str) -> None:
+        """Let what a student handed in, and what a person gave them, be another's; but what that one has already."""
+        with self._change() as db:
+            for table in ("submission", "manual", "override"):
+                db.execute(f"UPDATE OR IGNORE {table} SET student = ? WHERE student = ?", (now, student))
+
+    def extend(self, extensions: Mapping[str, str]) -> None:
+        """Write what extension each student has now, for all that they handed in."""
+        with self._change() as db:
+            db.executemany(
+                "UPDATE submission SET extension = ? WHERE student = ?", [(e, who) for who, e in extensions.items()]
+            )
+
     def settle_late(self, penalty: Callable[[str, str, bool, str], tuple[float, str]]) -> list[Change]:
         """Write what being late costs each submission, as a function of exercise, time, mark and extension says.
 
