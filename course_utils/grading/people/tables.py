@@ -13,6 +13,7 @@ from .names import composed
 
 Rows = list[list[str]]
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_INSIDE = re.compile(r"(?<=[;\t\r\n])(?=\s*[=+\-@])")  # where a spreadsheet of another country begins a cell
 _LARGEST = 50_000_000  # bytes
 
 
@@ -65,15 +66,15 @@ def text_of(path: Path, what: str) -> str:
 
 
 def _harmless(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
+    """A cell that no spreadsheet takes for a formula, nor a part of it: where decimals have commas, cells end at ;."""
     try:
         float(cell)
     except ValueError:
-        return f"'{cell}" if cell.startswith(_FORMULA) else cell
+        return _INSIDE.sub("'", f"'{cell}" if cell.startswith(_FORMULA) else cell)
     return cell
 
 
 def _plain(cell: str) -> str:
     """A cell as it was before `_harmless`."""
-    cell = composed(cell.strip())
+    cell = re.sub(r"(?<=[;\t\r\n])'(?=\s*[=+\-@])", "", composed(cell.strip()))
     return cell[1:] if cell[:1] == "'" and cell[1:2] in _FORMULA else cell
