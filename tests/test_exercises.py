@@ -17,6 +17,7 @@ import torch
 from course_utils import checks
 from course_utils.checks.spies import as_tensor
 from course_utils.grading.handout.assignment import exercise_from, faults
+from course_utils.grading.merge import merge
 from course_utils.grading.notebook import ANSWER, CHECK, NOT_RUN, grade_id, has_code, kind, printed, read, write
 from course_utils.grading.runner.run import run
 from course_utils.grading.sandbox.bubblewrap import trouble
@@ -33,6 +34,22 @@ def test_there_is_an_exercise_and_a_table_of_answers_for_each_solution():
     names = [path.stem for path in SOLUTIONS]
     assert sorted(path.stem for path in (ROOT / "exercises").glob("*.ipynb")) == names
     assert set(answers.EXERCISES) <= set(names)
+
+
+@pytest.mark.quick
+@EACH
+def test_a_notebook_whose_editor_keeps_no_metadata_and_no_ids_is_the_same(path):
+    solution = read(path.read_bytes())
+    mine = read(exercise_from(path.read_bytes()))
+    for cell in mine.cells:
+        if kind(cell) == ANSWER:
+            cell.source = cell_of(solution, grade_id(cell)).source
+    bare = nbformat.from_dict(mine)
+    for number, cell in enumerate(bare.cells):
+        cell.metadata, cell.id = {}, f"{number}"
+    found, whole = merge(solution, bare), merge(solution, mine)
+    assert found.repairs == whole.repairs == []
+    assert [cell.source for cell in found.notebook.cells] == [cell.source for cell in whole.notebook.cells]
 
 
 @pytest.fixture(params=[pytest.param("cold", marks=pytest.mark.slow if trouble() == "" else ()), "warm"])

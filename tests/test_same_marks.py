@@ -118,6 +118,26 @@ def test_a_function_written_into_a_cell_of_the_course_s_own_stays_whole(solution
     assert "# 2 x" in result.notebook.decode()
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_lines_that_another_system_ended_are_the_same_lines(solution, mine, end):
+    for cell in mine.cells:
+        cell.source = cell.source.replace("\n", end)
+    result = grade(solution, mine)
+    assert earned(result) == FULL
+    assert result.repairs == ()
+
+
+@pytest.mark.parametrize(
+    "helper",
+    ["def help_me(x):\n    return x + x", "from operator import add as help_2\nhelp_me = lambda x: help_2(x, x)"],
+)
+@pytest.mark.parametrize("before", ["halve", None])
+def test_a_helper_in_a_cell_below_had_run_in_the_student_s_session(solution, mine, helper, before):
+    cell_of(mine, "double").source = "def double(x):\n    return help_me(x)"
+    put(mine, before, helper)
+    assert earned(grade(solution, mine)) == FULL
+
+
 def test_all_code_moved_into_the_first_cell_of_the_course_s_own(solution, mine):
     codes = [cell for cell in mine.cells if cell.cell_type == "code"]
     codes[0].source = "\n\n".join(cell.source for cell in codes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import symtable
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from .notebook import ANSWER, CHECK, FREE, MANUAL, NOT_RUN, grade_id, has_code, 
 _MARKER = re.compile(r"(?m)^([ \t]*#+[ \t]*)(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)[ \t]*$")
 _DEFINED = re.compile(r"(?m)^(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)")
 _ASSIGNED = re.compile(r"(?m)^(\w+)[ \t]*=(?!=)")
+_IMPORTED = re.compile(r"(?m)^(?:from[ \t]+[\w.]+[ \t]+)?import[ \t]+([^#;\n]+)")
 _LONGEST = 100_000  # characters of a cell of the course's own that are looked through for what was written into it
 _OWN = (ANSWER, MANUAL)  # the cells that a learner writes
 
@@ -87,6 +89,34 @@ def bound(source: str) -> set[str]:
     return {*defined(source), *_ASSIGNED.findall(source)}
 
 
+def at_hand(source: str) -> set[str]:
+    r"""The names that a source defines, assigns or imports at its left margin.
+
+    >>> sorted(at_hand("import numpy as np, torch.nn\nfrom math import log, exp as e"))
+    ['e', 'log', 'np', 'torch']
+    """
+    parts = [part for line in _IMPORTED.findall(source) for part in re.sub("[()]", "", line).split(",")]
+    return bound(source) | {words[-1].split(".")[0] for part in parts if (words := part.split())}
+
+
+def looked_up(source: str) -> list[str]:
+    r"""The names that the functions of a source look up outside of themselves when they are called.
+
+    >>> looked_up("def double(x):\n    two = 2\n    return times(x, two)")
+    ['times']
+    """
+    found: set[str] = set()
+    try:
+        tables = [symtable.symtable(_without_magics(source), "", "exec")]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    for table in tables:
+        tables += table.get_children()
+        if table.get_type() == "function":
+            found |= {one.get_name() for one in table.get_symbols() if one.is_global() and one.is_referenced()}
+    return sorted(found)
+
+
 def is_open(cell: NotebookNode) -> bool:
     """Whether an answer, or a function of it, stands as it was handed out, or was emptied."""
     return not has_code(cell.source) or "raise NotImplementedError" in cell.source
@@ -151,14 +181,26 @@ class _Matching:
         self._match([places.get(grade_id(cell), -1) for cell in submission])
         ids = {cell.id: place for place, cell in enumerate(reference)}
         self._match([ids.get(cell.id, -1) if not grade_id(cell) else -1 for cell in submission])
-        texts = {cell.source: place for place, cell in enumerate(reference) if kind(cell) not in _OWN}
-        self._match([texts.get(cell.source, -1) if kind(cell) == FREE else -1 for cell in submission])
+        self._match(self._by_text())
         for place, cell in enumerate(reference):
             if kind(cell) in _OWN and place not in self.of:
                 self._by_position(place)
         self.into = {place: lines for place in self.of if (lines := self._written_into(place))}
         self._report()
         self.free = self._added()
+
+    def _by_text(self) -> list[int]:
+        """The place of the reference's own text that each cell claims: of those that are alike each one in its turn."""
+        places: dict[str, list[int]] = {}
+        for place, cell in enumerate(self.reference):
+            if kind(cell) not in _OWN and place not in self.of:
+                places.setdefault(cell.source, []).append(place)
+        matched, wanted = {*self.of.values()}, list[int]()
+        for index, cell in enumerate(self.submission):
+            alike = places.get(cell.source, []) if kind(cell) == FREE and index not in matched else []
+            wanted.append(alike[0] if alike else -1)
+            del alike[: len(alike) > 1]
+        return wanted
 
     def _match(self, wanted: list[int]) -> None:
         """Match every cell of the submission with the place that it claims; of several answers all that were edited."""
@@ -228,7 +270,9 @@ class _Matching:
             what, name = kind(cell), _name(cell)
             if place not in self.of:
                 if what in _OWN or (what == CHECK and _is_run(cell)):
-                    self.repairs.append(f"Cell {name} was missing: it is put back{_as_stub(what)}.")
+                    is_elsewhere = what in _OWN and self.is_elsewhere(cell)
+                    done = "what other cells define counts" if is_elsewhere else f"it is put back{_as_stub(what)}"
+                    self.repairs.append(f"Cell {name} was missing: {done}.")
                 continue
             own = self.submission[self.of[place]]
             if own.cell_type != cell.cell_type:
@@ -275,10 +319,9 @@ def statements(source: str) -> list[tuple[str, str]]:
     if len(source) > _LONGEST:
         return []
     found, end = list[tuple[str, str]](), 0
-    lines = re.split("\r\n|\r|\n", source)
-    plain = "\n".join(repr(line) if line[:1] in ("%", "!") else line for line in lines)
+    lines = source.split("\n")
     try:
-        for statement in ast.parse(plain).body:
+        for statement in ast.parse(_without_magics(source)).body:
             begin = min(node.lineno for node in (statement, *getattr(statement, "decorator_list", ())))
             trees, begin = (found.pop()[0], end) if begin == end else ("", begin)
             end = statement.end_lineno or begin
@@ -286,6 +329,11 @@ def statements(source: str) -> list[tuple[str, str]]:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return []
     return found
+
+
+def _without_magics(source: str) -> str:
+    """A source with each magic as a text, a line for a line."""
+    return "\n".join(repr(line) if line[:1] in ("%", "!") else line for line in source.split("\n"))
 
 
 def _name(cell: NotebookNode) -> str:

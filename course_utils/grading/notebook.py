@@ -91,7 +91,7 @@ def _normal(notebook: NotebookNode) -> NotebookNode:
         source = cell.get("source") or ""
         plain: dict[str, Any] = {
             "cell_type": kind,
-            "source": whole_text(source if isinstance(source, str) else "".join(map(str, source))).lstrip("\ufeff"),
+            "source": _lines(source if isinstance(source, str) else "".join(map(str, source))),
             "metadata": cell.get("metadata") if isinstance(cell.get("metadata"), dict) else {},
         }
         if kind == "code":
@@ -107,6 +107,11 @@ def _normal(notebook: NotebookNode) -> NotebookNode:
     metadata = notebook.get("metadata") if isinstance(notebook.get("metadata"), dict) else {}
     whole = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
     return nbformat.from_dict(whole)
+
+
+def _lines(source: str) -> str:
+    """A source as Jupyter has it, whichever program ended its lines."""
+    return whole_text(source).lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _pictures(attachments: Any) -> dict[str, dict[str, str]]:

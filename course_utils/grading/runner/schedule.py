@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import nbformat
 from nbformat import NotebookNode
 
 from ..._output_digest import SEAL
-from ..merge import Merged, bound, is_open
+from ...errors import CourseError
+from ..limited import within
+from ..merge import Merged, at_hand, bound, is_open, looked_up
 from ..notebook import ANSWER, CHECK, LOCKED, MANUAL, grade_id, has_code, is_hidden, item_of, kind, printed
 
 KEEP = -1  # the place of a step that is no cell: it remembers what names mean where a hidden check stands, or the like
@@ -98,8 +101,9 @@ class _Step:
 def _ordered(merged: Merged) -> list[int]:
     """The cells, each as often and where it runs; a hidden check where names are kept for it."""
     order = list(range(len(merged.notebook.cells)))
+    hands = [at_hand(_code(cell)) for cell in merged.notebook.cells]
     for index in reversed(order[:]):
-        if later := _later(merged, index):
+        if later := _later(merged, index, hands):
             order.insert(order.index(later) + 1, index)
     return order
 
@@ -114,10 +118,11 @@ def _finally(source: str, then: str) -> str:
     return f"try:\n    {indented}\nfinally:\n    {then}"
 
 
-def _later(merged: Merged, index: int) -> int:
+def _later(merged: Merged, index: int, hands: Sequence[set[str]]) -> int:
     """The last cell below a check that belongs to its item (0: none): it runs after that, too.
 
-    What belongs to it: further copies of its answer, and what defines an answer that may have been left open.
+    What belongs to it: further copies of its answer, what defines an answer that may have been left open, and what
+    defines or imports a name that its answer calls and nothing above defines; `hands` says what each cell does.
     """
     cell = merged.notebook.cells[index]
     if not _is_check(cell):
@@ -129,7 +134,20 @@ def _later(merged: Merged, index: int) -> int:
     is_left = any(map(is_open, answers))
     copies = [other for other in below if merged.belongs.get(other) == item]
     fills = [other for other in below if is_left and names & bound(_code(merged.notebook.cells[other]))]
-    return max([*copies, *fills], default=0)
+    above = set().union(*hands[:index])
+    helpers = _helpers(answers, {other: hands[other] - above for other in below})
+    return max([*copies, *fills, *helpers], default=0)
+
+
+def _helpers(answers: Sequence[NotebookNode], late: Mapping[int, set[str]]) -> list[int]:
+    """Of cells below a check, with what they alone define, those that an answer needs: the learner had run them."""
+    words = set().union(*(re.findall(r"\w+", _code(cell)) for cell in answers))
+    if not words & set().union(*late.values()):  # as nearly always; reading code takes longer
+        return []
+    needed = set[str]()
+    with suppress(CourseError):  # a source can be such that Python's own parser gives out
+        needed = set().union(*(within(looked_up, _code(cell)) for cell in answers))
+    return [other for other, names in late.items() if names & needed]
 
 
 def _code(cell: NotebookNode) -> str:
