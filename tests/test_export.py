@@ -544,6 +544,28 @@ def test_an_extension_granted_after_grading_counts_without_a_run(course, solutio
     assert "subtracted" not in Path("grades/feedback/jane.html").read_text(encoding="utf-8")
 
 
+def test_an_extension_for_one_exercise_forgives_no_other(course, solution):
+    mine = write(right(student_view(solution)))
+    shutil.copy("solutions/toy.ipynb", "solutions/tea.ipynb")
+    for name in ("toy", "tea"):
+        path = Path("in", "jane", f"{name}.ipynb")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(mine)
+    common = ("--reference", "solutions", "--no-sandbox", "--roster", "roster.csv")
+    rule = ("--late", "20% once", "--due", "2020-12-01T10:30")
+    for handed_in, extension, wanted in (
+        (["in"], "tea=2999-01-01", {"tea": 0, "toy": 1.6}),
+        ([], "toy=9999; 1", {"tea": 1.6, "toy": 0}),
+    ):
+        Path("roster.csv").write_text(f"student,extension\njane,{extension}\n", encoding="utf-8")
+        command("grade", *handed_in, *common, *rule)
+        with Gradebook(Path("grades/course-gradebook.sqlite")) as book:
+            assert {one.exercise: one.subtracted for one in book.current()} == wanted
+    Path("roster.csv").write_text("student,extension\njane,coffee=3\n", encoding="utf-8")
+    told = command("grade", *common, *rule, code=2)
+    assert "extension of jane: a number of days, or: Expected one of tea, toy before =, got 'coffee'." in told
+
+
 def test_parts_of_a_class_that_hides_its_names_are_not_one_student(course, solution):
     """Moodle calls all of them alike where it hides names, and lets some be downloaded alone."""
     mine = right(student_view(solution))

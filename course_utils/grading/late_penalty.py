@@ -102,13 +102,32 @@ def due_dates(given: Iterable[str], exercises: Collection[str] = ()) -> dict[str
     return found
 
 
-def check_extension(text: str) -> None:
-    """Do nothing for what `extended` understands.
+def extensions_in(text: str, exercises: Collection[str] = ()) -> dict[str, str]:
+    """The extensions that a cell of a roster grants: `3` for all exercises (""), `NAME=3` for one, `;` between several.
+
+    Args:
+        text: the cell.
+        exercises: that there are; without them any name will do.
 
     Raises:
-        CourseError: it is neither a number of days nor a time.
+        CourseError: no such exercise, or neither a number of days nor a time.
+
+    >>> extensions_in("08_1=3; 2026-12-03T12:00")
+    {'08_1': '3', '': '2026-12-03T12:00'}
     """
-    extended(datetime(2026, 1, 1, tzinfo=timezone.utc), text)
+    found: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        name, told = (one.strip() for one in part.split("=", 1)) if "=" in part else ("", part)
+        if name and exercises and name not in exercises:
+            raise CourseError(f"Expected one of {', '.join(sorted(exercises))} before =, got {name!r}.")
+        extended(datetime(2026, 1, 1, tzinfo=timezone.utc), told)
+        found[name] = told
+    return found
+
+
+def extension_of(text: str, exercise: str) -> str:
+    """What a cell of a roster grants for an exercise, "" for nothing."""
+    return due_of(extensions_in(text), exercise)
 
 
 def extended(due: datetime, extension: str) -> datetime:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from ..late_penalty import extension_of
 from ..people.names import composed
 from ..people.owners import canvas_name, moodle_name, plain_text, printable
 from ..people.roster import Roster, Student
@@ -40,7 +41,8 @@ def bind(
             mine.append(replace(one, student=called))
             continue
         number = one.number or student.canvas_id or (*student.moodle_ids, "")[0]
-        mine.append(replace(one, student=student.student, number=number, extension=student.extension))
+        extension = extension_of(student.extension, one.exercise)
+        mine.append(replace(one, student=student.student, number=number, extension=extension))
     submissions, earlier = latest(mine, untouched)
     notes += _shortened(list(strangers.values()), "more whom the roster does not know")
     handed_in = {(one.exercise, one.student) for one in submissions}

@@ -18,7 +18,7 @@ from ..handout.release import SOLUTIONS
 from ..handout.suspects import FOLDER, beside, named, private_in
 from ..late_penalty import due_dates
 from ..notebook import grade_id, read
-from ..people.roster import Roster, read_roster
+from ..people.roster import Roster, check_extensions, read_roster
 from ..result import Limits
 from ..sandbox import control_groups
 from .binding import bind
@@ -72,8 +72,8 @@ def grade_class(
     if submissions is None:
         gradebook_in(out)
     folder, policy = reference or SOLUTIONS, Late(late, due)
-    about = About(_class_in(roster, suspects), titles_of(titles))
     exercises = [path.stem for path in folder.glob("*.ipynb")]
+    about = About(_class_in(roster, suspects, exercises), titles_of(titles))
     due_dates(due, exercises)
     if against is not None:  # before hours of grading
         needs_folder(against)
@@ -135,11 +135,15 @@ def _export(book: Gradebook, about: About, form: str, exercises: Collection[str]
         click.echo(f"note: {told}", err=True)
 
 
-def _class_in(roster: Path | None, suspects: Path | None) -> Roster | None:
+def _class_in(roster: Path | None, suspects: Path | None, exercises: Collection[str]) -> Roster | None:
     if roster is not None and suspects is not None:
         raise CourseError("Expected --roster or --suspects, got both; a roster has the suspects in it.")
     path = roster or suspects
-    return read_roster(path) if path is not None else None
+    if path is None:
+        return None
+    found = read_roster(path)
+    check_extensions(found, exercises)
+    return found
 
 
 def _check_references(references: Mapping[str, bytes], found: Taken, folder: Path) -> None:

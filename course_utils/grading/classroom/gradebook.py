@@ -120,12 +120,12 @@ class Gradebook:
             for table in ("submission", "manual", "override"):
                 db.execute(f"UPDATE OR IGNORE {table} SET student = ? WHERE student = ?", (now, student))
 
-    def extend(self, extensions: Mapping[str, str]) -> None:
-        """Write what extension each student has now, for all that they handed in."""
+    def extend(self, extension: Callable[[str, str], str | None]) -> None:
+        """Write the extension of all that was handed in, as a function of student and exercise says; None: as it is."""
+        rows = self._db.execute("SELECT id, student, exercise FROM submission").fetchall()
+        told = [(now, number) for number, who, what in rows if (now := extension(who, what)) is not None]
         with self._change() as db:
-            db.executemany(
-                "UPDATE submission SET extension = ? WHERE student = ?", [(e, who) for who, e in extensions.items()]
-            )
+            db.executemany("UPDATE submission SET extension = ? WHERE id = ?", told)
 
     def settle_late(self, penalty: Callable[[str, str, bool, str], tuple[float, str]]) -> list[Change]:
         """Write what being late costs each submission, as a function of exercise, time, mark and extension says.

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 
+from ..late_penalty import extension_of
 from ..people.owners import canvas_name, moodle_name
 from ..people.roster import Roster
 from .gradebook import Gradebook
@@ -25,7 +26,7 @@ def follow(book: Gradebook, roster: Roster) -> list[str]:
     old = sorted({(student, key) for student, _, key in _numbered(book) if student not in students and key in now})
     for student, key in old:
         book.rename(student, now[key])
-    book.extend(students)
+    book.extend(lambda who, what: extension_of(students[who], what) if who in students else None)
     book.keep("students", json.dumps(list(students)))
     return [
         f"{student} of the gradebook is {now[key]} in {roster.source}, whose number {key[1]} is: their marks go on."

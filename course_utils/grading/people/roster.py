@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ...errors import CourseError
-from ..late_penalty import check_extension
+from ..late_penalty import extensions_in
 from .names import BESIDE, LONGEST, composed, fitting, is_name
 from .owners import plain_text
 from .tables import rows_as_csv, rows_of
@@ -29,7 +29,7 @@ class Student:
         email: their address.
         suspect: a suspect's name, or `suspects/NAME` for a private one.
         section: of the class.
-        extension: a number of days, or a time.
+        extension: a number of days, or a time; `EXERCISE=` before it for one exercise, `;` between several.
     """
 
     student: str
@@ -86,12 +86,22 @@ def read_roster(path: Path) -> Roster:
     found = tuple(replace(one, student=one.student.strip()) for one in found if one.student)
     if not found:
         raise CourseError(f"Expected students in {path}, found none below its first line; add a line for each.")
-    for one in found:
+    roster = _each_once(found, path)
+    check_extensions(roster)
+    return roster
+
+
+def check_extensions(roster: Roster, exercises: Collection[str] = ()) -> None:
+    """Do nothing where each extension can be understood, and is of one of these exercises if any are given.
+
+    Raises:
+        CourseError: one is not.
+    """
+    for one in roster.students:
         try:
-            check_extension(one.extension)
+            extensions_in(one.extension, exercises)
         except CourseError as error:
-            raise CourseError(f"{path}, extension of {one.student}: a number of days, or: {error}") from error
-    return _each_once(found, path)
+            raise CourseError(f"{roster.source}, extension of {one.student}: a number of days, or: {error}") from error
 
 
 def _each_once(found: tuple[Student, ...], path: Path) -> Roster:
