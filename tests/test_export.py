@@ -580,6 +580,21 @@ def test_parts_of_a_class_that_hides_its_names_are_not_one_student(course, solut
     assert standing() == {"Participant": ("55", 5), "Participant (56)": ("56", 5)}
 
 
+@pytest.mark.parametrize("platform", ["canvas", "moodle"])
+def test_an_older_download_graded_again_takes_nothing_back(course, solution, platform):
+    old, new = (write(right(student_view(solution)) if k else student_view(solution)) for k in (0, 1))
+    old = old.replace(b"multiply by two", b"what?")
+    for day, mine in ((1, old), (2, new), (1, old)):
+        if platform == "moodle":
+            moodle_s({"Jane Doe_1022": mine}, day)
+        else:
+            with zipfile.ZipFile("submissions.zip", "w") as archive:
+                archive.writestr(f"doejane_1234_77{day}_toy.ipynb", mine)
+        told = command(*GRADED)
+    assert "was handed in before" in told
+    assert [total for _, total in standing().values()] == [5]
+
+
 @pytest.mark.parametrize("way", ["graded again", "without a run", "no roster"])
 def test_who_changed_their_name_keeps_what_a_person_gave(course, solution, way):
     mine = write(right(student_view(solution)))

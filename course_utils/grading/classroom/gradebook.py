@@ -100,13 +100,14 @@ class Gradebook:
             ).fetchone()
         return int(found[0])
 
-    def counts(self, student: str, exercise: str) -> tuple[str, str]:
-        """The SHA-256 and the place of the submission that counts so far; "" and "" where there is none."""
+    def counts(self, student: str, exercise: str) -> tuple[str, str, str, str]:
+        """Of the submission that counts so far its SHA-256, place, platform's name and time; "" where there is none."""
         found = self._db.execute(
-            "SELECT digest, place FROM submission WHERE student = ? AND exercise = ? ORDER BY turn DESC LIMIT 1",
+            "SELECT digest, place, label, handed_in FROM submission WHERE student = ? AND exercise = ?"
+            " ORDER BY turn DESC LIMIT 1",
             (student, exercise),
         ).fetchone()
-        return found or ("", "")
+        return found or ("", "", "", "")
 
     def numbered(self) -> list[tuple[str, str, str, str]]:
         """Student, exercise, a platform's number and its name for the file, of all that has a number, by turn."""

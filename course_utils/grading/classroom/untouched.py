@@ -12,6 +12,7 @@ from nbformat import NotebookNode
 from ...errors import CourseError
 from ..limited import within
 from ..notebook import ANSWER, MANUAL, TASK, grade_id, kind, read, student_view
+from ..people.owners import canvas_name, moodle_name
 from .gradebook import Gradebook
 from .submissions import Submission, Taken
 
@@ -30,15 +31,31 @@ def untouched_in(references: Mapping[str, bytes]) -> Callable[[Submission], bool
 
 
 def besides_earlier(found: Taken, book: Gradebook, untouched: Callable[[Submission], bool]) -> Taken:
-    """The same without those in which nothing is written and whose students have handed in another before."""
+    """The same without those whose students have handed in another that counts: later, or with something written in it.
+
+    So nothing is lost where an older download is graded again.
+    """
     kept, left = [], list(found.left)
     for submission in found.submissions:
-        digest, place = book.counts(submission.student, submission.exercise)
-        if digest and digest != _digest(submission) and untouched(submission):
+        digest, place, *when = book.counts(submission.student, submission.exercise)
+        if not digest or digest == _digest(submission):
+            kept.append(submission)
+        elif _is_before(submission, *when):
+            left.append(f"{submission.place} was handed in before {place}, which counts.")
+        elif untouched(submission):
             left.append(f"{submission.place} has nothing written in it: {place}, handed in before, counts.")
         else:
             kept.append(submission)
     return replace(found, submissions=tuple(kept), left=tuple(left))
+
+
+def _is_before(submission: Submission, label: str, handed_in: str) -> bool:
+    """Whether a platform says that another was handed in later: Canvas by its files' numbers, Moodle by their times."""
+    mine, other = canvas_name(submission.label), canvas_name(label)
+    if mine and other and mine.order and other.order:
+        return int(mine.order) < int(other.order)
+    from_moodle = moodle_name(submission.label) and moodle_name(label)
+    return bool(from_moodle and submission.handed_in and submission.handed_in < handed_in)
 
 
 def _digest(submission: Submission) -> str:
