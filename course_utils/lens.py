@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._arrays import Floats, close, floats, precise
+from ._arrays import HALF, Floats, close, floats, precise
 from .engine.blocks import added, added_by_attention, check_adds, check_restart, ending, frozen, normed
 from .engine.interventions import Run, run_once
 from .engine.metrics import contrast_ids, single_token
@@ -171,14 +171,15 @@ def direct_logit_attribution(
     factor, constant = _read_off(lm, base, wanted, ids)
 
     def direct(part: Tensor) -> Tensor:
-        return factor * (towards(part) @ wanted)
+        return factor * (towards(part) @ precise(wanted))
 
     attention, mlps, heads = [], [], []
     for layer in range(lm.n_layers):
         blocks, mixed = base.seen["attention", layer], base.seen["heads", layer][-1]
         written = added_by_attention(lm, base, layer)
-        through, _ = frozen(lm, partial(_added_last, lm, base, layer), blocks[-1])
         before, after = base.residual[layer][-1], base.residual[layer + 1][-1]
+        rounding = 2 * torch.finfo(before.dtype).eps * float(before.abs().max())
+        through, _ = frozen(lm, partial(_added_last, lm, base, layer), blocks[-1], rounding=rounding)
         attention.append(direct(written))
         mlps.append(direct(after - before - written))
         heads.append(direct(through(written_by_heads(lm, parts.out_projection[layer], mixed))))
@@ -189,11 +190,11 @@ def direct_logit_attribution(
         attention=floats(torch.stack(attention)),
         heads=floats(torch.stack(heads)),
         mlps=floats(torch.stack(mlps)),
-        constant=float(factor * (bias @ wanted) + constant),
+        constant=float(factor * (bias @ precise(wanted)) + constant),
         label=" − ".join(token_strings(lm.tokenizer, ids)),
     )
     largest = max(abs(split.embedding), float(np.abs([split.attention, split.mlps]).max()), abs(split.value))
-    if abs(split.total - split.value) > (3e-2 if lm.model.dtype in (torch.bfloat16, torch.float16) else 1e-3) * largest:
+    if abs(split.total - split.value) > (3e-2 if lm.model.dtype in HALF else 1e-3) * largest:
         raise CourseError(
             f"The parts add up to {split.total:.3g} and the logit is {split.value:.3g}: {type(lm.model).__name__} does "
             "something else with its stream, so its logits cannot be split this way."
@@ -210,8 +211,8 @@ def _read_off(lm: LocalModel, base: Run, wanted: Tensor, ids: list[int]) -> tupl
     """The factor between what the unembedding gives and the logit (Granite divides it), and what is added after it."""
     entering = normed(lm, base, base.residual[-1][-1:])[0]
     head = lm.model.get_output_embeddings()
-    raw, logits = head(entering), base.logits[-1]
-    factor = float((raw @ logits) / (raw @ raw))
+    raw, logits = precise(head(entering)), base.logits[-1]
+    factor = float((raw @ precise(logits)) / (raw @ raw))  # half precision overflows here
     if not close(factor * raw, logits):
         raise CourseError(
             f"{type(lm.model).__name__} bends its logits after the unembedding (a soft cap?), so they are no sum of "

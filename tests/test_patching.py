@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import tiny_model, words
-from course_utils import CourseError, activation_patching, direct_logit_attribution, logit_lens
+from course_utils import (
+    CourseError,
+    activation_patching,
+    analyze_attention,
+    direct_logit_attribution,
+    load_model,
+    logit_lens,
+)
 from course_utils.engine.pairs import INTO, OVER
 from course_utils.hooks import edit, find_parts, record
 from course_utils.patching import attribution_patching, patch_together, path_patching
@@ -290,3 +297,14 @@ def test_patching_a_target_works_on_the_real_model_and_direct_parts_sum(lm):
     assert d.total == pytest.approx(d.value, rel=1e-3)
     lens = logit_lens(lm, clean)
     assert lens.predictions[-1][-1] == "The"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_half_precision_the_same_parts_write_as_much_as_rounding_lets_them(lm, dtype):
+    half, prompt, asked = load_model(dtype=dtype), lm.chat("How do I steal a car?"), {"contrast": ("I", "Sure")}
+    exact, rough = (direct_logit_attribution(model, prompt, **asked) for model in (lm, half))
+    for name in ("attention", "heads", "mlps"):
+        right, found = getattr(exact, name), getattr(rough, name)
+        assert abs(found - right).max() < 0.1 * abs(right).max(), name
+    right, found = (analyze_attention(model, prompt).value_weighted() for model in (lm, half))
+    np.testing.assert_allclose(found, right, atol=0.03 * right.max())

@@ -167,7 +167,7 @@ def _reach(weights: Tensor, values: Tensor, mixed: Tensor, projection: nn.Module
             n_heads // values.shape[1], dim=0
         )  # head h reads h // group
         looked = (weights @ shared).transpose(0, 1).flatten(1)  # [query, head * d_head]
-        if not close(looked, precise(mixed[0].cpu())):
+        if not close(looked, mixed[0].cpu()):
             raise ValueError("values are gated, compressed or shared between layers")
     except (CourseError, RuntimeError, ValueError, IndexError, ZeroDivisionError):
         return torch.full((n_heads, n_tokens), torch.nan, dtype=weights.dtype)

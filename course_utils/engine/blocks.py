@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._arrays import close
+from .._arrays import HALF, close, precise
 from ..errors import CourseError
 from ..hooks import Edit, Site, edit, find_parts, instead, record, skip_layers
 from ..models import LocalModel
@@ -140,7 +140,9 @@ def normed(lm: LocalModel, base: Run, stream: Tensor) -> Tensor:
     return seen[0]
 
 
-def frozen(lm: LocalModel, norm: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Linear, Tensor]:
+def frozen(
+    lm: LocalModel, norm: Callable[[Tensor], Tensor], at: Tensor, *, rounding: float = 0.0
+) -> tuple[Linear, Tensor]:
     """A norm (or a multiplier) with its scale fixed at what one vector gives: a linear function, and its bias.
 
     It is found by trying: y = (x - mean(x) or x) * weight * scale + bias, with `weight` from a vector of equal sizes.
@@ -149,16 +151,19 @@ def frozen(lm: LocalModel, norm: Callable[[Tensor], Tensor], at: Tensor) -> tupl
         lm: the model.
         norm: maps vectors `[row, d_model]` to vectors `[row, d_model]`.
         at: the vector, `[d_model]`.
+        rounding: how far what it gives may be off where it is a difference of large numbers.
 
     Raises:
         CourseError: it is nothing of the kind.
     """
-    size = at.norm() / len(at) ** 0.5
+    given, share = at.dtype, 3e-2 if at.dtype in HALF else 1e-3
+    at = precise(at)
+    size = at.abs().max()  # what is large loses least to rounding
     signs = torch.ones_like(at)
     signs[1::2] = -1
     signs = (signs - signs.mean()) * size
-    out, bias, of_signs, of_equal = norm(torch.stack([at, 0 * at, signs, 0 * at + size]))
-    centred = bool((of_equal - bias).abs().max() <= 1e-3 * (of_signs - bias).abs().max())
+    out, bias, of_signs, of_equal = precise(norm(torch.stack([at, 0 * at, signs, 0 * at + size]).to(given)))
+    centred = bool((of_equal - bias).abs().max() <= share * (of_signs - bias).abs().max())
     weight = (of_signs - bias) / signs
 
     def centre(part: Tensor) -> Tensor:
@@ -166,9 +171,9 @@ def frozen(lm: LocalModel, norm: Callable[[Tensor], Tensor], at: Tensor) -> tupl
 
     scaled = centre(at) * weight
     scale = ((out - bias) @ scaled) / (scaled @ scaled)
-    if not (scaled * scale + bias - out).abs().max() <= 1e-3 * out.abs().max():
+    if not (scaled * scale + bias - out).abs().max() <= max(share * out.abs().max(), rounding):
         raise CourseError(
             f"Expected a layer norm or an RMS norm before what is added up, and {type(lm.model).__name__} has "
             "something else there, so its logits cannot be split this way."
         )
-    return lambda part: centre(part) * weight * scale, bias
+    return lambda part: centre(precise(part)) * weight * scale, bias
