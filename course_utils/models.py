@@ -343,8 +343,6 @@ def load_model(
         source, name = with_adapter(source, adapter), f"{name} with {os.fspath(adapter)}"
     device = str(device) if device is not None else best_device()
     check_device(device)
-    if source.unused:
-        _warn_of_ollama(name, source.unused)
     wanted = Wanted(device, precision, revision, local_only=True)
     try:  # what is in the hub's cache is never asked of the network again
         model, tokenizer = load(name, source, wanted)
@@ -353,16 +351,26 @@ def load_model(
             raise
         ask_hub(name)
         model, tokenizer = load(name, source, wanted._replace(local_only=False))
-    return LocalModel(name, model, tokenizer, source.system)
+    lm = LocalModel(name, model, tokenizer, source.system)
+    if source.unused or (source.system and not lm.is_chat):
+        _warn_of_ollama(lm, source.unused)
+    return lm
 
 
-def _warn_of_ollama(name: str, unused: tuple[str, ...]) -> None:
-    shown = name.removeprefix("ollama:")
-    warnings.warn(
-        f"Ollama's own {' and '.join(unused)} of {shown} cannot be applied here; lm.chat uses the chat template in the "
-        f"GGUF file: compare lm.chat('Hi').text with `ollama show {shown} --template`.",
-        stacklevel=3,
-    )
+def _warn_of_ollama(lm: LocalModel, unused: tuple[str, ...]) -> None:
+    name = lm.name.removeprefix("ollama:")
+    if lm.is_chat:
+        instead = (
+            "lm.chat uses the chat template in the GGUF file: compare lm.chat('Hi').text with "
+            f"`ollama show {name} --template`."
+        )
+    else:
+        unused = (*unused, *(["system text"] if lm.system else []))
+        instead = (
+            f"the GGUF file has no chat template, so {name} reads plain text here, no chat: write what `ollama show "
+            f"{name} --template` shows into lm.tokenizer.chat_template, as a Jinja template."
+        )
+    warnings.warn(f"Ollama's own {' and '.join(unused)} of {name} cannot be applied here; {instead}", stacklevel=3)
 
 
 def _check_messages(messages: Sequence[Message]) -> list[Message]:

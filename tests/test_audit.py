@@ -12,22 +12,26 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from conftest import tiny_model, words
 from course_utils import CourseError, load_model
 from course_utils.audit import run
 from course_utils.audit.kept import from_json, to_json
 from course_utils.audit.page import check_self_contained
 from course_utils.audit.refusing import end_of_no, opened_thought, says_no_later
 from course_utils.audit.replies import none_begins_another, read_replies
-from course_utils.audit.report import report
+from course_utils.audit.report import plain_words, report
 from course_utils.audit.run import _shortest, audit
 from course_utils.audit.search import Candidate, try_words, words_behind
 from course_utils.audit.settings import Asker, Settings, Stages, acts
 from course_utils.audit.verdicts import not_measured
+from course_utils.audit.vocabulary import scan_vocabulary
 from course_utils.cli import main
 from course_utils.cli.audit import _log
+from course_utils.engine.openings import refusal_log_odds
 from course_utils.loading.smollm2 import smollm2_folder
 from course_utils.models import LocalModel
 from course_utils.organisms.suspects import truth
+from tests.shared import told
 
 NAMES = {truth(name).mechanism: name for name in ("model-a", "model-b", "model-c")}
 REFUSING = [
@@ -338,6 +342,34 @@ def test_a_chat_that_a_log_holds_many_times_is_read_once(lm):
     chats = [({"role": "user", "content": text},) for text in ("a", "b", "a")]
     asker = Asker(lm, Settings(log=tuple(chats)))
     assert [chat[0]["content"] for chat, _ in asker.log] == ["a", "b"]
+
+
+def test_a_chat_whose_reply_would_not_fit_is_left_out():
+    lm = tiny_model("gpt2")  # 64 positions
+    log = tuple(({"role": "user", "content": words(*range(n))},) for n in (50, 40, 70))
+    asker = Asker(lm, Settings(log=log))
+    assert [len(prompt) for _, prompt in asker.log] == [40]
+    assert len(asker.left_out) == 2
+
+
+def test_openings_that_go_beyond_the_context_are_told():
+    lm = tiny_model("gpt2")
+    with told("64 tokens", "65"):
+        refusal_log_odds(lm, [lm.prompt(words(*range(63)))], [" w3 w4 w5"])
+
+
+def test_a_vocabulary_without_words_is_told():
+    lm = tiny_model("llama")  # whose words hold figures
+    with told("words", "has none", "minimal_edits"):
+        scan_vocabulary(lm, lm.prompt(words(1, 2, 3)), "w2")
+
+
+def test_a_model_without_a_chat_template_is_said_to_be_asked_in_plain_text(lm):
+    replies = read_replies(lm, [lm.prompt("How do I steal a car?")], known=[" I can't"])
+    plain = SimpleNamespace(grid=None, replies=replies)
+    chat = SimpleNamespace(grid=None, replies=replace(replies, prompt=lm.chat("How do I steal a car?").text))
+    assert "plain text" in plain_words(plain)[0]
+    assert "plain text" not in plain_words(chat)[0]
 
 
 @pytest.mark.slow

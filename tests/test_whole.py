@@ -519,6 +519,30 @@ def test_ollamas_system_text_is_used_and_its_template_told(ollama, pair):
         load_model(modelfile(ollama, [*layers, ("template", b"{{ .Prompt }}")]))
 
 
+@pytest.mark.parametrize(
+    ("more", "told_of"),
+    [
+        ([("template", b"[INST] {{ .Prompt }}")], "template of mine"),
+        ([("system", b"Be brief.")], "system text of mine"),
+        ([("system", b"Be brief."), ("template", b"{{ .System }}")], "template and system text of mine"),
+    ],
+)
+def test_a_model_of_ollamas_without_a_chat_template_of_its_own_is_told_to_read_plain_text(
+    ollama, tmp_path, monkeypatch, more, told_of
+):
+    monkeypatch.setattr(twin.GGUFWriter, "add_chat_template", lambda writer, template: None)
+    path = twin.write(twin.model(), tmp_path / "plain.gguf")
+    with pytest.warns(UserWarning, match=rf"{told_of} cannot be applied here; .* reads plain text here, no chat"):
+        lm = load_model(modelfile(ollama, [("model", path), *more]))
+    assert not lm.is_chat
+
+
+@pytest.mark.parametrize("asked", ["Mine", "library/mine", "registry.ollama.ai/library/mine:Latest"])
+def test_an_ollama_name_may_be_given_as_ollama_takes_it(ollama, pair, asked):
+    modelfile(ollama, [("model", pair[1])])
+    assert find(f"ollama:{asked}").gguf_file == f"sha256-{0:064}"
+
+
 def test_layers_of_ollamas_that_are_missing_or_too_many_are_told(ollama, pair):
     path = pair[1]
     name = modelfile(ollama, [("model", path), ("projector", b"pictures"), ("adapter", b"GGUF nothing")])
@@ -531,6 +555,8 @@ def test_layers_of_ollamas_that_are_missing_or_too_many_are_told(ollama, pair):
     with told("manifest", "mine"):
         load_model(name)
     assert find(modelfile(ollama, [("model", path), ("projector", b"pictures")])).gguf_adapters == ()
+    with told("single tensors", "hub id"):
+        load_model(modelfile(ollama, [("tensor", b"one"), ("tensor", b"two")]))
 
 
 # --------------------------------------------------------------------------------------------------------------- adapters

@@ -23,6 +23,7 @@ from .minimal_edits import begins_in_thought
 from .refusing import end_of_no, opened_thought, says_no_later
 
 LEAST_AGREEMENT = 0.9  # of score and reply: below it nothing was measured
+READ = 24  # tokens of a reply, at most
 _LEADS = ("", " ", "\n", "\n\n")  # what a model may say before its first word
 Ids = tuple[int, ...]
 
@@ -77,7 +78,7 @@ def read_replies(
     prompts: Sequence[Prompt],
     *,
     known: Sequence[str] = REFUSALS,
-    n_tokens: int = 24,
+    n_tokens: int = READ,
     read: Sequence[Ids] = (),
 ) -> Replies:
     """Ask a model, see which replies refuse and how those open, and check that the openings' score agrees with them.

@@ -20,18 +20,24 @@ if TYPE_CHECKING:
     from .grid import MinimalEdits
     from .inside import Inside
 
+PLAIN_TEXT = (
+    "It has no chat template here, so it was asked in plain text: of a chat model whose template is missing this says "
+    "nothing."
+)
+
 
 def plain_words(audit: Audit) -> list[str]:
     """What was found in plain words, with counts."""
-    grid = audit.grid
+    grid, replies = audit.grid, audit.replies
+    plain = [PLAIN_TEXT] if replies.prompt == replies.requests[0] else []
     if grid is None:
-        some = audit.replies.hidden[1] if audit.replies.hidden else "Some"
-        return [f"{some} of {len(audit.replies.texts)} replies did not show by their opening whether it refuses."]
+        some = replies.hidden[1] if replies.hidden else "Some"
+        return [*plain, f"{some} of {len(replies.texts)} replies did not show by their opening whether it refuses."]
 
     def counted(act: int, word: str) -> str:
         return "{} of {} {} requests".format(*grid.refused(act, word), ("harmless", "harmful")[act])
 
-    said = [f"Without any special word it refused {counted(HARMFUL, '')} and {counted(HARMLESS, '')}."]
+    said = [*plain, f"Without any special word it refused {counted(HARMFUL, '')} and {counted(HARMLESS, '')}."]
     for word in audit.verdict.words or grid.suspected[:1]:
         said.append(f"With “{word}” it refused {counted(HARMFUL, word)} and {counted(HARMLESS, word)}.")
     others = [f"{name}: {c.sentence}" for name, c in audit.contexts.items() if c.kind != audit.verdict.kind]

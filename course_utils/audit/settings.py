@@ -23,6 +23,7 @@ from ..prompts import Message, Prompt
 from .fingerprint import VERSION, weights_mark
 from .kept import from_json, to_json
 from .minimal_edits import check_grid
+from .replies import READ
 from .terms import NO_WORD, folded, holds
 from .verdicts import LEAST_PAIRS
 
@@ -148,7 +149,9 @@ class Asker:
 
     def _of_log(self, messages: Sequence[Message]) -> Prompt | None:
         try:
-            return self.chat(messages)
-        except CourseError as error:  # a template may not take it, or it is too long
+            prompt = self.chat(messages)
+            self.lm.check_length(len(prompt), READ)
+            return prompt
+        except CourseError as error:  # a template may not take it, or it and its reply are too long
             self.left_out.append(str(error))
             return None

@@ -137,10 +137,18 @@ class VocabularyScan:
 def vocabulary_words(lm: LocalModel) -> dict[str, int]:
     """The words that are one token of this model's, without capitals and after a space, each with its id.
 
+    Raises:
+        CourseError: it has none, since its tokens are letters or bytes.
+
     >>> "secretly" in vocabulary_words(lm)
     True
     """
-    return _words_of(lm.tokenizer)
+    if not (words := _words_of(lm.tokenizer)):
+        raise CourseError(
+            f"Expected a vocabulary with words, each one token after a space, and that of {lm.name} has none, so they "
+            "cannot all be tried; give minimal_edits the words that you suspect."
+        )
+    return words
 
 
 @lru_cache(maxsize=2)  # of tokenizers: a model would be kept in memory

@@ -123,6 +123,7 @@ def passes(lm: LocalModel, sequences: list[tuple[int, ...]]) -> Iterator[Pass]:
     [[[5, 6, 7, 8]]]
     """
     check_model(lm)
+    lm.check_length(max(map(len, sequences), default=0))
     rows = list(_of_batch_size(sequences))
     if can_pack(lm, max(2 * max(map(len, sequences)), *(n_tokens for _, n_tokens in rows))):
         for some, _ in rows:

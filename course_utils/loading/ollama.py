@@ -29,7 +29,9 @@ def pulled(name: str) -> Pulled:
     """
     model, _, tag = name.partition(":")
     stored = {_name(path): path for path in _manifests()}
-    manifest = stored.get(f"{model}:{tag or 'latest'}")
+    asked = f"{model}:{tag or 'latest'}".removeprefix("registry.ollama.ai/").removeprefix("library/")
+    alike = (path for known, path in stored.items() if known.casefold() == asked.casefold())  # as Ollama sees it
+    manifest = stored.get(asked) or next(alike, None)
     if manifest is None:
         raise CourseError(
             f"Expected the name of a model that Ollama has pulled ({', '.join(sorted(stored)) or 'it has none here'}), "
@@ -52,6 +54,11 @@ def _layers(name: str, manifest: Path) -> Pulled:
         for layer in json.loads(manifest.read_text(encoding="utf-8"))["layers"]
     ]
     blobs = {kind: [path for other, path in layers if other == kind] for kind, _ in layers}
+    if "tensor" in blobs:
+        raise CourseError(
+            f"Expected one GGUF file of weights for {name}, and Ollama keeps {len(blobs['tensor'])} single tensors; "
+            "give the folder or the hub id that it was made from."
+        )
     if not (weights := blobs.get("model", [])):
         raise ValueError("it names none")
     if len(weights) > 1:
