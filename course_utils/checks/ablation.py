@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .answers import Answer, ask, expect, expect_heads, expect_shape, show
-from .spies import asked
+from .spies import asked, hanging
 
 if TYPE_CHECKING:
     from ..models import LocalModel
@@ -97,12 +97,8 @@ def _watched(trial: Trial, plan: Plan | None = None) -> Iterator[Rows]:
     with asked(lm) as seen:
         hooks = [layer.input_layernorm.register_forward_pre_hook(enter(i)) for i, layer in enumerate(layers)]
         hooks += [layer.post_attention_layernorm.register_forward_pre_hook(leave(i)) for i, layer in enumerate(layers)]
-        hooks.append(lm.model.lm_head.register_forward_hook(end))
-        try:
+        with hanging([*hooks, lm.model.lm_head.register_forward_hook(end)]):
             yield rows
-        finally:
-            for hook in hooks:
-                hook.remove()
 
 
 def _far(one: Tensor, two: Tensor | float, dims: int | tuple[int, ...] = ()) -> Tensor:
@@ -180,12 +176,9 @@ def _expect_tidy(answer: Answer, trial: Trial) -> None:
     ask(stopped, trial.lm)
     held: list[tuple[Tensor, Tensor]] = []
     module = trial.o_proj(1)
-    hook = module.register_forward_pre_hook(lambda module, given: held.append((given[0], given[0].clone())))
-    try:
+    with module.register_forward_pre_hook(lambda _, given: held.append((given[0], given[0].clone()))) as hook:
         ask(answer, trial.lm, trial.ids, 1, 2, trial.contrast)
         kept = hook.id in module._forward_pre_hooks
-    finally:
-        hook.remove()
     gone = "Somebody else's hook is gone after your function: call remove() on your own handle, do not clear all hooks."
     expect(kept, gone)
     said = "You change what enters o_proj in place, and another hook holds that tensor: clone it, and return the copy."
@@ -277,12 +270,8 @@ def _mean_where(
         (4, 8): "one head alone",
         (1, 8): "a vector, without an axis of prompts",
     }
-    with asked(trial.lm) as seen:
-        hook = trial.o_proj(layer).register_forward_pre_hook(raise_it)
-        try:
-            found = ask(head_mean, trial.lm, reference, (reference != 1).long(), 1, 2)
-        finally:
-            hook.remove()
+    with asked(trial.lm) as seen, trial.o_proj(layer).register_forward_pre_hook(raise_it):
+        found = ask(head_mean, trial.lm, reference, (reference != 1).long(), 1, 2)
     return expect_shape(found, "[d_head]", (8,), likely=likely)
 
 

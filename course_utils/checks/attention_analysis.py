@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .answers import Answer, ask, expect, expect_shape, show
+from .spies import hanging
 from .tiny import tiny
 
 if TYPE_CHECKING:
@@ -389,12 +390,8 @@ def _watched(
         plan[positions, word] = strength
         return heard.to(logits)[:, None, None] * plan[-logits.shape[1] :]
 
-    hooks = [*(block.register_forward_hook(keep) for block in blocks), model.lm_head.register_forward_hook(hang)]
-    try:
+    with hanging([*(block.register_forward_hook(keep) for block in blocks), model.lm_head.register_forward_hook(hang)]):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _expect_mask(got: Any, seen: list[list[Tensor]]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .answers import Answer, ask, expect, expect_heads, expect_shape, show
-from .spies import rows_read
+from .spies import hanging, rows_read
 from .tiny import tiny
 
 if TYPE_CHECKING:
@@ -77,12 +77,8 @@ def _entering(modules: Iterable[Any]) -> Iterator[list[list[Tensor]]]:
             passes.append([])
         passes[-1].append(given[0].detach().clone())
 
-    hooks = [module.register_forward_hook(keep) for module in modules]
-    try:
+    with hanging([module.register_forward_hook(keep) for module in modules]):
         yield passes
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -402,12 +398,8 @@ def _planned(trial: Trial, rule: Rule | None, base: float = 0.0, strength: float
         plan[:, -1, one] = base + strength * rule(lambda layer, head: same[layer, :, head])
         return plan
 
-    with _entering(_projections(trial.lm)) as passes:
-        hook = trial.lm.model.lm_head.register_forward_hook(hang)
-        try:
-            yield
-        finally:
-            hook.remove()
+    with _entering(_projections(trial.lm)) as passes, trial.lm.model.lm_head.register_forward_hook(hang):
+        yield
 
 
 def _share_of(moved: Answer, trial: Trial, heads: Sequence[Head], rule: Rule | None = None, **plan: float) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .answers import Answer, ask, expect, expect_shape, same_in_another_process, show
-from .spies import asked
+from .spies import asked, hanging
 from .tiny import tiny
 
 if TYPE_CHECKING:
@@ -82,12 +82,9 @@ def _moved(lm: LocalModel, states: States, plain: States, layer: int, side: str 
         return out
 
     before, parts = plain(layer, side), lm.model.model
-    with asked(lm) as seen:
-        hook = (parts.layers[mark - 1].mlp.down_proj if mark else parts.embed_tokens).register_forward_hook(write)
-        try:
-            return states(layer, side) - before
-        finally:
-            hook.remove()
+    part = parts.layers[mark - 1].mlp.down_proj if mark else parts.embed_tokens
+    with asked(lm) as seen, part.register_forward_hook(write):
+        return states(layer, side) - before
 
 
 def _expect_entering(lm: LocalModel, states: States, plain: States, layer: int) -> None:
@@ -493,12 +490,8 @@ def _watched(lm: LocalModel, *, listen: tuple[int, int] | None = None, target: i
     norms = [*(block.post_attention_layernorm for block in inner.layers), inner.norm]
     hooks += [norm.register_forward_hook(passed(i)) for i, norm in enumerate(norms)]
     hooks.append(lm.model.lm_head.register_forward_hook(end))
-    try:
-        with asked(lm) as seen:
-            yield rows
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hanging(hooks), asked(lm) as seen:
+        yield rows
 
 
 def _expect_one_out(its: Tensor, was: Tensor, layer: int) -> None:

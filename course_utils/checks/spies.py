@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -74,9 +74,15 @@ def asked(lm: LocalModel) -> Iterator[Asked]:
 
     keep.tokenwise = name.tokenwise = True  # type: ignore[attr-defined]  # they change nothing
     base = lm.model.base_model
-    hooks = [base.register_forward_pre_hook(keep, with_kwargs=True), base.register_forward_hook(name)]
-    try:
+    with hanging([base.register_forward_pre_hook(keep, with_kwargs=True), base.register_forward_hook(name)]):
         yield seen
+
+
+@contextmanager
+def hanging(hooks: Iterable[Any]) -> Iterator[None]:
+    """Some hooks, which are gone after the block."""
+    try:
+        yield
     finally:
         for hook in hooks:
             hook.remove()
@@ -105,17 +111,6 @@ def as_tensor(value: Any) -> Tensor:
     return torch.as_tensor(value).detach().cpu().double()
 
 
-@contextmanager
-def _edit_logits(lm: LocalModel, edit: Callable[[Tensor, Asked], Tensor]) -> Iterator[Asked]:
-    """Let a function of the logits `[batch, (kept token,) vocabulary]` and of what was asked take their place."""
-    with asked(lm) as seen:
-        hook = lm.model.get_output_embeddings().register_forward_hook(lambda m, a, logits: edit(logits, seen))
-        try:
-            yield seen
-        finally:
-            hook.remove()
-
-
 def rows_read(lm: LocalModel, call: Callable[[], Any]) -> list[int]:
     """The positions (of the text, from 0) at which the result of a call depends on the model's logits.
 
@@ -137,12 +132,8 @@ def rows_read(lm: LocalModel, call: Callable[[], Any]) -> list[int]:
                     out.hidden_states = (*out.hidden_states[:-1], hidden)
             return out
 
-        with asked(lm) as seen:
-            hook = lm.model.base_model.register_forward_hook(disturb)
-            try:
-                return as_tensor(call()), max(seen.lengths, default=0)
-            finally:
-                hook.remove()
+        with asked(lm) as seen, lm.model.base_model.register_forward_hook(disturb):
+            return as_tensor(call()), max(seen.lengths, default=0)
 
     plain, length = result(-1)
     return [p for p in range(length) if not torch.allclose(result(p)[0], plain, rtol=1e-6, atol=1e-9)]
@@ -167,7 +158,7 @@ def planted(
     tensor([8., 0.])
     """
 
-    def edit(logits: Tensor, seen: Asked) -> Tensor:
+    def edit(module: Any, args: Any, logits: Tensor) -> Tensor:  # [batch, (kept token,) vocabulary]
         holds = rule(seen.texts[-1]).to(logits).view(-1, *[1] * (logits.dim() - 2))  # [batch, 1], or [batch] of one row
         if target is None:
             return logits + strength * holds[..., None]
@@ -175,5 +166,5 @@ def planted(
         logits[..., target] = strength * holds
         return logits
 
-    with _edit_logits(lm, edit):
+    with asked(lm) as seen, lm.model.get_output_embeddings().register_forward_hook(edit):
         yield

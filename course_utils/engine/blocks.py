@@ -6,7 +6,7 @@ Nothing is assumed of what stands between a part and the stream (a norm, a multi
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -47,13 +47,11 @@ def _adds(lm: LocalModel, length: int) -> bool:
     for kind in ("attention", "mlp"):
         with suppress(CourseError), edit(lm, {(kind, 0): torch.zeros_like}):  # a state-space model has no MLP
             silent |= {(kind, layer): torch.zeros_like for layer in range(lm.n_layers)}
-    others = [mixer.register_forward_hook(_nothing) for mixer in find_parts(lm).further_mixers]
-    try:
+    with ExitStack() as others:
+        for mixer in find_parts(lm).further_mixers:
+            others.enter_context(mixer.register_forward_hook(_nothing))
         with edit(lm, {("residual", 0): lambda stream: 2 * stream, **silent}), record(lm, streams) as seen:
             plain_logits(lm, random_ids(lm, length)[None])
-    finally:
-        for hook in others:
-            hook.remove()
     return bool(silent) and all(close(seen[site], seen["residual", 0]) for site in streams)
 
 
@@ -132,11 +130,8 @@ def ending(lm: LocalModel, base: Run, stream: Tensor) -> Tensor:
 def normed(lm: LocalModel, base: Run, stream: Tensor) -> Tensor:
     """What enters the unembedding for what comes out of the last layer, both `[token, d_model]`."""
     seen: list[Tensor] = []
-    hook = lm.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0][0]))
-    try:
+    with lm.model.get_output_embeddings().register_forward_pre_hook(lambda module, args: seen.append(args[0][0])):
         ending(lm, base, stream)
-    finally:
-        hook.remove()
     return seen[0]
 
 

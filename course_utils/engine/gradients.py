@@ -159,11 +159,8 @@ def _outputs(lm: LocalModel, metric: Metric, rows: Tensor) -> Tensor:
 
 def _logits_of(lm: LocalModel, ids: Tensor, embedded: Tensor, row: Tensor, token: Tensor) -> Tensor:
     """Logits `[scored, vocabulary]` of an input whose embeddings `[row, token, d_model]` are given."""
-    hook = lm.model.get_input_embeddings().register_forward_hook(lambda *_: embedded.clone())
-    try:
+    with lm.model.get_input_embeddings().register_forward_hook(lambda *_: embedded.clone()):
         return logits_at(lm, row, token, input_ids=ids.expand(len(embedded), -1), use_cache=False)
-    finally:
-        hook.remove()
 
 
 def _slopes(lm: LocalModel, metric: Metric, rows: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:

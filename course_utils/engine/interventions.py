@@ -104,11 +104,8 @@ def _count_outputs(lm: LocalModel) -> Iterator[list[int]]:
         counted.append(len(output) if isinstance(output, tuple | list) else 0)
 
     count.tokenwise = True  # type: ignore[attr-defined]
-    hook = find_parts(lm).layers[0].register_forward_hook(count)
-    try:
+    with find_parts(lm).layers[0].register_forward_hook(count):
         yield counted
-    finally:
-        hook.remove()
 
 
 @torch.no_grad()

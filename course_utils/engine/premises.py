@@ -162,11 +162,8 @@ def logits_at(lm: LocalModel, rows: Tensor, positions: Tensor, /, **inputs: Any)
     if _latest.get(lm.model, {}).get("unembeds whole") or has_unknown_hooks((lm.model, head)):
         logits: Tensor = lm.model(**inputs).logits
         return logits[rows, positions]
-    hook = head.register_forward_pre_hook(lambda module, args: (args[0][rows, positions][None],))
-    try:
+    with head.register_forward_pre_hook(lambda module, args: (args[0][rows, positions][None],)):
         chosen: Tensor = lm.model(**inputs).logits[0]
-    finally:
-        hook.remove()
     return chosen
 
 
