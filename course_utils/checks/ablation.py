@@ -143,10 +143,8 @@ def _expect_zero(trial: Trial, rows: Rows, number: int, place: Head, positions: 
     """Of a prompt's last changed run: one head gave 0, at these positions, and up to its layer nothing else changed."""
     layer, head = place
     name, changed = f"{layer}.{head}", _changed(trial, rows, number)
-    said = (
-        f"Head {name} was to go, and prompt {number} was run with nothing changed: does your hook return the new tensor"
-    )
-    expect(changed, f"{said}, for every prompt? (Indexing twice with a list writes into a copy.)")
+    said = f"Head {name} was to go, and prompt {number} was run with nothing changed: does your hook return the new"
+    expect(changed, f"{said} tensor, for every prompt? (Indexing twice with a list writes into a copy.)")
     its = changed[-1]
     moved = _far(its, trial.usual[trial.prompts[number]], 3)  # [token, layer, head]
     first = int(moved.any(dim=2).any(dim=0).int().argmax())
@@ -205,10 +203,9 @@ def mean(head_mean: Answer, lost_at_mean: Answer, trial: Trial) -> None:
             return 2 + 6 * sign * _far(heads[6, 1, 2], made_up).item()
 
         value, _ = _lost(lost_at_mean, trial, (1, 2), made_up, plan)
-        said = (
-            f"The head was made to hold the score {which}, by 6: expected a loss of {6 * sign:+d}, got {value[0]:+.2f}"
-        )
-        expect((value - 6 * sign).abs().max() < 1e-4, f"{said}: before minus after, signed, in logits.")
+        said = f"The head was made to hold the score {which}, by 6: expected a loss of {6 * sign:+d}, got"
+        right = (value - 6 * sign).abs().max() < 1e-4
+        expect(right, f"{said} {value[0]:+.2f}: before minus after, signed, in logits.")
     means = [ask(head_mean, trial.lm, reference, (reference != 1).long(), n, h) for n in range(3) for h in (0, 3)]
     means = [expect_shape(each, "[d_head]", (8,)) for each in means]
     lost = [_lost(lost_at_mean, trial, head, made_up / 4)[0] for head in ((0, 3), (1, 0), (2, 2))]
@@ -230,21 +227,16 @@ def _expect_mean(head_mean: Answer, trial: Trial, reference: Tensor, lines: list
     expect(not _far(rise([1]), 0.0), filling)
     before = "Tokens before the last were given another value, and your mean moved: the last real token of each prompt"
     expect(not _far(rise(early), 0.0), f"{before} alone counts.")
-    still = (
-        "Layer 1 gave another value at the last real tokens, and your mean did not move: does it read them, in layer 1?"
-    )
-    expect(_far(rise(last), 0.0), still)
+    still = "Layer 1 gave another value at the last real tokens, and your mean did not move"
+    expect(_far(rise(last), 0.0), f"{still}: does it read them, in layer 1?")
     alone = [float(rise([word]).norm()) for word in last]
     blind = [number for number, size in enumerate(alone) if size < 1e-4]
-    expect(
-        not blind, f"The last token of reference prompt {blind} does not count in your mean: each prompt counts once."
-    )
+    told = f"The last token of reference prompt {blind} does not count in your mean: each prompt counts once."
+    expect(not blind, told)
     columns = [by * (torch.arange(32) // 8 == h) for h in range(4)]  # of each head
     for h in (0, 1, 3):
-        other = (
-            f"Head 2 was asked for, and your mean depends on head {h}: of what enters o_proj take the d_head columns"
-        )
-        expect(not _far(rise(last, columns[h]), 0.0), f"{other} of one head.")
+        other = f"Head 2 was asked for, and your mean depends on head {h}: of what enters o_proj take the d_head"
+        expect(not _far(rise(last, columns[h]), 0.0), f"{other} columns of one head.")
     got, added = rise(last, columns[2]), by[16:24]
     share = ((got @ added) / (added @ added)).item()
     said = f"What head 2 gives at all last tokens was raised by a vector, and your mean rose by {share:.2f} times that"
@@ -371,11 +363,9 @@ def _expect_losses(joint_and_sum: Answer, trial: Trial, heads: list[Head]) -> No
     expect(abs(together - 8) < 1e-4, f"{said}, {got}: replace all of them in one run.")
     expect(abs(added) < 1e-4, f"{said}, {got}: each single loss begins with the unchanged model.")
     together, added, got = both(3, lambda a, b, c, d: -8 * (a or b or c))
-    said = (
-        f"{one}, {two}, {three} were made a chain: 8 is lost without any of them; expected +8 together and +24 in sum"
-    )
+    said = f"{one}, {two}, {three} were made a chain: 8 is lost without any of them"
     right = abs(added - 24) < 1e-4 and abs(together - 8) < 1e-4
-    expect(right, f"{said}, {got}: the sum of all single losses, no mean.")
+    expect(right, f"{said}; expected +8 together and +24 in sum, {got}: the sum of all single losses, no mean.")
 
 
 def _losses(

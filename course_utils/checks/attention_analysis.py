@@ -70,10 +70,8 @@ def average(mean_attention: Answer, connections: Answer) -> None:
     told = "Your mean looks ahead: above the diagonal it must be 0. Are the axes mixed up?"
     expect(mean.triu(1).abs().max() < 1e-6, told)
     rows = mean.sum(dim=-1)
-    told = (
-        f"Each row shares out 1; yours add up to {rows.min():.2f} to {rows.max():.2f}: the mean, no sum and no maximum."
-    )
-    expect((rows - 1).abs().max() < 1e-4, told)
+    told = f"Each row shares out 1; yours add up to {rows.min():.2f} to {rows.max():.2f}"
+    expect((rows - 1).abs().max() < 1e-4, f"{told}: the mean, no sum and no maximum.")
     for axis, what in ((0, "layers"), (2, "heads")):
         told = f"The same {what} in another order give another mean: take all {what}, and all alike."
         expect((averaged(stack.roll(1, axis)) - mean).abs().max() < 1e-4, told)
@@ -141,10 +139,8 @@ def values(value_weighted: Answer) -> None:
     told = f"A length is never below 0, yours go down to {plain.min():.2f}: take the norm of what is written."
     expect(plain.min() >= 0, told)
     factor = (weighed(held=3 * held)[:, 4] / plain[:, 4]).mean()
-    told = (
-        f"Values 3 times as long must carry 3 times as much, yours {factor:.2f} times: no square, and no sharing out."
-    )
-    expect(abs(factor - 3) < 1e-3, told)
+    told = f"Values 3 times as long must carry 3 times as much, yours {factor:.2f} times"
+    expect(abs(factor - 3) < 1e-3, f"{told}: no square, and no sharing out.")
     same = torch.allclose(weighed(out_weight=2 * out_weight), plain)
     expect(not same, "Your numbers do not depend on w_o: the length is that of v W_O, not of v.")
     same = torch.allclose(weighed(looks.flip(1)), plain)
@@ -217,18 +213,15 @@ def rollout(rollout: Answer) -> None:
     flows = rolled(attention)
     expect(flows.min() >= 0, f"Nothing can flow backwards: expected numbers from 0 on, got {flows.min():.2f}.")
     kept = rolled(_looking(*[(q, 0) for q in range(7)])[None])[0].diagonal()[1:].min()
-    expect(
-        kept > 0.01, f"All look at position 0 and still keep what they had; yours keep {kept:.2f}: add the identity."
-    )
+    told = f"All look at position 0 and still keep what they had; yours keep {kept:.2f}: add the identity."
+    expect(kept > 0.01, told)
     last = ", ".join(f"{x:.2f}" for x in flows[:, -1].sum(dim=-1))
     told = f"Rows must add up to 1 after each layer; your last come to {last}"
     even = (flows.sum(dim=-1) - 1).abs().max() < 1e-4
     expect(even, f"{told}: divide each row by its own sum, over the keys.")
     rows = rolled(attention / 2).sum(dim=-1)
-    told = (
-        f"Where looks come to 0.5 a row, yours add up to {rows.min():.2f} or so: divide by the row's own sum, not by 2."
-    )
-    expect((rows - 1).abs().max() < 1e-4, told)
+    told = f"Where looks come to 0.5 a row, yours add up to {rows.min():.2f} or so"
+    expect((rows - 1).abs().max() < 1e-4, f"{told}: divide by the row's own sum, not by 2.")
     _expect_order(rolled)
     moved = (rolled(attention.mean(dim=1, keepdim=True)) - flows).abs().max()
     told = f"Heads that were averaged beforehand give another result (by {moved:.2f}): take their mean."
@@ -297,10 +290,8 @@ def agree(ranks: Answer, agreement: Answer) -> None:
     expect(same > -0.999, "A ranking agrees with itself by 1, yours by -1: one of the two runs the other way.")
     told = f"A ranking agrees with itself by 1, yours by {same:.3f}: a correlation is divided by both spreads."
     expect(abs(same - 1) < 1e-4, told)
-    told = (
-        "What lowers the score matters as much as what raises it; yours tells them apart: rank the size of an effect."
-    )
-    expect(abs(agreed(effect=-effect) - rho) < 1e-4, told)
+    told = "What lowers the score matters as much as what raises it; yours tells them apart"
+    expect(abs(agreed(effect=-effect) - rho) < 1e-4, f"{told}: rank the size of an effect.")
     told = "Attention made more uneven, in the same order, changes your result: it correlates values, not ranks."
     expect(abs(agreed(look.mul(30).exp()) - rho) < 1e-4, told)
     untyped = "Position 0 was not typed, and what it has changes your result: rank the typed tokens among themselves."
@@ -397,10 +388,8 @@ def _watched(
 def _expect_mask(got: Any, seen: list[list[Tensor]]) -> None:
     """What the attention was in the passes of a call that was to forbid (6, 2)."""
     sound = not any(each.isnan().any() for run in seen for each in run)
-    told = (
-        "Your mask turns attention into nan: some row has no place left to look at (triu(diagonal=1) keeps a position's"
-    )
-    expect(sound, f"{told} look at itself), or 0 * inf stands in it.")
+    told = "Your mask turns attention into nan: some row has no place left to look at"
+    expect(sound, f"{told} (triu(diagonal=1) keeps a position's look at itself), or 0 * inf stands in it.")
     expect_shape(got, "", ())
     passes = [torch.stack(each) for each in seen]  # [layer, batch, head, query, key]
     whole = passes and all(each.shape[-2:] == (7, 7) for each in passes)
@@ -454,7 +443,5 @@ def _expect_relay(found: Any, row: int, note: str) -> None:
     expect(most > 1e-3, f"{note}, and in your row {row} nothing is lost: which pair is (query, key)?")
     told = f"{note}, and your row {row} is {got[row].tolist()}: before minus after, in logits."
     expect(abs(most - 8) < 1e-3 and got[row].max() > 0, told)
-    told = (
-        f"{note}: of positions 3, 4, 5 only 4 may lose in row {row}, yours is {got[row].tolist()}: one look at a time."
-    )
-    expect((got[row].abs() > 1e-3).tolist() == [False, True, False], told)
+    told = f"{note}: of positions 3, 4, 5 only 4 may lose in row {row}, yours is {got[row].tolist()}"
+    expect((got[row].abs() > 1e-3).tolist() == [False, True, False], f"{told}: one look at a time.")

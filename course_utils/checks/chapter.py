@@ -181,9 +181,8 @@ def _expect_whole_words(answer: Answer, trial: Trial) -> tuple[list[str], list[f
     for offset in (-1, 1):
         moved = [{place + offset for place in places} & {*range(7)} for places in whole]
         moved_all = replaced and all(places in moved for places in replaced)
-        expect(
-            not moved_all, "You replace the neighbours: the slices count from the prompt's first token, add no offset."
-        )
+        wrong = "You replace the neighbours: the slices count from the prompt's first token, add no offset."
+        expect(not moved_all, wrong)
     parts = [sorted(places) for places in replaced if places not in whole]
     wrong = f"A word stands at 2 and 3, and you replace tokens {parts and parts[0]}: all tokens of one word at once."
     expect(not parts, wrong)

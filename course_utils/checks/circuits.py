@@ -122,10 +122,8 @@ def lens(answer: Answer, trial: Trial) -> None:
 
     plain = read()
     raised = read(lambda model: model.lm_head.weight.add_(0.3))
-    softmax = (
-        "The unembedding was moved so that all logits rise alike, and your numbers stay: logits, without a softmax."
-    )
-    expect(not torch.allclose(raised, plain, atol=1e-4), softmax)
+    softmax = "The unembedding was moved so that all logits rise alike, and your numbers stay"
+    expect(not torch.allclose(raised, plain, atol=1e-4), f"{softmax}: logits, without a softmax.")
     where = _hangs_on(trial, lambda ids: read(ids=ids)[0], plain[0])
     expect(where, "Another prompt gives the same first entry: run the model on `ids`.")
     said = "Before layer 0 the stream at position 4 knows the token at 4 alone; your first entry depends on those at "
@@ -180,11 +178,9 @@ def direct(answer: Answer, trial: Trial) -> None:
     expect(where == [0, 1, 2, 3, 4, 5], f"{said}: heads and stream at `position`.")
     fewer = parts(lambda model: model.model.layers[1].self_attn.o_proj.weight[:, 8:16].zero_())
     silent = [tuple(place) for place in (fewer.abs() < 1e-9).nonzero().tolist()]
-    said = (
-        "Columns 8 to 15 of layer 1's W_O were set to 0, which are head 1's alone; in yours, the parts that are 0 are "
-    )
-    said += f"{silent or 'none'}: a head owns neighbouring columns, not rows and not every fourth."
-    expect(silent == [(1, 1)], said)
+    said = "Columns 8 to 15 of layer 1's W_O were set to 0, which are head 1's alone; in yours, the parts that are 0"
+    owns = "a head owns neighbouring columns, not rows and not every fourth"
+    expect(silent == [(1, 1)], f"{said} are {silent or 'none'}: {owns}.")
     _expect_one_scale(parts, plain)
     _expect_whole_difference(answer, trial)
     show(plain, parts(ids=trial.corrupted, at=3), seal="ee620a067ba4")
@@ -332,10 +328,8 @@ def _expect_held(share_map: Answer, trial: Trial) -> None:
 
     with _changed(trial.lm, layer_one_looks):
         shares = _mapped(share_map, trial)
-    told = (
-        "Layer 1 alone was made to look anywhere: what enters layers 0 and 1 holds the word at position 4, layer 2 at "
-    )
-    told += "position 6"
+    told = "Layer 1 alone was made to look anywhere: what enters layers 0 and 1 holds the word at position 4, "
+    told += "layer 2 at position 6"
     held = torch.zeros(3, 7, dtype=torch.bool)
     held[0, 4] = held[1, 4] = held[2, 6] = True
     turned = shares[held].abs().max() < 1e-3 and (shares[~held] - 1).abs().max() < 1e-3
@@ -345,10 +339,8 @@ def _expect_held(share_map: Answer, trial: Trial) -> None:
     expect((shares - 1).abs().max() > 1e-3, into)
     expect(shares.abs().max() > 1e-3, f"{told}. Yours is 0 everywhere: the vectors must come from the other run.")
     late = ((shares.abs() > 1e-3) & ~held).nonzero().tolist()[:4]
-    said = (
-        f"{told}, so all else must be 0; yours is not 0 at (layer, token) {late}: one layer and one position at a time"
-    )
-    expect(shares[~held].abs().max() < 1e-3, f"{said}, and from the corrupted run's contrast on.")
+    said = f"{told}, so all else must be 0; yours is not 0 at (layer, token) {late}: one layer and one position"
+    expect(shares[~held].abs().max() < 1e-3, f"{said} at a time, and from the corrupted run's contrast on.")
     moves = [round(x, 2) for x in shares[held].tolist()]
     said = f"{told}, so each of these moves 1, all of the difference; yours move {moves}: "
     expect((shares[held] - 1).abs().max() < 1e-3, f"{said}(patched - corrupted) / (clean - corrupted).")
@@ -414,11 +406,8 @@ def _expect_patches(moved: Answer, trial: Trial) -> None:
     positions, heads = ({place[i] for each in places for place in each} for i in (1, 0))
     said = f"Asked for head 2 of layer 1, you patch it at positions {sorted(positions)}: the last one, 6, alone."
     expect(positions == {6}, said)
-    said = f"Asked for head 2 of layer 1, you change heads {sorted(heads)} in it"
-    expect(
-        all(each == [[2, 6]] for each in places),
-        f"{said}: a head owns d_head neighbouring entries, from head * d_head on.",
-    )
+    said = f"Asked for head 2 of layer 1, you change heads {sorted(heads)} in it: a head owns d_head neighbouring"
+    expect(all(each == [[2, 6]] for each in places), f"{said} entries, from head * d_head on.")
     expect(taken, "What you put in is not what the head gave in the clean run.")
     places, _ = _patches(moved, trial, [(1, 0), (1, 3)])
     said = "Asked for heads 0 and 3 of layer 1, no run has both: patch all heads of the list in one run, "
@@ -451,13 +440,9 @@ def _expect_shares(moved: Answer, trial: Trial) -> None:
 
     for base, strength in _PLANS:
         got = _share_of(moved, trial, [(0, 2)], parted, base=base, strength=strength)
-        said = (
-            f"The corrupted run has {base:+d}, the clean one {base + strength:+d}, and one head was made to bring 0.75"
-        )
-        said += (
-            f" of the difference; yours is {got:.3f}: (patched - corrupted) / (clean - corrupted), clean heads put into"
-        )
-        expect(abs(got - 0.75) < 1e-4, f"{said} the corrupted run, logits at the last position.")
+        said = f"The corrupted run has {base:+d}, the clean one {base + strength:+d}, and one head was made to bring "
+        said += f"0.75 of the difference; yours is {got:.3f}: (patched - corrupted) / (clean - corrupted), clean heads "
+        expect(abs(got - 0.75) < 1e-4, f"{said}put into the corrupted run, logits at the last position.")
     got = _share_of(moved, trial, [(0, 2), (2, 1)], lambda has: has(0, 2) * has(2, 1))
     said = f"The contrast was made to need two heads of different layers; together they move 1, and yours is {got:.3f}"
     expect(abs(got - 1) < 1e-4, f"{said}: both in one run, each with its own layer's vector.")

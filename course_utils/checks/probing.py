@@ -222,9 +222,8 @@ def _spied(held_out: Answer, x: Array, parts: Array) -> tuple[Tensor, list[_Spy]
     for first, *others in zip(*rounds, strict=False):
         bits = zip(first.labels, *(spy.labels for spy in others), strict=False)
         first.texts = [sum(one << n for n, one in enumerate(each)) for each in bits]
-        expect(
-            max(first.texts) < 24, "A probe was trained on labels that are not those of its texts: fit(z, y) of some."
-        )
+        told = "A probe was trained on labels that are not those of its texts: fit(z, y) of some."
+        expect(max(first.texts) < 24, told)
     return found, [spy for spy in rounds[0] if spy.asked]
 
 
@@ -406,17 +405,13 @@ def _expect_selectivity(both: Callable[..., list[float]], y: Array, half: Array)
         expect(abs(other) < 1e-6, told)
         told = "It reads the real label and is right on half of a control's; selectivity 0.5 expected, got 0"
         expect(False, f"{told}: ask about the control's labels, not the real ones.")
-    told = (
-        f"It reads the real labels, not the control's; expected selectivity above 0, got {left:.2f}: what minus what?"
-    )
-    expect(left > 0, told)
+    told = f"It reads the real labels, not the control's; expected selectivity above 0, got {left:.2f}"
+    expect(left > 0, f"{told}: what minus what?")
     told = f"Accuracy 1 and controls at 0.5 leave 0.5, you say {left:.2f}: accuracy minus mean control."
     expect(abs(left - 0.5) < 1e-6, told)
     left = both(says, [y, ~y, ~y], _reader)[1]
-    told = (
-        f"Accuracy 1 and controls at 1, 0, 0 leave 0.67, you say {left:.2f}: accuracy minus the mean over all controls."
-    )
-    expect(abs(left - 2 / 3) < 1e-6, told)
+    told = f"Accuracy 1 and controls at 1, 0, 0 leave 0.67, you say {left:.2f}"
+    expect(abs(left - 2 / 3) < 1e-6, f"{told}: accuracy minus the mean over all controls.")
     told = f"Saying no to all new texts is right on half of them in both tasks; expected 0, got {parroted:.2f}"
     expect(abs(parroted) < 1e-6, f"{told}: hold out in controls too.")
 
@@ -522,10 +517,8 @@ def _expect_span_out(its: Tensor, was: Tensor, named: str) -> None:
     left, beside = its[1][:, [3, 7]].abs().max(), _beside((its - was)[1], 3, 7)
     told = f"Of {named} directions that slope to each other, up to {left:.2f} is left"
     expect(left < 1e-4, f"{told}: one after the other brings the first back, project onto what all of them span.")
-    told = (
-        f"{named.capitalize()} directions span two dimensions; what is at right angles to both changed by {beside:.2f}"
-    )
-    expect(beside < 1e-4, f"{told}: a direction that repeats others adds nothing.")
+    told = f"{named.capitalize()} directions span two dimensions; what is at right angles to both changed by"
+    expect(beside < 1e-4, f"{told} {beside:.2f}: a direction that repeats others adds nothing.")
 
 
 def _expect_loss_of_8(lost: Tensor) -> None:
