@@ -25,6 +25,16 @@ def precise(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def strongest(values: Floats, k: int) -> list[tuple[int, ...]]:
+    """Where the k largest of some values stand, the largest first.
+
+    >>> strongest(np.eye(2, k=1), 1)
+    [(0, 1)]
+    """
+    order = np.argsort(-values, axis=None, kind="stable")[:k]
+    return [tuple(map(int, place)) for place in zip(*np.unravel_index(order, values.shape), strict=True)]
+
+
 def close(found: Tensor, expected: Tensor) -> bool:
     """Whether values agree as far as their precision lets them; never where some are not finite."""
     share = 3e-2 if expected.dtype in HALF else 1e-4

@@ -16,16 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ._arrays import Floats
-from .engine.components import (
-    Component,
-    ablating,
-    ablation_values,
-    checked,
-    count_of,
-    of_one_length,
-    site_of,
-)
+from ._arrays import Floats, strongest
+from .engine.components import Component, ablating, ablation_values, checked, count_of, of_one_length, site_of
 from .engine.sweeps import each_alone, study_of, together, unrelated_study
 from .errors import CourseError
 from .hooks import edit
@@ -74,10 +66,7 @@ class AblationSweep:
         >>> ablation_sweep(lm, [prompt], over="mlps", kind="zero", contrast=("I", "Sure")).top(1)  # doctest: +SKIP
         [(Component(over='mlps', layer=0, number=None), 3.1)]
         """
-        flat = np.argsort(-abs(self.effects), axis=None)[:k]
-        places = [
-            tuple(int(i) for i in place) for place in zip(*np.unravel_index(flat, self.effects.shape), strict=True)
-        ]
+        places = strongest(abs(self.effects), k)
         return [(Component(self.over, self.layers[p[0]], *p[1:]), float(self.effects[p])) for p in places]
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ._arrays import Floats, floats
+from ._arrays import Floats, floats, strongest
 from ._progress import progress
 from .engine.interventions import score_edits
-from .engine.pairs import Pair, at_output, gradients_at, head_deltas, pair_of, patch, through, unpatched
+from .engine.pairs import Pair, at_output, gradients_at, head_deltas, pair_of, patch, through
 from .errors import CourseError
 from .hooks import Edit, edit, head_size
 from .models import LocalModel
@@ -52,11 +51,7 @@ class Patching:
 
     def top(self, k: int = 5) -> list[tuple[int, int, float]]:
         """The k patches that move most: layer, token (or head), effect; strongest first."""
-        flat = np.argsort(-self.effects, axis=None)[:k]
-        return [(int(layer), int(i), float(self.effects[layer, i])) for layer, i in self._places(flat)]
-
-    def _places(self, flat: NDArray[np.intp]) -> list[tuple[int, int]]:
-        return list(zip(*np.unravel_index(flat, self.effects.shape), strict=True))
+        return [(layer, i, float(self.effects[layer, i])) for layer, i in strongest(self.effects, k)]
 
     def agreement(self, other: Patching) -> float:
         """The correlation with the effects of another patching, such as a gradient approximation (Pearson's r)."""
@@ -120,8 +115,8 @@ def activation_patching(
         for layer in layers:
             change = patch(lm, pair, (over, layer), places)
             values = score_edits(lm, pair.base, (over, layer), starts, change, score=pair.metric.total, bar=bar)
-            effects[layer, places] = pair.moved(values, into).float()
-    return _patching(pair, effects, clean if into == "clean" else corrupted, into=into, over=over)
+            effects[layer, places] = pair.moved(values).float()
+    return _patching(pair, effects, "activation patching")
 
 
 def attribution_patching(
@@ -155,9 +150,7 @@ def attribution_patching(
             moved.append(by_head.sum(dim=(0, 2)))
         else:
             moved.append(product.sum(dim=1)[: len(clean)])
-    effects = pair.moved(torch.stack(moved).cpu() + unpatched(pair, into), into)
-    patched = clean if into == "clean" else corrupted
-    return _patching(pair, effects, patched, into=into, over=over, method="attribution patching")
+    return _patching(pair, pair.moved(torch.stack(moved).cpu() + pair.ends[0]), "attribution patching")
 
 
 @torch.no_grad()
@@ -182,10 +175,7 @@ def patch_together(
     pair = pair_of(lm, clean, corrupted, over="heads", into=into, target=target, contrast=contrast, position=position)
     by_layer: dict[int, list[int]] = {}
     for layer, head in heads:
-        if not (0 <= layer < lm.n_layers and 0 <= head < lm.n_heads):
-            raise CourseError(
-                f"Expected heads as (layer, head), below ({lm.n_layers}, {lm.n_heads}), got {(layer, head)}."
-            )
+        _check_head(lm, (layer, head))
         by_layer.setdefault(layer, []).append(head)
 
     def editor(layer: int, own: list[int]) -> Edit:
@@ -201,7 +191,7 @@ def patch_together(
 
     with edit(lm, {("heads", layer): editor(layer, own) for layer, own in by_layer.items()}):
         logits = lm.model(input_ids=pair.base.ids[None], use_cache=False).logits[:, -pair.metric.keep :]
-    return float(pair.moved(pair.metric.total(logits), into))
+    return float(pair.moved(pair.metric.total(logits)))
 
 
 @torch.no_grad()
@@ -235,8 +225,8 @@ def path_patching(
     (30, 9)
     """
     pair = pair_of(lm, clean, corrupted, over="heads", into=into, target=None, contrast=contrast, also=("attention",))
-    if receiver is not None and not (0 <= receiver[0] < lm.n_layers and 0 <= receiver[1] < lm.n_heads):
-        raise CourseError(f"Expected a head as (layer, head), below ({lm.n_layers}, {lm.n_heads}), got {receiver!r}.")
+    if receiver is not None:
+        _check_head(lm, receiver)
     effects = torch.zeros(lm.n_layers, lm.n_heads)
     end = lm.n_layers if receiver is None else receiver[0]
     each = [pair.first] * lm.n_heads  # a receiving head costs a run from its layer on for every sender
@@ -245,22 +235,17 @@ def path_patching(
         for layer in range(end):
             deltas = head_deltas(lm, pair, layer, 1 if receiver is None else len(pair.base.ids))
             values = at_output(lm, pair, deltas) if receiver is None else through(lm, pair, deltas, receiver)
-            effects[layer] = pair.moved(values, into).float()
+            effects[layer] = pair.moved(values).float()
             bar.update()
-    patched = clean if into == "clean" else corrupted
-    return _patching(pair, effects, patched, into=into, over="heads", method="path patching")
+    return _patching(pair, effects, "path patching")
 
 
-def _patching(
-    pair: Pair, effects: Tensor, patched: Prompt, *, into: str, over: str, method: str = "activation patching"
-) -> Patching:
+def _check_head(lm: LocalModel, head: tuple[int, int]) -> None:
+    if not (0 <= head[0] < lm.n_layers and 0 <= head[1] < lm.n_heads):
+        raise CourseError(f"Expected heads as (layer, head), below ({lm.n_layers}, {lm.n_heads}), got {head!r}.")
+
+
+def _patching(pair: Pair, effects: Tensor, method: str) -> Patching:
     return Patching(
-        effects=floats(effects),
-        clean=pair.clean,
-        corrupted=pair.corrupted,
-        into=into,
-        over=over,
-        unit=pair.metric.unit,
-        tokens=patched.tokens,
-        method=method,
+        floats(effects), pair.clean, pair.corrupted, pair.into, pair.over, pair.metric.unit, pair.tokens, method
     )

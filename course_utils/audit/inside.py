@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from .._arrays import Floats
+from .._arrays import Floats, strongest
 from ..directions import project_out, random_directions
 from ..engine.activations import collect_activations
 from ..engine.openings import Opening, opening_chances, opening_ids, refusal_log_odds
@@ -136,16 +137,11 @@ def _heads(
         for other, s in zip(prompts, refused, strict=True)
         if r and not s and len(one) == len(other)
     )
-    clean, corrupted = min(pairs, key=lambda two: _differences(*two), default=(None, None))
+    apart = ((int((one.input_ids != other.input_ids).sum()), one, other) for one, other in pairs)
+    _, clean, corrupted = min(apart, key=itemgetter(0), default=(0, None, None))
     if clean is None or corrupted is None:
         raise CourseError("No refused request is as long as one that is helped with, so no heads were patched.")
     chances = opening_chances(lm, [clean], openings)[0]
     opening = str(lm.tokenizer.decode(opening_ids(lm, clean, openings)[int(chances.argmax())]))
     effects = activation_patching(lm, clean, corrupted, over="heads", target=opening).effects  # [layer, head]
-    strongest = np.argsort(-effects, axis=None, kind="stable")[:n]
-    places = (np.unravel_index(i, effects.shape) for i in strongest)
-    return tuple((int(layer), int(head), round(float(effects[layer, head]), 3)) for layer, head in places)
-
-
-def _differences(one: Prompt, other: Prompt) -> int:
-    return int((one.input_ids != other.input_ids).sum())
+    return tuple((layer, head, round(float(effects[layer, head]), 3)) for layer, head in strongest(effects, n))

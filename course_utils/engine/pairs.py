@@ -27,15 +27,23 @@ class Pair:
 
     base: Run
     source: Run
+    over: str
+    into: str
+    tokens: list[str]  # of the prompt that is patched
     metric: Metric
     clean: float
     corrupted: float
     first: int  # the first token that differs
     position: int | None  # the one token of the prompt at which heads are patched, if not all
 
-    def moved(self, values: Tensor, into: str) -> Tensor:
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The output of the run that is patched, and that of the other."""
+        return (self.corrupted, self.clean) if self.into == "corrupted" else (self.clean, self.corrupted)
+
+    def moved(self, values: Tensor) -> Tensor:
         """Scores as shares of the difference between the runs."""
-        start, end = (self.corrupted, self.clean) if into == "corrupted" else (self.clean, self.corrupted)
+        start, end = self.ends
         return (values - start) / (end - start)
 
 
@@ -77,12 +85,13 @@ def pair_of(
     metrics = [make_metric(lm, prompt, target=target, contrast=contrast) for prompt in (clean, corrupted)]
     sites: list[Site] = [(kind, layer) for kind in {over, *also} - {"residual"} for layer in range(lm.n_layers)]
     runs = [run_once(lm, metric.ids, keep=metric.keep, sites=sites) for metric in metrics]
-    values = [float(metric.total(one.logits[None])) for metric, one in zip(metrics, runs, strict=True)]
+    of_clean, of_corrupted = (float(m.total(one.logits[None])) for m, one in zip(metrics, runs, strict=True))
     differ = runs[0].ids != runs[1].ids
-    if not differ.any() or abs(values[0] - values[1]) < 1e-6:
+    if not differ.any() or abs(of_clean - of_corrupted) < 1e-6:
         raise CourseError("Expected prompts with different outputs, got the same one twice; there is nothing to patch.")
-    base, source = runs if into == "clean" else runs[::-1]
-    return Pair(base, source, metrics[0], values[0], values[1], first=int(differ.int().argmax()), position=at)
+    (base, source), patched = (runs, clean) if into == "clean" else (runs[::-1], corrupted)
+    first = int(differ.int().argmax())
+    return Pair(base, source, over, into, patched.tokens, metrics[0], of_clean, of_corrupted, first, at)
 
 
 def patch(lm: LocalModel, pair: Pair, site: Site, places: list[int]) -> Intervention:
@@ -102,10 +111,6 @@ def patch(lm: LocalModel, pair: Pair, site: Site, places: list[int]) -> Interven
         return new
 
     return change
-
-
-def unpatched(pair: Pair, into: str) -> float:
-    return pair.corrupted if into == "corrupted" else pair.clean
 
 
 def gradients_at(lm: LocalModel, base: Run, metric: Metric, sites: list[Site]) -> list[Tensor]:
