@@ -211,7 +211,6 @@ class AttentionAnalysis:
         return f"attention of {n_layers} layers x {n_heads} heads over {n_tokens} tokens; {self._summary()}"
 
     def _repr_html_(self) -> str:
-
         elsewhere = [c for c in self.connections if c["to_position"] not in (0, c["from_position"])]
         return connections_html(self._summary(), elsewhere[:8])
 

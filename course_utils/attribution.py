@@ -105,11 +105,9 @@ class Attribution:
         return plot_heatmap(a.scores[:, a.user], a.output_tokens, typed, unit=a.unit, title=title, ax=ax)
 
     def _repr_html_(self) -> str:
-
         return attribution_html(self)
 
     def __repr__(self) -> str:
-
         return attribution_text(self)
 
 
@@ -164,27 +162,12 @@ def token_attribution(
     if by != "token" and method != "occlusion":
         raise CourseError(f"Expected occlusion where more than a token is left out, got {method} by={by!r:.40}.")
     token = None if replacement is None or method in UNREPLACED else replacement_id(lm, replacement)
-    if token is None and method in (*UNREPLACED, "integrated_gradients"):
-        shown = None
-    elif token is None:
+    if token is None and method not in (*UNREPLACED, "integrated_gradients"):
         raise CourseError(f"Expected a replacement for {method}, a text or a token id, got None.")
-    else:
-        shown = token_strings(lm.tokenizer, [token])[0]
+    task = _Task(lm, metric, prompt, token, steps, permutations, seed, typed_only)
     if by != "token":
-        return _by_unit(_Units(lm, prompt, metric, int(token or 0)), unit_slices(prompt, by))
-    scored = METHODS[method](_Task(lm, metric, prompt, token, steps, permutations, seed, typed_only))
-    return Attribution(
-        scores=floats(scored.scores),  # [output, token]
-        tokens=prompt.tokens,
-        output_tokens=metric.output_tokens,
-        value=floats(scored.value),
-        unit=metric.unit,
-        user=prompt.user,
-        method=method,
-        replacement=shown,
-        standard_error=None if scored.error is None else floats(scored.error),
-        gap=None if scored.gap is None else floats(scored.gap),
-    )
+        return _by_unit(task, unit_slices(prompt, by))
+    return _attribution(task, METHODS[method](task), prompt.tokens, prompt.user, method)
 
 
 def zoomed_attribution(
@@ -221,39 +204,13 @@ def zoomed_attribution(
     if not is_count(keep):
         raise CourseError(f"Expected at least one message to look into, a whole number, got keep={keep!r}.")
     metric = make_metric(lm, prompt, target=target, contrast=contrast, n_output_tokens=n_output_tokens)
-    given = _Units(lm, prompt, metric, replacement_id(lm, replacement))
+    task = _Task(lm, metric, prompt, replacement_id(lm, replacement))
     slices = unit_slices(prompt, "message")
     for smaller in ("sentence", "word"):
         if len(slices) > keep:
-            slices = [slices[unit.position] for unit in _by_unit(given, slices).top(keep)]
+            slices = [slices[unit.position] for unit in _by_unit(task, slices).top(keep)]
         slices = unit_slices(prompt, smaller, sorted(slices, key=lambda one: one.start))
-    return _by_unit(given, slices, "occlusion, zoomed")
-
-
-class _Units(NamedTuple):
-    """What occlusion of units is given."""
-
-    lm: LocalModel
-    prompt: Prompt
-    metric: Metric
-    replacement: int
-
-
-def _by_unit(given: _Units, slices: list[slice], method: str = "occlusion") -> Attribution:
-    """Occlusion of units of several tokens, which stand for the tokens in what comes back."""
-    lm, prompt, metric, token = given
-    variants = units_occluded(metric.ids, slices, token)
-    value, without = score_variants(lm, metric.ids, variants, metric.score, keep=metric.keep, label="leaving one out")
-    return Attribution(
-        scores=floats((value - without).T),
-        tokens=unit_texts(prompt, slices),
-        output_tokens=metric.output_tokens,
-        value=floats(value),
-        unit=metric.unit,
-        user=slice(0, len(slices)),
-        method=method,
-        replacement=token_strings(lm.tokenizer, [token])[0],
-    )
+    return _by_unit(task, slices, "occlusion, zoomed")
 
 
 class _Task(NamedTuple):
@@ -263,10 +220,10 @@ class _Task(NamedTuple):
     metric: Metric
     prompt: Prompt
     replacement: int | None
-    steps: int
-    permutations: int
-    seed: int
-    typed_only: bool
+    steps: int = 50
+    permutations: int = 25
+    seed: int = 0
+    typed_only: bool = False
 
 
 class _Scored(NamedTuple):
@@ -276,6 +233,34 @@ class _Scored(NamedTuple):
     value: Tensor
     error: Tensor | None = None
     gap: Tensor | None = None
+
+
+def _attribution(task: _Task, scored: _Scored, tokens: list[str], user: slice, method: str) -> Attribution:
+    return Attribution(
+        scores=floats(scored.scores),  # [output, token]
+        tokens=tokens,
+        output_tokens=task.metric.output_tokens,
+        value=floats(scored.value),
+        unit=task.metric.unit,
+        user=user,
+        method=method,
+        replacement=None if task.replacement is None else token_strings(task.lm.tokenizer, [task.replacement])[0],
+        standard_error=None if scored.error is None else floats(scored.error),
+        gap=None if scored.gap is None else floats(scored.gap),
+    )
+
+
+def _by_unit(task: _Task, slices: list[slice], method: str = "occlusion") -> Attribution:
+    """Occlusion of units of several tokens, which stand for the tokens in what comes back."""
+    value, without = _score_without(task, units_occluded(task.metric.ids, slices, int(task.replacement or 0)))
+    scored = _Scored((value - without).T, value)
+    return _attribution(task, scored, unit_texts(task.prompt, slices), slice(0, len(slices)), method)
+
+
+def _score_without(task: _Task, variants: Tensor) -> tuple[Tensor, Tensor]:
+    """The output `[output]`, and that of each variant, which leaves something out, `[variant, output]`."""
+    lm, metric = task.lm, task.metric
+    return score_variants(lm, metric.ids, variants, metric.score, keep=metric.keep, label="leaving one out")
 
 
 def _by_occlusion(task: _Task) -> _Scored:
@@ -288,11 +273,8 @@ def _by_deletion(task: _Task) -> _Scored:
 
 def _left_out(task: _Task, variants: Tensor) -> _Scored:
     """How much the output falls in each variant, which leaves out one token: int64 `[token, ...]`."""
-    metric = task.metric
     chosen = task.prompt.user if task.typed_only else slice(len(task.prompt))
-    value, without = score_variants(
-        task.lm, metric.ids, variants[chosen], metric.score, keep=metric.keep, label="leaving one out"
-    )
+    value, without = _score_without(task, variants[chosen])
     scores = without.new_zeros(len(value), len(variants))
     scores[:, chosen] = (value - without).T
     return _Scored(scores, value)

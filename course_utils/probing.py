@@ -102,7 +102,6 @@ class Probes:
         return ax
 
     def _repr_html_(self) -> str:
-
         cells = "".join(
             f'<tr><th style="text-align:left">{escape(name)}</th><td style="text-align:left">{escape(value)}</td></tr>'
             for name, value in _probe_rows(self)
@@ -110,7 +109,6 @@ class Probes:
         return f'<table aria-label="Probes by layer">{cells}</table>'
 
     def __repr__(self) -> str:
-
         return "\n".join(f"{name:<16} {value}" for name, value in _probe_rows(self))
 
 
