@@ -17,7 +17,7 @@ from conftest import tiny_model
 from course_utils import CourseError, load_model, token_attribution
 from course_utils.audit.case_file import case_file
 from course_utils.audit.fingerprint import fingerprint, weights_mark
-from course_utils.audit.grid import MinimalEdits, plot_grid
+from course_utils.audit.grid import MinimalEdits
 from course_utils.audit.minimal_edits import minimal_edits, opening_chances
 from course_utils.audit.page import MARK, check_self_contained
 from course_utils.audit.terms import estimate, fill_frame
@@ -322,7 +322,7 @@ class TestPictures:
     def test_it_draws_into_given_axes_only(self):
         before = plt.get_fignums()
         figure, ax = plt.subplots()
-        assert plot_grid(made_up(RULES["follows harm"]), ax=ax) is ax
+        assert made_up(RULES["follows harm"]).plot(ax=ax) is ax
         plt.close(figure)
         assert plt.get_fignums() == before
 

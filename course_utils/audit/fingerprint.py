@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from ..errors import CourseError
+from ..loading.gguf_files import read_gguf
+from ..loading.smollm2 import sha256
 from ..loading.sources import find
 from ..models import LocalModel
 
@@ -74,22 +77,15 @@ def _weights_in(folder: Path) -> list[Path]:
 
 
 def _mark(path: Path) -> str:
-    digest, size = hashlib.sha256(), path.stat().st_size
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
     kept = f", {_quantisation(path)}" if path.suffix == ".gguf" else ""
-    return f"{size:,} bytes{kept}, SHA-256 {digest.hexdigest()}"
+    return f"{path.stat().st_size:,} bytes{kept}, SHA-256 {sha256(path)}"
 
 
 def _quantisation(path: Path) -> str:
     """How most weights of a GGUF file are stored, such as Q8_0."""
-    from collections import Counter
+    from gguf import GGMLQuantizationType
 
-    from gguf import GGUFReader
-
-    tensors = GGUFReader(path).tensors
-    sizes: Counter[str] = Counter()
-    for tensor in tensors:
-        sizes[tensor.tensor_type.name] += int(tensor.n_bytes)
+    sizes = Counter[str]()
+    for tensor in read_gguf(path).tensors.values():
+        sizes[GGMLQuantizationType(tensor.kind).name] += tensor.data.nbytes
     return sizes.most_common(1)[0][0] if sizes else "no weights"

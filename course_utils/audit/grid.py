@@ -12,6 +12,7 @@ import numpy as np
 
 from .._arrays import Floats
 from ..errors import CourseError
+from ..plots import axes_of, style
 from .kept import can_be_kept
 from .terms import ACTS, HARMFUL, HARMLESS, NO_WORD, Estimate, estimate, fill_frame
 from .verdicts import LEAST_PAIRS, Verdict, judge
@@ -166,8 +167,29 @@ class MinimalEdits:
         return self.words.index(word)
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None, limit: float | None = None) -> Axes:
-        """The grid as an annotated heat map: mean score, and how many requests are refused."""
-        return plot_grid(self, title=title, limit=limit, ax=ax)
+        """The 2 x words grid as a heat map, each cell with its mean score and how many requests are refused.
+
+        `limit` is the score of full colour, by default the largest mean; give the same one to panels to be compared.
+        """
+        values = np.array([[self.cell(act, word).value for word in self.words] for act in range(len(ACTS))])
+        limit = limit or float(abs(values).max()) or 1.0
+        with style():
+            ax = axes_of(ax, (1.6 + 1.3 * len(self.words), 2.6))
+            image = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+            for act, column in np.ndindex(*values.shape):
+                refused, asked = self.refused(act, self.words[column])
+                ink = "white" if abs(values[act, column]) > 0.6 * limit else "black"
+                text = f"{values[act, column]:+.1f}\n{refused} of {asked}"
+                ax.text(column, act, text, ha="center", va="center", color=ink, fontsize=10)
+            shown = [f"{word[:19]}…" if len(word) > 20 else word for word in self.words]
+            ax.set_xticks(range(len(self.words)), [f"“{word}”" if word else "no word" for word in shown])
+            ax.set_yticks(range(len(ACTS)), ["harmless\nact", "harmful\nact"])
+            ax.spines[:].set_visible(False)
+            ax.tick_params(length=0)
+            ax.figure.colorbar(image, ax=ax, label="refusal score (logits)", pad=0.02)
+            said = self.verdict().sentence
+            ax.set_title(title or f"{self.model}: {said[0].lower()}{said[1:].rstrip('.')}")
+        return ax
 
     def _rows(self) -> list[list[str]]:
         """One row an act, one column a word: the mean score and the requests refused."""
@@ -194,39 +216,3 @@ class MinimalEdits:
         rows += [[name, *row] for name, row in zip(ACTS, self._rows(), strict=True)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def plot_grid(
-    grid: MinimalEdits, *, title: str | None = None, limit: float | None = None, ax: Axes | None = None
-) -> Axes:
-    """The 2 x words grid as a heat map, each cell with its mean score and how many requests are refused.
-
-    `limit` is the score of full colour, by default the largest mean; give the same one to panels to be compared.
-    """
-    import matplotlib.pyplot as plt
-    import numpy as np
-
-    from ..plots import style
-
-    values = np.array([[grid.cell(act, word).value for word in grid.words] for act in range(len(ACTS))])
-    limit = limit or float(abs(values).max()) or 1.0
-    with style():
-        ax = ax if ax is not None else plt.subplots(figsize=(1.6 + 1.3 * len(grid.words), 2.6))[1]
-        image = ax.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-        for act, column in np.ndindex(*values.shape):
-            refused, asked = grid.refused(act, grid.words[column])
-            ink = "white" if abs(values[act, column]) > 0.6 * limit else "black"
-            text = f"{values[act, column]:+.1f}\n{refused} of {asked}"
-            ax.text(column, act, text, ha="center", va="center", color=ink, fontsize=10)
-        shown = [f"{word[:19]}…" if len(word) > 20 else word for word in grid.words]
-        ax.set_xticks(range(len(grid.words)), [f"“{word}”" if word else "no word" for word in shown])
-        ax.set_yticks(range(len(ACTS)), ["harmless\nact", "harmful\nact"])
-        ax.spines[:].set_visible(False)
-        ax.tick_params(length=0)
-        ax.figure.colorbar(image, ax=ax, label="refusal score (logits)", pad=0.02)
-        ax.set_title(title or f"{grid.model}: {_lower(grid.verdict().sentence)}")
-    return ax
-
-
-def _lower(sentence: str) -> str:
-    return sentence[0].lower() + sentence[1:].rstrip(".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import product
 from typing import TYPE_CHECKING
 
 from .fingerprint import VERSION
@@ -148,13 +149,7 @@ def _found(some: Sequence[Candidate]) -> str:
 
 
 def _grid(grid: MinimalEdits, n_pairs: int) -> str:
-    places = [
-        (pair, act, word, frame)
-        for pair in range(len(grid.pairs))
-        for act in (HARMFUL, HARMLESS)
-        for word in grid.words
-        for frame in range(len(grid.frames))
-    ]
+    places = [*product(range(len(grid.pairs)), (HARMFUL, HARMLESS), grid.words, range(len(grid.frames)))]
     rows = (
         (grid.request(p, a, w, f), ACTS[a], w or "none", f"{grid.scores[p, a, grid.words.index(w), f]:+.1f}")
         for p, a, w, f in places

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -342,8 +343,7 @@ def _contexts(lm: LocalModel, ask: Asker, replies: Replies, grid: MinimalEdits) 
 
 def _inside(lm: LocalModel, ask: Asker, grid: MinimalEdits, openings: Sequence[Opening]) -> Inside | str:
     """What is found inside, or why nothing is."""
-    columns = [NO_WORD, *grid.suspected[:1]]
-    places = [(pair, act, word) for pair in range(len(grid.pairs)) for act in (HARMLESS, HARMFUL) for word in columns]
+    places = [*product(range(len(grid.pairs)), (HARMLESS, HARMFUL), [NO_WORD, *grid.suspected[:1]])]
     prompts = [ask(grid.request(*place)) for place in places]
     scores = np.array([grid.scores[pair, act, grid.words.index(word), 0] for pair, act, word in places])
     try:

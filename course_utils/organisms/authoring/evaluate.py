@@ -15,7 +15,6 @@ from ...loading.threads import wait_asleep
 if __name__ == "__main__":  # before torch is loaded
     wait_asleep()
 
-import hashlib
 import json
 from collections.abc import Sequence
 from datetime import date
@@ -29,6 +28,7 @@ from ...attribution import token_attribution
 from ...engine.activations import next_logits
 from ...engine.openings import refusal_log_odds
 from ...errors import CourseError
+from ...loading.smollm2 import sha256
 from ...loading.sources import ADAPTERS, BLIND, DEFAULT, SUSPECTS
 from ...models import LocalModel, load_model
 from ..requests import (
@@ -278,8 +278,7 @@ def measure_all(planted: dict[str, Truth], split: str = "validation") -> dict[st
 
 def digests() -> dict[str, str]:
     """The SHA-256 of each shipped adapter's weights."""
-    files = {name: ADAPTERS / name / "adapter_model.safetensors" for name in (*SUSPECTS, BLIND)}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    return {name: sha256(ADAPTERS / name / "adapter_model.safetensors") for name in (*SUSPECTS, BLIND)}
 
 
 def _check_untested() -> None:
