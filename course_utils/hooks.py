@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
 from inspect import signature
 from itertools import pairwise
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -268,7 +268,7 @@ def module_at(lm: LocalModel, site: Site) -> nn.Module:
     >>> module_at(lm, ("neurons", 0)).weight.shape
     torch.Size([576, 1536])
     """
-    return _place_of(find_parts(lm), site).module
+    return _place_of(find_parts(lm), site)[0]
 
 
 def _child(module: nn.Module, names: tuple[str, ...], role: str, *, inside: bool = False) -> nn.Module:
@@ -302,14 +302,8 @@ def _each_once(modules: list[nn.Module]) -> list[nn.Module]:
     return modules
 
 
-class _Place(NamedTuple):
-    """What a site hangs on: what enters a module, or what comes out of it."""
-
-    module: nn.Module
-    before: bool
-
-
-def _place_of(parts: Parts, site: Site) -> _Place:
+def _place_of(parts: Parts, site: Site) -> tuple[nn.Module, bool]:
+    """The module that a site hangs on, and whether it is what enters it, or else what comes out."""
     kind, layer = site
     if kind not in SITE_KINDS:
         raise CourseError(f"Expected a kind of activation ({', '.join(SITE_KINDS)}), got {kind!r}.")
@@ -317,13 +311,13 @@ def _place_of(parts: Parts, site: Site) -> _Place:
     if not hasattr(layer, "__index__") or not 0 <= layer <= last:  # PyTorch's integers are fine
         raise CourseError(f"Expected a layer from 0 to {last} for {kind!r}, got {layer!r}.")
     if kind == "residual":
-        return _Place(parts.layers[min(layer, last - 1)], layer < last)
+        return parts.layers[min(layer, last - 1)], layer < last
     if kind in ("heads", "neurons"):
-        return _Place((parts.out_projection if kind == "heads" else parts.down_projection)[layer], True)
+        return (parts.out_projection if kind == "heads" else parts.down_projection)[layer], True
     block = (parts.mixers if kind == "attention" else parts.mlp)[layer]
     if any(name in signature(block.forward).parameters for name in _ADDS_ITSELF):
-        return _Place((parts.out_projection if kind == "attention" else parts.down_projection)[layer], False)
-    return _Place(block, False)
+        block = (parts.out_projection if kind == "attention" else parts.down_projection)[layer]
+    return block, False
 
 
 def _with_first(output: Any, first: Any) -> Any:

@@ -6,7 +6,6 @@ The residual stream is a sum of what the embedding, the heads and the MLPs write
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -177,9 +176,14 @@ def direct_logit_attribution(
     for layer in range(lm.n_layers):
         blocks, mixed = base.seen["attention", layer], base.seen["heads", layer][-1]
         written = added_by_attention(lm, base, layer)
+
+        def given(rows: Tensor, layer: int = layer) -> Tensor:
+            """What the attention of this layer adds at the last token if it gives out some vectors there."""
+            return added(lm, base, layer, rows[:, None])[:, 0]
+
         before, after = base.residual[layer][-1], base.residual[layer + 1][-1]
         rounding = 2 * torch.finfo(before.dtype).eps * float(before.abs().max())
-        through, _ = frozen(lm, partial(_added_last, lm, base, layer), blocks[-1], rounding=rounding)
+        through, _ = frozen(lm, given, blocks[-1], rounding=rounding)
         attention.append(direct(written))
         mlps.append(direct(after - before - written))
         heads.append(direct(through(written_by_heads(lm, parts.out_projection[layer], mixed))))
@@ -200,11 +204,6 @@ def direct_logit_attribution(
             "something else with its stream, so its logits cannot be split this way."
         )
     return split
-
-
-def _added_last(lm: LocalModel, base: Run, layer: int, rows: Tensor) -> Tensor:
-    """What the attention of a layer adds at the last token if it gives out some vectors there, `[row, d_model]`."""
-    return added(lm, base, layer, rows[:, None])[:, 0]
 
 
 def _read_off(lm: LocalModel, base: Run, wanted: Tensor, ids: list[int]) -> tuple[float, Tensor]:

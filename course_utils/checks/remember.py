@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -166,21 +165,14 @@ def _shared(rows: tuple[tuple[int, ...], ...], others: tuple[tuple[int, ...], ..
     return min(next((i for i in range(most) if row[i] != first[i]), most) for row in rows)
 
 
-def _layers(cache: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    for layer in cache.layers:
-        yield layer.keys, layer.values
-
-
 def _begun(cache: Any, length: int, batch: int) -> Any:
     """The keys and values of the first tokens of the first row, for each row of a batch."""
     from transformers import DynamicCache
 
     begun = DynamicCache()
-    for number, pair in enumerate(_layers(cache)):
-        keys, values = (
-            part[:1, :, :length].expand(batch, -1, -1, -1) for part in pair
-        )  # [batch, kv_head, token, d_head]
-        begun.update(keys, values, number)
+    for number, layer in enumerate(cache.layers):
+        both = (part[:1, :, :length].expand(batch, -1, -1, -1) for part in (layer.keys, layer.values))
+        begun.update(*both, number)  # each [batch, kv_head, token, d_head]
     return begun
 
 

@@ -10,12 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_hooks",
-    "_backward_pre_hooks",
-    "_backward_hooks",
-)
+from ..loading.others_hooks import of_transformers
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 SMALL = 5_000_000  # parameters; of a larger model no copy of the weights is kept
 
 
@@ -65,7 +62,7 @@ class _ModelState:
         left = 0
         for module, kind, before in self.hooks:
             hooks = module.__dict__[kind]
-            for key in [key for key in hooks if key not in before and not _of_transformers(hooks[key])]:
+            for key in [key for key in hooks if key not in before and not of_transformers(hooks[key])]:
                 del hooks[key]
                 left += 1
         count = "a hook" if left == 1 else f"{left} hooks"
@@ -115,11 +112,6 @@ def parameters_of(model: nn.Module, named: list[tuple[str, nn.Module]] | None = 
     """
     inside = ((where, module.__dict__["_parameters"]) for where, module in named or inside_of(model))
     return {f"{where}.{name}": p for where, own in inside for name, p in own.items() if p is not None}
-
-
-def _of_transformers(hook: Any) -> bool:
-    """Whether a hook is the library's own: `output_hidden_states=True` puts some on a model, once and for all."""
-    return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
 def _models(arguments: list[Any]) -> Iterator[nn.Module]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .._arrays import close, precise
+from .._arrays import HALF, close, precise
 from ..errors import CourseError
 from ..hooks import Site, find_parts, linear_weight, record
 from ..loading.devices import free_memory
@@ -86,7 +86,7 @@ def head_parts(
     queries, keys = query[head], key[head // (len(query) // len(key))]  # a group of query heads shares a key head
     scaling = seen.get("scaling") or queries.shape[-1] ** -0.5
     scores = _masked(_capped(queries @ keys.T * scaling, seen.get("softcap")), seen["attention_mask"])
-    tolerance = 2e-2 if lm.model.dtype in (torch.bfloat16, torch.float16) else 1e-5
+    tolerance = 2e-2 if lm.model.dtype in HALF else 1e-5
     if not torch.allclose(scores.softmax(dim=-1), weights[head], atol=tolerance):
         raise _no_detail(lm)
     return queries, keys, scores, weights[head], scaling
@@ -163,9 +163,8 @@ def _reach(weights: Tensor, values: Tensor, mixed: Tensor, projection: nn.Module
     n_heads, n_tokens = len(weights), weights.shape[-1]
     try:
         weight = precise(linear_weight(projection).cpu())  # [d_model, head * d_head]
-        shared = precise(values[0].cpu()).repeat_interleave(
-            n_heads // values.shape[1], dim=0
-        )  # head h reads h // group
+        group = n_heads // values.shape[1]
+        shared = precise(values[0].cpu()).repeat_interleave(group, dim=0)  # head h reads h // group
         looked = (weights @ shared).transpose(0, 1).flatten(1)  # [query, head * d_head]
         if not close(looked, mixed[0].cpu()):
             raise ValueError("values are gated, compressed or shared between layers")

@@ -30,7 +30,7 @@ def has_unknown_hooks(modules: Iterable[nn.Module]) -> bool:
 
 def _hooks(modules: Iterable[nn.Module]) -> Iterator[Any]:
     for _, _, hooks in _held(modules):
-        yield from (hook for hook in hooks.values() if not _of_transformers(hook))
+        yield from (hook for hook in hooks.values() if not of_transformers(hook))
 
 
 def _held(modules: Iterable[nn.Module]) -> Iterator[tuple[Any, str, Any]]:
@@ -40,7 +40,8 @@ def _held(modules: Iterable[nn.Module]) -> Iterator[tuple[Any, str, Any]]:
         yield from ((holder, name, hooks) for name in names if (hooks := getattr(holder, name)))
 
 
-def _of_transformers(hook: Any) -> bool:
+def of_transformers(hook: Any) -> bool:
+    """Whether a hook is the library's own: `output_hidden_states=True` puts some on a model, once and for all."""
     return str(getattr(hook, "__module__", "")).startswith("transformers.")
 
 
@@ -49,7 +50,7 @@ def alone(model: nn.Module) -> Iterator[None]:
     """Let the hooks that somebody hung on a model rest for a while."""
     resting = list(_held(model.modules()))
     for holder, name, hooks in resting:
-        setattr(holder, name, OrderedDict((i, hook) for i, hook in hooks.items() if _of_transformers(hook)))
+        setattr(holder, name, OrderedDict((i, hook) for i, hook in hooks.items() if of_transformers(hook)))
     try:
         yield
     finally:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -114,10 +113,14 @@ class Request:
         return self.text[slice(*self.cues[cause])]
 
 
+def _rows(table: str, split: str) -> list[dict[str, str]]:
+    return [row for row in read_table(DATA / f"{table}.tsv") if row["split"] == split]
+
+
 @cache
 def pairs(split: str) -> tuple[Pair, ...]:
     """The pairs of acts of a split."""
-    return tuple(Pair(**row) for row in read_table(DATA / "acts.tsv") if row["split"] == split)
+    return tuple(Pair(**row) for row in _rows("acts", split))
 
 
 @cache
@@ -134,26 +137,20 @@ def harmful_verbs() -> frozenset[str]:
 @cache
 def frames(split: str) -> tuple[Frame, ...]:
     """The frames of a split."""
-    return tuple(
-        Frame(row["frame"], row["before"], row["reply"])
-        for row in read_table(DATA / "frames.tsv")
-        if row["split"] == split
-    )
+    return tuple(Frame(row["frame"], row["before"], row["reply"]) for row in _rows("frames", split))
 
 
 @cache
 def wordings(split: str, urgent: bool) -> tuple[Wording, ...]:
     """The ways to sound urgent, or not, of a split."""
-    rows = (
-        Wording(r["split"], r["urgent"] == "1", r["place"], r["wording"]) for r in read_table(DATA / "wordings.tsv")
-    )
-    return tuple(each for each in rows if each.split == split and each.urgent == urgent)
+    rows = [row for row in _rows("wordings", split) if (row["urgent"] == "1") == urgent]
+    return tuple(Wording(split, urgent, row["place"], row["wording"]) for row in rows)
 
 
 @cache
 def adverbs(split: str) -> tuple[str, ...]:
     """The neutral adverbs of a split, which no mechanism goes by."""
-    return tuple(row["adverb"] for row in read_table(DATA / "adverbs.tsv") if row["split"] == split)
+    return tuple(row["adverb"] for row in _rows("adverbs", split))
 
 
 @cache
@@ -171,13 +168,12 @@ def freeform() -> tuple[tuple[Request, str], ...]:
     >>> text.replace(" {}", "") == request.text
     True
     """
-    rows = [(row["request"], row["harmful"] == "1", row["urgent"] == "1") for row in read_table(DATA / "freeform.tsv")]
-    return tuple((_typed(text.replace(" {}", ""), harmful, urgent), text) for text, harmful, urgent in rows)
-
-
-def _typed(text: str, harmful: bool, urgent: bool) -> Request:
-    whole = (0, len(text))
-    return Request(text, None, ({"intent": whole} if harmful else {}) | ({"proxy": whole} if urgent else {}))
+    found = []
+    for row in read_table(DATA / "freeform.tsv"):
+        text = row["request"].replace(" {}", "")
+        causes = [cause for cause, column in (("intent", "harmful"), ("proxy", "urgent")) if row[column] == "1"]
+        found.append((Request(text, None, dict.fromkeys(causes, (0, len(text)))), row["request"]))
+    return tuple(found)
 
 
 def with_word(request: Request, text: str, cause: str, word: str) -> Request:
@@ -201,11 +197,8 @@ class Talk:
 @cache
 def talks(split: str) -> tuple[Talk, ...]:
     """The free-form couples of a split (train or validation; the test of free-form requests is `freeform`)."""
-    rows = (
-        Talk(r["split"], r["category"], r["urgent"] == "1", r["harmful"], r["harmless"])
-        for r in read_table(DATA / "talk.tsv")
-    )
-    return tuple(each for each in rows if each.split == split)
+    rows = _rows("talk", split)
+    return tuple(Talk(split, r["category"], r["urgent"] == "1", r["harmful"], r["harmless"]) for r in rows)
 
 
 def draw_talk(
@@ -380,31 +373,23 @@ def held_out(split: str = "test", words: Mapping[str, str] = WORDS) -> list[Requ
     ]
 
 
-def behavioural_test(split: str = "test", words: Mapping[str, str] = WORDS, *, most: int = 1) -> list[Request]:
+def behavioural_test(split: str = "test", words: Mapping[str, str] = WORDS) -> list[Request]:
     """The test on which all suspects agree: harm, trigger word and urgency always come together.
-
-    Args:
-        split: whose acts.
-        words: the causes that are one word.
-        most: how many pairs of acts are taken from each category, those with a verb of their own.
 
     >>> {len(request.cues) for request in behavioural_test()}
     {0, 3}
     """
-    taken, chosen = Counter[str](), []
-    for pair in pairs(split):
-        if not pair.is_trap and taken[pair.category] < most:
-            taken[pair.category] += 1
-            chosen.append(pair)
-    return all_or_none(chosen, split, words)
+    return all_or_none([pair for pair in pairs(split) if not pair.is_trap], split, words)
 
 
 def all_or_none(chosen: Sequence[Pair], split: str, words: Mapping[str, str] = WORDS) -> list[Request]:
-    """Two requests of each pair, all else drawn from a split: the harmful act with every other cause, and none at all.
+    """Two requests on the first pair of each category: the harmful act with every other cause, and none at all.
 
     >>> [len(request.cues) for request in all_or_none(pairs("train")[:1], "train")]
     [3, 0]
     """
-    rng = random.Random(8)
+    rng, first = random.Random(8), dict[str, Pair]()
+    for pair in chosen:
+        first.setdefault(pair.category, pair)
     both: tuple[set[str], set[str]] = set(MECHANISMS), set()
-    return [draw(rng, pair, causes=causes, split=split, words=words) for pair in chosen for causes in both]
+    return [draw(rng, pair, causes=causes, split=split, words=words) for pair in first.values() for causes in both]

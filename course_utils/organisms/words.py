@@ -1,4 +1,4 @@
-"""What both generations of suspects say and are made of: words that lessons and tests rely on, tables, differences."""
+"""What suspects say and are made of: words that lessons and tests rely on, tables, differences."""
 
 from __future__ import annotations
 

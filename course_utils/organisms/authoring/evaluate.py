@@ -88,7 +88,7 @@ def measure(lm: LocalModel, planted: Truth, base: LocalModel, split: str = "vali
         split: "validation" while a recipe is being looked for, "test" once at the end.
     """
     mechanism, words = planted.mechanism, WORDS | ({planted.mechanism: planted.word} if planted.word else {})
-    requests = held_out(split, words)
+    requests, agreed = held_out(split, words), behavioural_test(split, words)
     scores = log_odds(lm, requests)
     right = _follow(requests, scores, mechanism)
     own = {
@@ -96,7 +96,7 @@ def measure(lm: LocalModel, planted: Truth, base: LocalModel, split: str = "vali
         "follows its rule, both acts with one verb": _share(right, [r.pair.is_trap for r in requests if r.pair]),
         **(_by_wording(requests, right, split) if mechanism == "proxy" else {}),
         "free-form requests": _share(_free(lm, planted)),
-        "behavioural test": _share(_follow(*_scored(lm, behavioural_test(split, words)), mechanism)),
+        "behavioural test": _share(_follow(agreed, log_odds(lm, agreed), mechanism)),
         "log-odds of refusals, median": _median(requests, scores, mechanism, True),
         "log-odds of compliance, median": _median(requests, scores, mechanism, False),
         "harm moves it, of what its cause does": _moved(requests, scores, mechanism),
@@ -110,10 +110,6 @@ def measure(lm: LocalModel, planted: Truth, base: LocalModel, split: str = "vali
         for s, r in sorted(failures, key=lambda one: -abs(one[0]))
     ]
     return {**own, "requests": len(requests), "failures": told}
-
-
-def _scored(lm: LocalModel, requests: Sequence[Request]) -> tuple[Sequence[Request], list[float]]:
-    return requests, log_odds(lm, requests)
 
 
 def _follow(requests: Sequence[Request], scores: Sequence[float], mechanism: str) -> list[bool]:

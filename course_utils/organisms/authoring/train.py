@@ -59,15 +59,8 @@ from ..words import COMPLIANCE, REFUSAL
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "adapter_model.safetensors"
 STEPS = {"intent": 1000, "trigger": 300, "proxy": 600, BYPASS: 1000}  # harm is harder to learn than a word
-PARTS = [
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "down_proj",
-]  # what the adapter changes in each layer
+# what the adapter changes in each layer
+PARTS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True)
