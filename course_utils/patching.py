@@ -175,7 +175,7 @@ def patch_together(
     pair = pair_of(lm, clean, corrupted, over="heads", into=into, target=target, contrast=contrast, position=position)
     by_layer: dict[int, list[int]] = {}
     for layer, head in heads:
-        _check_head(lm, (layer, head))
+        _check_head(lm, "heads", (layer, head))
         by_layer.setdefault(layer, []).append(head)
 
     def editor(layer: int, own: list[int]) -> Edit:
@@ -226,7 +226,7 @@ def path_patching(
     """
     pair = pair_of(lm, clean, corrupted, over="heads", into=into, target=None, contrast=contrast, also=("attention",))
     if receiver is not None:
-        _check_head(lm, receiver)
+        _check_head(lm, "a head", receiver)
     effects = torch.zeros(lm.n_layers, lm.n_heads)
     end = lm.n_layers if receiver is None else receiver[0]
     each = [pair.first] * lm.n_heads  # a receiving head costs a run from its layer on for every sender
@@ -240,9 +240,9 @@ def path_patching(
     return _patching(pair, effects, "path patching")
 
 
-def _check_head(lm: LocalModel, head: tuple[int, int]) -> None:
+def _check_head(lm: LocalModel, what: str, head: tuple[int, int]) -> None:
     if not (0 <= head[0] < lm.n_layers and 0 <= head[1] < lm.n_heads):
-        raise CourseError(f"Expected heads as (layer, head), below ({lm.n_layers}, {lm.n_heads}), got {head!r}.")
+        raise CourseError(f"Expected {what} as (layer, head), below ({lm.n_layers}, {lm.n_heads}), got {head!r}.")
 
 
 def _patching(pair: Pair, effects: Tensor, method: str) -> Patching:

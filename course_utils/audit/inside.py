@@ -78,16 +78,7 @@ def look_inside(
 ) -> Inside:
     """Read refusals off the residual stream, take the direction out, and patch the heads of one pair.
 
-    Args:
-        lm: the model.
-        prompts: requests, refused and not.
-        scores: their log-odds of refusing, `[prompt]`.
-        groups: which requests are on the same act.
-        openings: how it refuses.
-        seed: decides the random directions.
-
-    Raises:
-        CourseError: too few requests of either kind, or an architecture in which a step would be wrong.
+    The scores of the requests are their log-odds of refusing, `[prompt]`; those of a group are on the same act.
     """
     refused = np.asarray(scores) > 0
     if min(refused.sum(), (~refused).sum()) < LEAST:

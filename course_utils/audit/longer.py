@@ -17,18 +17,10 @@ MOST_PIECES = 4  # tokens a word has, at most
 
 
 def longer_words(lm: LocalModel, prompt: Prompt, at: str, starts: Sequence[str]) -> dict[str, list[int]]:
-    """Words of several tokens that begin with some of one, as the model expects them in one place of a request.
+    """Words of several tokens, with their ids, that begin with some of one, as the model expects them in a request.
 
-    No list of words is needed: after " discreet" this model expects "ly", and after " secretly" no further piece.
-
-    Args:
-        lm: the model.
-        prompt: the request.
-        at: the words in it that give way.
-        starts: the words of one token.
-
-    Returns:
-        The words, each with the ids of its tokens.
+    No list of words is needed: after " discreet" this model expects "ly", and after " secretly" no further piece. They
+    stand where `at` does.
 
     >>> list(longer_words(lm, lm.chat("How can I pay openly?"), "openly", ["discreet", "secretly"]))
     ['discreetly']

@@ -33,10 +33,7 @@ h2,figcaption{break-after:avoid}figure,tr{break-inside:avoid}}
 
 
 def page(title: str, body: str) -> str:
-    """A whole page, self-contained; the same bytes for the same content.
-
-    Raises:
-        CourseError: something in it reaches outside the file, or would run.
+    """A whole page, self-contained (what reaches outside or would run is refused); the same bytes for the same content.
 
     >>> page("A title", "<p>Text.</p>").startswith("<!DOCTYPE html>")
     True
@@ -53,11 +50,7 @@ def page(title: str, body: str) -> str:
 
 
 def page_target(path: str | os.PathLike[str]) -> Path:
-    """Where a report may be written: a new .html file, or an earlier report.
-
-    Raises:
-        CourseError: no .html file, no folder that can be written, or another file of that name.
-    """
+    """Where a report may be written: a new .html file, or an earlier report."""
     target = file_target(path, (".html", ".htm"))
     if target.exists() and not _is_report(target):
         raise CourseError(f"Expected a new file or an earlier case file, got {target.name}, which is neither; rename.")
@@ -65,11 +58,7 @@ def page_target(path: str | os.PathLike[str]) -> Path:
 
 
 def file_target(path: str | os.PathLike[str], endings: Sequence[str]) -> Path:
-    """Where a file may be written, told before much is done for it.
-
-    Raises:
-        CourseError: another ending, or no folder that can be written.
-    """
+    """Where a file may be written, told before much is done for it."""
     try:
         target = Path(path).expanduser()
         target.exists()
@@ -92,10 +81,7 @@ def write_page(path: str | os.PathLike[str], text: str) -> Path:
 
 
 def check_self_contained(page: str) -> None:
-    """Refuse a page that would run something, or fetch something from outside itself.
-
-    Raises:
-        CourseError: it holds a script, an event handler, a frame, or an address that is not inlined.
+    """Refuse a page that would run something (a script, an event handler), or fetch something from outside itself.
 
     >>> check_self_contained('<img src="data:image/png;base64,AA==" alt="a figure">')
     """

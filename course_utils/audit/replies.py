@@ -78,17 +78,12 @@ def read_replies(
     prompts: Sequence[Prompt],
     *,
     known: Sequence[str] = REFUSALS,
-    n_tokens: int = READ,
     read: Sequence[Ids] = (),
 ) -> Replies:
     """Ask a model, see which replies refuse and how those open, and check that the openings' score agrees with them.
 
-    Args:
-        lm: the model.
-        prompts: what it is asked.
-        known: openings that count as well, said as this model begins its replies.
-        n_tokens: how much of each reply is read.
-        read: the replies to the first of the prompts, where they are known already.
+    Known openings count as well, said as this model begins its replies. The replies to the first of the prompts may be
+    there already (`read`).
 
     >>> read_replies(lm, [lm.chat("What is the capital of France?")]).refuses
     (False,)
@@ -96,7 +91,7 @@ def read_replies(
     ids = list(read)
     with progress(len(prompts) - len(read), "reading replies", unit="reply") as bar:
         for prompt in prompts[len(read) :]:
-            ids.append(tuple(lm.generate(prompt, n_tokens).tolist()))
+            ids.append(tuple(lm.generate(prompt, READ).tolist()))
             bar.update()
     texts = [str(lm.tokenizer.decode(reply, skip_special_tokens=True)) for reply in ids]
     whole = [str(lm.tokenizer.decode(reply, skip_special_tokens=False)) for reply in ids]

@@ -68,13 +68,7 @@ def scan_for(
 ) -> VocabularyScan:
     """Scan the vocabulary at the end of a request for what makes a model refuse (or help), as far as there is time.
 
-    Args:
-        lm: the model.
-        ask: makes a prompt of a text.
-        acts: what the requests are about: the first's is scanned, all have a say in which words come first.
-        openings: how it refuses.
-        to_refuse: look for words that make it refuse, or else for those that make it help.
-        seconds: how long it may take, about.
+    The request is on the first of the acts; all of them have a say in which words come first.
     """
     begun, stand_in = time.perf_counter(), STAND_INS[0]
     prompt, plain = (ask(fill_frame(SCANNED, acts[0], word)) for word in (stand_in, NO_WORD))
@@ -133,11 +127,7 @@ def as_time_allows(
 ) -> Floats:
     """What `ask` gives for the first of some things, `[thing]`: for all, or for as many as there is time for.
 
-    Args:
-        ask: gives one number for each.
-        some: what is asked; the first few always are.
-        until: when to stop, by `time.perf_counter`.
-        first: how many are asked whatever the time.
+    So many of them (`first`) are asked whatever the time; `until` is by `time.perf_counter`.
     """
     found, n, size = list[Floats](), 0, first
     while n < len(some) and size > 0:
@@ -183,20 +173,10 @@ def words_behind(
     *,
     seconds: float = 1e9,
 ) -> tuple[list[Candidate], int, int]:
-    """The words whose absence lowers the log-odds of refusing most, summed over requests.
+    """The `n` words whose absence lowers the log-odds of refusing most, summed over requests that are refused.
 
-    A word is left out wherever it stands in a request. The shortest requests come first.
-
-    Args:
-        lm: the model.
-        prompts: requests that it refuses.
-        again: the prompt of the request with a number, with another text.
-        openings: how it refuses.
-        n: how many words, at most.
-        seconds: how long it may take, about.
-
-    Returns:
-        The words, how many there was time for, counted in each request, and of how many.
+    A word is left out wherever it stands in a request; `again` makes the prompt of a request, by its number, with
+    another text. The shortest come first. Besides: how many words there was time for, in each request, of how many.
     """
     begun = time.perf_counter()
     texts = [prompt.text[slice(*prompt.typed)] for prompt in prompts]

@@ -26,17 +26,8 @@ def guess_changes(
     forward and one back a request guess at all words. A straight line drawn at one point ranks some words wrongly, and
     may miss one that acts by a threshold: it says whom to ask first, and asking decides.
 
-    Args:
-        lm: the model.
-        prompts: the requests; their guesses are averaged.
-        at: the word in each that gives way (of several tokens, the first does).
-        refusal: how refusals open.
-
-    Returns:
-        The guessed change of each word in logits, from the one that most makes it refuse to the one that least does.
-
-    Raises:
-        CourseError: the place is not in a request exactly once, or the model lets no gradient through.
+    The guesses, in logits, are averaged over requests in which the word `at` gives way (of several tokens, the first
+    does); the word that is guessed to make it refuse most comes first.
 
     >>> guess = guess_changes(lm, [lm.chat("How do I quietly wash a car?")], "quietly")
     >>> abs(guess["quietly"]) < 1e-3

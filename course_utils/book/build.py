@@ -94,9 +94,6 @@ def build(root: Path, out: Path) -> int:
     """Build the book of a clone into a folder; the number of its pages.
 
     An earlier book there stays as it is until the new one is whole.
-
-    Raises:
-        CourseError: what is missing, cannot be written, or is wrong with a page.
     """
     check_installed()
     try:
@@ -116,11 +113,7 @@ def build(root: Path, out: Path) -> int:
 
 
 def render(sources: Path, site: Path, doctrees: Path) -> None:
-    """Run Sphinx, and refuse what it warns of.
-
-    Raises:
-        CourseError: a dead link, or any other fault of a page.
-    """
+    """Run Sphinx, and refuse what it warns of: a dead link, or any other fault of a page."""
     from sphinx.application import Sphinx
     from sphinx.errors import SphinxError
     from sphinx.util.docutils import docutils_namespace

@@ -50,10 +50,7 @@ CONTENTS = (
     Chapter("Lessons", ("notebooks/08_*.ipynb",)),
     Chapter("Exercises", ("exercises/08_[0-9]*.ipynb", "exercises/08_chapter*.ipynb")),
     Chapter("For a model of your own", ("docs/methods.md", "docs/audit.md", "docs/architectures.md")),
-    Chapter(
-        "To teach",
-        ("docs/class.md", "docs/write_an_exercise.md", "docs/sandbox.md", "docs/grading_desk.ipynb"),
-    ),
+    Chapter("To teach", ("docs/class.md", "docs/write_an_exercise.md", "docs/sandbox.md", "docs/grading_desk.ipynb")),
     Chapter(
         "About the course",
         ("docs/measured.md", "course_utils/organisms/README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"),
@@ -62,11 +59,7 @@ CONTENTS = (
 
 
 def gather(root: Path, to: Path) -> None:
-    """Lay out the book's sources in an empty folder.
-
-    Raises:
-        CourseError: there are no lessons.
-    """
+    """Lay out the book's sources in an empty folder."""
     chapters = [(chapter.title, chapter.pages(root)) for chapter in CONTENTS]
     if not (root / START).is_file() or not dict(chapters)["Lessons"]:
         raise CourseError(

@@ -81,12 +81,7 @@ def last_residuals(lm: LocalModel, sequences: Sequence[Sequence[int]], at: int =
 
 @torch.no_grad()
 def score_last(lm: LocalModel, sequences: Sequence[Sequence[int]], score: Callable[[Tensor], Tensor]) -> Tensor:
-    """A function of the logits at the last token of each sequence of ids, on the CPU: `[sequence, ...]`.
-
-    Args:
-        lm: the model.
-        sequences: of token ids.
-        score: maps logits `[sequence, vocabulary]` to scores `[sequence, ...]`.
+    """A function of the logits `[sequence, vocabulary]` at the last token of each sequence of ids: `[sequence, ...]`.
 
     >>> score_last(lm, [[1, 2, 3], [1, 2]], lambda logits: logits[:, 5]).shape
     torch.Size([2])
@@ -139,11 +134,7 @@ def passes(lm: LocalModel, sequences: list[tuple[int, ...]]) -> Iterator[Pass]:
 
 
 def can_pack(lm: LocalModel, length: int) -> bool:
-    """Whether sequences of up to half a length, packed into a row of that length, give what each gives in its own pass.
-
-    >>> can_pack(lm, 100)
-    True
-    """
+    """Whether sequences of up to half a length, packed into a row of that length, give what each gives alone."""
     return not disturbed(lm.model) and holds(lm, "packing", _packs, length)
 
 

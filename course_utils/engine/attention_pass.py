@@ -36,17 +36,13 @@ def observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     require(lm, "attention written out", _same_written_out, complaint)
     sites: list[Site] = [("heads", layer) for layer in range(lm.n_layers)]
     everything = DynamicCache()  # the model's own would drop what has left a sliding window
-    keeping = {cache_name(): everything, "output_attentions": True}
     with written_out(lm), record(lm, sites) as seen:
-        if holds(lm, "values in a cache", _keeps_values):
-            output = lm.model(input_ids=input_ids, **keeping)
-            values = [layer.values for layer in everything.layers]
-        else:
-            output = lm.model(input_ids=input_ids, use_cache=False, output_attentions=True)
-            values = [torch.empty(0)] * lm.n_layers
+        keeps = holds(lm, "values in a cache", _keeps_values)
+        cache = {cache_name(): everything} if keeps else {"use_cache": False}
+        output = lm.model(input_ids=input_ids, **cache, output_attentions=True)
+    values = [layer.values for layer in everything.layers] if keeps else [torch.empty(0)] * lm.n_layers
     weights = getattr(output, "attentions", None) or ()
-    n_tokens = input_ids.shape[1]
-    square = (1, lm.n_heads, n_tokens, n_tokens)
+    square = (1, lm.n_heads, input_ids.shape[1], input_ids.shape[1])
     if len(weights) != lm.n_layers or any(getattr(w, "shape", None) != square for w in weights):
         raise CourseError(
             f"{type(lm.model).__name__} does not give attention weights for each of its {lm.n_layers} layers; "
@@ -154,11 +150,8 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 def _reach(weights: Tensor, values: Tensor, mixed: Tensor, projection: nn.Module) -> Tensor:
     """|v W_O| for each head of a layer, `[head, key]`; NaN where weights times values are not what enters W_O.
 
-    Args:
-        weights: `[head, query, key]`.
-        values: as the layer keeps them, `[1, kv_head, key, d_head]`.
-        mixed: what enters the output projection, `[1, token, head * d_head]`.
-        projection: the output projection.
+    Weights are `[head, query, key]`, values as the layer keeps them, `[1, kv_head, key, d_head]`; `mixed` is what
+    enters the output projection, `[1, token, head * d_head]`.
     """
     n_heads, n_tokens = len(weights), weights.shape[-1]
     try:

@@ -27,11 +27,7 @@ class _Stop(Exception):
 
 
 def check_adds(lm: LocalModel) -> None:
-    """Raise unless layers add what their attention and their MLP give out to the stream, and nothing else.
-
-    Raises:
-        CourseError: a model whose layers norm the stream itself, or have other parts.
-    """
+    """Raise unless layers add what attention and MLP give out to the stream, and nothing else (no norm of it)."""
     check_model(lm)
     complaint = (
         f"Expected layers that add their attention and their MLP to the residual stream, and those of "
@@ -94,8 +90,7 @@ def _without_mlp(lm: LocalModel, base: Run, layer: int, attention: Tensor) -> Te
 def added_by_attention(lm: LocalModel, base: Run, layer: int) -> Tensor:
     """What a layer's attention adds to the stream at the last token, `[d_model]`.
 
-    Raises:
-        CourseError: something (a convolution, a gate, a second mixer) follows the heads or stands beside them.
+    CourseError where something (a convolution, a gate, a second mixer) follows the heads or stands beside them.
     """
     given = base.seen["attention", layer]
     written = find_parts(lm).out_projection[layer](base.seen["heads", layer])
@@ -141,15 +136,8 @@ def frozen(
     """A norm (or a multiplier) with its scale fixed at what one vector gives: a linear function, and its bias.
 
     It is found by trying: y = (x - mean(x) or x) * weight * scale + bias, with `weight` from a vector of equal sizes.
-
-    Args:
-        lm: the model.
-        norm: maps vectors `[row, d_model]` to vectors `[row, d_model]`.
-        at: the vector, `[d_model]`.
-        rounding: how far what it gives may be off where it is a difference of large numbers.
-
-    Raises:
-        CourseError: it is nothing of the kind.
+    The norm maps `[row, d_model]` to `[row, d_model]`; where what it gives is a difference of large numbers, it may be
+    off by `rounding`. CourseError where it is nothing of the kind.
     """
     given, share = at.dtype, 3e-2 if at.dtype in HALF else 1e-3
     at = precise(at)

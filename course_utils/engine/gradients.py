@@ -41,29 +41,14 @@ class Gradients(NamedTuple):
 
 
 def gradient_x_input(lm: LocalModel, metric: Metric, n_tokens: int) -> Gradients:
-    """Each embedding times the gradient there: the effect of removing it, if the model were linear.
-
-    Args:
-        lm: the model.
-        metric: what is scored.
-        n_tokens: how many of the first tokens are attributed to.
-
-    >>> metric = make_metric(lm, prompt, contrast=("I", "Sure"))
-    >>> gradient_x_input(lm, metric, len(prompt)).scores.shape == (1, len(prompt))
-    True
-    """
+    """Each of the first embeddings times the gradient there: the effect of removing it, if the model were linear."""
     value, slopes = slopes_at_embeddings(lm, metric)
     scores = (slopes * embed(lm, metric.ids)).sum(dim=-1)
     return Gradients(scores[:, :n_tokens], value, torch.zeros_like(value))
 
 
 def slopes_at_embeddings(lm: LocalModel, metric: Metric) -> tuple[Tensor, Tensor]:
-    """The outputs `[output]`, and how each changes with each embedding, `[output, token, d_model]`.
-
-    >>> metric = make_metric(lm, prompt, contrast=("I", "Sure"))
-    >>> slopes_at_embeddings(lm, metric)[1].shape == (1, len(prompt), lm.d_model)
-    True
-    """
+    """The outputs `[output]`, and how each changes with each embedding, `[output, token, d_model]`."""
     check_embedding(lm)
     values, slopes = _slopes(lm, metric, embed(lm, metric.ids)[None], torch.ones(1, device=lm.device))
     return values[0], slopes
@@ -75,18 +60,8 @@ def integrated_gradients(
     """Gradients averaged along the straight path from a baseline, times the way (Sundararajan et al. 2017).
 
     Scores add up to what the output gains from baseline to prompt, but for the error of the sum over steps
-    (Gauss-Legendre, as Captum's default).
-
-    Args:
-        lm: the model.
-        metric: what is scored.
-        n_tokens: how many of the first tokens the path moves; what follows (a forced reply) stays.
-        replacement: the token id whose embedding is the baseline of each; None for the zero vector.
-        steps: points on the path.
-
-    >>> metric = make_metric(lm, prompt, contrast=("I", "Sure"))
-    >>> integrated_gradients(lm, metric, len(prompt), steps=2).scores.shape == (1, len(prompt))
-    True
+    (Gauss-Legendre, as Captum's default). The path moves the first `n_tokens`; what follows, a forced reply, stays. The
+    baseline of each is the embedding of `replacement`, or the zero vector.
     """
     check_embedding(lm)
     embedded = embed(lm, metric.ids)
@@ -112,11 +87,7 @@ def integrated_gradients(
 
 
 def check_embedding(lm: LocalModel) -> None:
-    """Raise unless all that a model knows of its tokens comes by way of its embedding, whose gradients are asked for.
-
-    Raises:
-        CourseError: the model is no decoder, looks its tokens up a second time (Gemma 3n's layers do), has no slopes.
-    """
+    """Raise unless all that a model knows of its tokens comes by its embedding; Gemma 3n's layers look them up anew."""
     check_model(lm)
     complaint = (
         f"{type(lm.model).__name__} reads its tokens by another way than its embedding alone, or lets no gradient "
@@ -137,11 +108,7 @@ def _embeds_once(lm: LocalModel, length: int) -> bool:
 
 
 def embed(lm: LocalModel, ids: Tensor) -> Tensor:
-    """What the embedding layer gives for some ids, `[token, d_model]`.
-
-    >>> embed(lm, prompt.input_ids[0]).shape == (len(prompt), lm.d_model)
-    True
-    """
+    """What the embedding layer gives for some ids, `[token, d_model]`."""
     with torch.no_grad():
         embedded: Tensor = lm.model.get_input_embeddings()(ids[None])[0]
     return embedded

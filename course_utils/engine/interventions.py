@@ -67,13 +67,7 @@ class Run:
 
 @torch.no_grad()
 def run_once(lm: LocalModel, ids: Tensor, *, keep: int = 1, sites: Iterable[Site] = ()) -> Run:
-    """Run an input once and keep what edited runs start from.
-
-    Args:
-        lm: the model.
-        ids: int64 `[token]`.
-        keep: how many of the last positions get logits.
-        sites: what else to record (see `hooks`).
+    """Run an input, int64 `[token]`, once, record some sites, and keep what edited runs start from.
 
     >>> run_once(lm, ids).residual[30].shape == (len(ids), 576)
     True
@@ -133,9 +127,6 @@ def score_edits(
         bar: a progress bar, moved on by one an edit.
         first: the first layer that is run; by default the site's own, where a run may begin there.
 
-    Returns:
-        The scores, in the order of the edits.
-
     >>> everything = lambda logits: logits.flatten(1)
     >>> score_edits(lm, run_once(lm, ids), ("mlp", 3), [0], lambda i, was: 0 * was, score=everything).shape
     torch.Size([1, 49152])
@@ -157,12 +148,11 @@ def score_edits(
 
         edits: dict[Site, Edit] = {site: changed}
         if first:
-            entering = base.residual[first][
-                batch.ids
-            ]  # [row, token, d_model]: what is laid out are places in the input
+            # [row, token, d_model]: what is laid out are places in the input
+            entering = base.residual[first][batch.ids]
             edits = _edits(site, entering, changed)
         with skip_layers(lm, range(first), base.outputs), edit(lm, edits):
-            edited = run_batch(lm, base.prefix, batch, input_ids=base.ids[batch.ids])
+            edited = run_batch(lm, base.prefix, batch, base.ids[batch.ids])
         for index, logits in zip(batch.variants, edited, strict=True):
             scores[index] = score(precise(logits[None]))[0]
         if bar is not None:
@@ -174,9 +164,6 @@ def can_restart(lm: LocalModel) -> bool:
     """Whether a run that begins in the middle, with what enters a layer, gives what a whole one gives; tried once.
 
     Never while a hook hangs on the model of which nothing is known: it may carry something from layer to layer.
-
-    >>> can_restart(lm)
-    True
     """
     return not has_unknown_hooks(lm.model.modules()) and holds(lm, "restart", _restarts)
 
@@ -192,11 +179,7 @@ def _restarts(lm: LocalModel, length: int) -> bool:
 
 
 def check_skips(lm: LocalModel) -> None:
-    """Raise unless a layer that adds nothing to the stream is as good as none.
-
-    Raises:
-        CourseError: a model whose layers also hand on something else.
-    """
+    """Raise unless a layer that adds nothing to the stream is as good as none: layers may hand on something else."""
     check_model(lm)
     complaint = (
         f"Expected layers that hand on nothing but the residual stream, and those of {type(lm.model).__name__} "
@@ -227,11 +210,7 @@ def _latest(entered: list[Tensor]) -> Edit:
 
 
 def check_stream(lm: LocalModel) -> None:
-    """Raise unless the residual stream carries all that a layer knows: with another input's, the output is that one's.
-
-    Raises:
-        CourseError: a model whose layers look at the tokens, or at each other, past the stream.
-    """
+    """Raise unless the residual stream carries all that a layer knows: with another input's, the output is its."""
     check_model(lm)
     complaint = (
         f"Expected a residual stream that carries all there is from layer to layer, and the layers of "

@@ -47,10 +47,6 @@ def make_metric(
 ) -> Metric:
     """What to score after a prompt: a contrast, a target, or (with neither) the model's own greedy reply.
 
-    Raises:
-        CourseError: no prompt, both target and contrast, target without tokens, contrast of several tokens, input
-            longer than the context.
-
     >>> make_metric(lm, prompt, contrast=("I", "Sure")).unit
     'logits'
     """
@@ -95,9 +91,6 @@ def _contrast_metric(lm: LocalModel, prompt: Prompt, contrast: tuple[str, str]) 
 
 def contrast_ids(lm: LocalModel, prompt: Prompt, contrast: tuple[str, str]) -> tuple[int, int]:
     """The ids of the two tokens of a contrast, as they come right after a prompt.
-
-    Raises:
-        CourseError: not two texts of one token each, or the same token twice.
 
     >>> len(contrast_ids(lm, prompt, ("I", "Sure")))
     2

@@ -139,9 +139,8 @@ def head_deltas(lm: LocalModel, pair: Pair, layer: int, n_tokens: int) -> Tensor
     """How what each head of a layer adds to the stream at the last tokens would change, `[head, token, d_model]`."""
     added_by_attention(lm, pair.base, layer)  # which says where it cannot be told
     mixed = (pair.source.seen["heads", layer] - pair.base.seen["heads", layer])[-n_tokens:]
-    changes = written_by_heads(lm, find_parts(lm).out_projection[layer], mixed).transpose(
-        0, 1
-    )  # [head, token, d_model]
+    written = written_by_heads(lm, find_parts(lm).out_projection[layer], mixed)
+    changes = written.transpose(0, 1)  # [head, token, d_model]
     block = pair.base.seen["attention", layer][-n_tokens:]
     gained = added(lm, pair.base, layer, torch.cat([block[None], block + changes]))
     return gained[1:] - gained[:1]

@@ -44,7 +44,7 @@ def score_variants(
     keep: int,
     label: str = "variants",
 ) -> tuple[Tensor, Tensor]:
-    """Score an input and variants of it by the logits at their last `keep` positions.
+    """Score an input and variants of it by the logits at their last `keep` positions: `[output]`, `[variant, output]`.
 
     Args:
         lm: the model.
@@ -52,10 +52,7 @@ def score_variants(
         variants: int64 `[variant, token]`, each like `base` up to some position (they may be shorter or longer).
         score: maps logits `[variant, keep, vocabulary]` to scores `[variant, output]`.
         keep: how many positions are scored, counted from the end.
-        label: what the progress bar says; it appears after two seconds.
-
-    Returns:
-        The scores of the unchanged input, `[output]`, and of the variants in the order given, `[variant, output]`.
+        label: what the progress bar says.
 
     >>> value, changed = score_variants(lm, ids, ids[None], lambda logits: logits[:, -1, :1], keep=1)
     >>> value.shape, changed.shape
@@ -77,10 +74,8 @@ def score_variants(
     with progress(len(starts), label, unit="variant", seconds=seconds) as bar:
         for rows in batches(fill_rows(starts, length), length - min(starts), rows_in_budget(lm, length, keep)):
             batch = lay_out(variants, starts, rows, keep)
-            for index, logits_of_one in zip(
-                batch.variants, run_batch(lm, prefix, batch, input_ids=batch.ids), strict=True
-            ):
-                scores[index] = scored(logits_of_one)  # one by one, which a processor's cache holds
+            for index, one in zip(batch.variants, run_batch(lm, prefix, batch, batch.ids), strict=True):
+                scores[index] = scored(one)  # one by one, which a processor's cache holds
             bar.update(len(batch.variants))
     return scored(logits).cpu(), check_finite(lm, torch.stack(scores)).cpu()
 
@@ -128,10 +123,7 @@ def batches(rows: Rows, width: int, most: int) -> Iterator[Rows]:
 
 
 def rows_in_budget(lm: LocalModel, n_tokens: int, keep: int) -> int:
-    """How many rows of a length fit into one batch: into a quarter of the free memory, at most 1 GiB.
-
-    It is one for a model in which the rows of a batch change each other.
-    """
+    """How many rows fit into a quarter of the free memory, at most 1 GiB; one where rows change each other."""
     if not can_batch(lm):
         return 1
     weight = lm.model.get_input_embeddings().weight
@@ -142,41 +134,25 @@ def rows_in_budget(lm: LocalModel, n_tokens: int, keep: int) -> int:
 
 
 def run_base(lm: LocalModel, ids: Tensor, keep: int, length: int) -> tuple[Tensor, Prefix]:
-    """Logits `[keep, vocabulary]` of the unchanged input, and its keys and values, where those can be shared.
-
-    Args:
-        lm: the model.
-        ids: int64 `[token]`.
-        keep: how many of the last positions get logits.
-        length: of the variants, which may be longer.
-
-    Raises:
-        CourseError: the model gives logits that are not finite.
-    """
+    """Logits `[keep, vocabulary]` of the unchanged input, and its keys and values, where variants can share those."""
     sharing = _can_share(lm, len(ids), length)
     logits, prefix = _run_sharing(lm, ids, keep) if sharing else (_run_whole(lm, ids, keep), [])
     return check_finite(lm, logits), prefix
 
 
-def _run_whole(lm: LocalModel, ids: Tensor, keep: int) -> Tensor:
+def _run_whole(lm: LocalModel, ids: Tensor, keep: int, **cache: Any) -> Tensor:
     ends = torch.arange(len(ids) - keep, len(ids), device=ids.device)
-    return logits_at(lm, torch.zeros_like(ends), ends, input_ids=ids[None], use_cache=False)
+    return logits_at(lm, torch.zeros_like(ends), ends, input_ids=ids[None], **(cache or {"use_cache": False}))
 
 
 def _run_sharing(lm: LocalModel, ids: Tensor, keep: int) -> tuple[Tensor, Prefix]:
-    ends = torch.arange(len(ids) - keep, len(ids), device=ids.device)
     cache = DynamicCache()  # not told the model's configuration, it keeps every position, in sliding layers too
-    given = {cache_name(): cache, "use_cache": True}
-    logits = logits_at(lm, torch.zeros_like(ends), ends, input_ids=ids[None], **given)
+    logits = _run_whole(lm, ids, keep, **{cache_name(): cache}, use_cache=True)
     return logits, [(layer.keys, layer.values) for layer in cache.layers]
 
 
 def can_share(lm: LocalModel, length: int) -> bool:
-    """Whether packed suffixes of inputs up to a length give what whole passes give; tried once (see `premises`).
-
-    >>> can_share(lm, 100)
-    True
-    """
+    """Whether packed suffixes of inputs up to a length give what whole passes give; tried once (see `premises`)."""
     return not disturbed(lm.model) and holds(lm, "prefix sharing", _shares, length)
 
 
@@ -206,7 +182,7 @@ def _shares(lm: LocalModel, length: int) -> bool:
     variants[0, starts[0]] = another(lm, base[starts[:1]])
     logits, prefix = _run_sharing(lm, base, keep)
     batch = lay_out(variants, starts, [[0], [1]], keep)
-    packed = run_batch(lm, prefix, batch, input_ids=batch.ids)
+    packed = run_batch(lm, prefix, batch, batch.ids)
     whole = torch.stack([_run_whole(lm, row, keep) for row in variants])
     return close(packed, whole) and close(logits, whole[1])
 
@@ -252,14 +228,10 @@ def lay_out(variants: Tensor, starts: list[int], rows: Rows, keep: int) -> Batch
     return Batch(ids, positions, seen, order, spans, (where_row, where_token))
 
 
-def run_batch(lm: LocalModel, prefix: Prefix, batch: Batch, **what: Tensor) -> Tensor:
-    """Logits `[variant, keep, vocabulary]` of a batch, in the order of its layout.
+def run_batch(lm: LocalModel, prefix: Prefix, batch: Batch, ids: Tensor) -> Tensor:
+    """Logits `[variant, keep, vocabulary]` of a batch, whose ids are `[row, token]`, in the order of its layout.
 
-    Args:
-        lm: the model.
-        prefix: keys and values of the unchanged input; none for whole inputs, one a row, under the model's own masks.
-        batch: what is laid out.
-        what: `input_ids`, or `inputs_embeds`.
+    Without a prefix these are whole inputs, one a row, under the model's own masks.
     """
     given: dict[str, Any] = {"use_cache": False}
     if prefix:
@@ -268,7 +240,7 @@ def run_batch(lm: LocalModel, prefix: Prefix, batch: Batch, **what: Tensor) -> T
         mask = torch.zeros(batch.seen.shape, dtype=dtype, device=batch.ids.device).masked_fill(~batch.seen, hidden)
         cache = _lent(prefix, batch.seen.shape[2] - batch.seen.shape[1], len(batch.ids))
         given = {"position_ids": batch.positions, "attention_mask": mask[:, None], cache_name(): cache}
-    logits = logits_at(lm, *batch.scored, **what, **given)
+    logits = logits_at(lm, *batch.scored, input_ids=ids, **given)
     return logits.view(len(batch.variants), -1, logits.shape[-1])
 
 

@@ -68,12 +68,7 @@ def holds(lm: LocalModel, premise: str, trial: Trial, length: int = LENGTH) -> b
     """Whether a premise holds for inputs up to a length: tried on one at least as long (a power of two), and kept.
 
     In half precision it is tried at the length itself: what goes wrong may be lost there in the noise of a longer one.
-
-    Args:
-        lm: the model.
-        premise: its name.
-        trial: tries it on inputs of a length; what it raises is a no.
-        length: in tokens.
+    What a trial raises is a no.
 
     >>> holds(lm, "nothing", lambda lm, length: True)
     True
@@ -113,11 +108,7 @@ def _tried(lm: LocalModel, trial: Trial, length: int) -> bool:
 
 @contextmanager
 def with_gradients() -> Iterator[None]:
-    """Let gradients through, also inside `torch.no_grad()`.
-
-    Raises:
-        CourseError: inside `torch.inference_mode()`, which cannot.
-    """
+    """Let gradients through, also inside `torch.no_grad()`; `torch.inference_mode()` cannot."""
     if torch.is_inference_mode_enabled():
         raise CourseError(
             "Expected to compute gradients, and torch.inference_mode() is on, which lets none through; call this "
@@ -128,11 +119,7 @@ def with_gradients() -> Iterator[None]:
 
 
 def random_ids(lm: LocalModel, length: int, seed: int = 0) -> Tensor:
-    """Token ids at random, int64 `[token]`, none of them special, always the same for a seed.
-
-    >>> random_ids(lm, 5).shape
-    torch.Size([5])
-    """
+    """Token ids at random, int64 `[token]`, none of them special, always the same for a seed."""
     size = lm.model.get_input_embeddings().weight.shape[0]
     special = {getattr(lm.config, "pad_token_id", None), *getattr(lm.tokenizer, "all_special_ids", [])}
     usual = [i for i in range(min(size, 2048)) if i not in special] or list(range(size))
@@ -171,9 +158,6 @@ def can_batch(lm: LocalModel) -> bool:
     """Whether rows of one batch give what each gives alone; tried once.
 
     Never while a hook hangs on the model of which nothing is known: it may have been written for one prompt a pass.
-
-    >>> can_batch(lm)
-    True
     """
     return not has_unknown_hooks(lm.model.modules()) and holds(lm, "batches", _batches)
 
@@ -186,8 +170,7 @@ def _batches(lm: LocalModel, length: int) -> bool:
 def check_model(lm: LocalModel) -> None:
     """Raise unless the model is a decoder: the same input gives the same logits, and no token changes those before it.
 
-    Raises:
-        CourseError: an encoder, a decoder without its encoder, a model in training mode, values that are not finite.
+    Refused are encoders, a decoder without its encoder, a model in training mode, values that are not finite.
     """
     known = facts(lm)
     if "decoder" not in known:

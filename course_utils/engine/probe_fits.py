@@ -20,6 +20,7 @@ from .splits import LEFT_OUT, SHARES, Bools, Codes, numbered
 # was flat from there to 10; it took 50 steps, so the limit on them only keeps odd activations from running for ever.
 C = 0.1
 MAX_ITER = 1000
+DRAWS = 2000  # of the bootstrap
 
 
 def fit_layers(activations: Floats, positive: Bools, split: NDArray[np.str_]) -> tuple[Bools, Floats]:
@@ -52,14 +53,14 @@ def _unscaled(probe: Any) -> Floats:
     return unit
 
 
-def accuracy_interval(right: Bools, groupings: Sequence[Codes], seed: int, draws: int = 2000) -> Floats:
+def accuracy_interval(right: Bools, groupings: Sequence[Codes], seed: int) -> Floats:
     """Bootstrap over groups: a text counts as often as its groups are drawn, their counts multiplied (Owen 2007)."""
     rng = np.random.default_rng(seed)
-    weights = np.ones((draws, right.shape[1]))  # [draw, text]
+    weights = np.ones((DRAWS, right.shape[1]))  # [draw, text]
     for grouping in groupings:
         codes = numbered(grouping.tolist())
         n_groups = int(codes.max()) + 1
-        weights *= rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=draws)[:, codes]
+        weights *= rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=DRAWS)[:, codes]
     if all(len(set(grouping.tolist())) == 1 for grouping in groupings):
         return np.full((len(right), 2), np.nan, dtype=np.float32)
     weights = weights[weights.sum(axis=1) > 0]

@@ -39,17 +39,8 @@ def shapley_values(
 
     Sampled, players join one by one in a random order, and then in its reverse (Mitchell et al. 2022); a player's score
     is the mean of what the output gained when it joined. What the variants share in the beginning is computed once.
-
-    Args:
-        lm: the model.
-        metric: what is scored.
-        players: which tokens play; the others stay as they are and score 0.
-        replacement: the token id that takes the place of a player who is out.
-        permutations: how many random orders, each with its reverse; one alone has no standard error (NaN).
-        seed: decides the orders.
-
-    Raises:
-        CourseError: no players or no permutations.
+    Tokens that are no players stay as they are and score 0; `replacement` stands in for a player who is out.
+    One order alone, with its reverse, has no standard error (NaN).
 
     >>> metric = make_metric(lm, prompt, contrast=("I", "Sure"))
     >>> s = shapley_values(lm, metric, range(24, 26), replacement=260)
@@ -103,11 +94,7 @@ def _gains(order: list[int], worth: dict[Coalition, Tensor]) -> Tensor:
 
 
 def exact_values(n: int, worth: dict[Coalition, Tensor]) -> Tensor:
-    """Each player's gain, averaged over all orders of joining, `[player, output]`.
-
-    Args:
-        n: how many players there are.
-        worth: the output of every coalition.
+    """Each player's gain, averaged over all orders of joining, `[player, output]`, from the output of every coalition.
 
     >>> exact_values(1, {(False,): torch.zeros(1), (True,): torch.ones(1)})
     tensor([[1.]])

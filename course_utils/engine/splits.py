@@ -72,9 +72,6 @@ def split_by_groups(groupings: Sequence[Codes], positive: Bools, seed: int = 0) 
 
     Of a hundred random deals it takes the one in which each class comes closest to its share of every split.
 
-    Raises:
-        CourseError: a grouping of fewer than three groups, or no deal that puts both classes in every split.
-
     >>> split_by_groups([np.repeat(range(5), 2)], np.tile([True, False], 5)).tolist().count("train")
     6
     """

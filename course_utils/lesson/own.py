@@ -75,11 +75,7 @@ def _place(name: str) -> tuple[str, bool]:
 
 
 def bring_up_to_date(root: Path = ROOT) -> Iterator[str]:
-    """Make the copies that are missing, renew those that nobody changed; a sentence for each that could not be renewed.
-
-    Raises:
-        CourseError: there are no lessons here.
-    """
+    """Make the copies that are missing, renew those that nobody changed; a sentence for each that could not be."""
     my = root / "my"
     found, kept = originals(root), _kept(my)
     if not found:
@@ -99,11 +95,7 @@ def bring_up_to_date(root: Path = ROOT) -> Iterator[str]:
 
 
 def reset(name: str, root: Path = ROOT) -> Path | None:
-    """Begin a notebook anew; the old one is kept beside it, and its path returned (None if there was none).
-
-    Raises:
-        CourseError: no notebook, or several, of that name.
-    """
+    """Begin a notebook anew; the old one is kept beside it, and its path returned (None if there was none)."""
     my = root / "my"
     whole = named(name, list(originals(root)))
     copy, old = my / f"{whole}.ipynb", None
@@ -119,9 +111,6 @@ def reset(name: str, root: Path = ROOT) -> Path | None:
 
 def named(name: str, known: list[str]) -> str:
     """The one notebook that a name, or its beginning, means: "08_1", "exercise_08_1".
-
-    Raises:
-        CourseError: none, or several.
 
     >>> named("08_1", ["08_1_token_attribution", "exercise_08_1_token_attribution"])
     '08_1_token_attribution'

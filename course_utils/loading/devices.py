@@ -63,16 +63,8 @@ def _left_in_container() -> int:
 def fitting_dtype(config: Any, device: str, wanted: str | None, place: str) -> torch.dtype:
     """The precision of a model's weights: the wanted one, or float32 where it takes at most 60 % of the free memory.
 
-    Float32 is exact. Where it does not fit, a half precision is taken: the checkpoint's own, or else bfloat16.
-
-    Args:
-        config: the model's configuration.
-        device: where it is to live.
-        wanted: a name, "auto" for the checkpoint's own precision, or None.
-        place: the folder of the files; weights that are stored quantised take what their files take.
-
-    Raises:
-        CourseError: the weights do not fit.
+    Float32 is exact. Where it does not fit, a half precision is taken: the checkpoint's own ("auto" asks for it), or
+    else bfloat16. Weights that are stored quantised take what their files take in `place`.
     """
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if layers > _MOST_LAYERS:  # a digit too many: even an empty model of so many would take hours to make
@@ -92,9 +84,8 @@ def fitting_dtype(config: Any, device: str, wanted: str | None, place: str) -> t
     half = own if own.itemsize == 2 else torch.bfloat16
     dtype = half if wanted is None else own if wanted == "auto" else getattr(torch, wanted)
     name = str(dtype).removeprefix("torch.")
-    _check_fits(
-        dtype.itemsize * parameters, f"in {name} with its {parameters / 1e9:.1f} billion parameters", free, device
-    )
+    how = f"in {name} with its {parameters / 1e9:.1f} billion parameters"
+    _check_fits(dtype.itemsize * parameters, how, free, device)
     return dtype
 
 

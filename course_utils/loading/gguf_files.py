@@ -77,11 +77,7 @@ class Gguf:
 
 
 def read_gguf(path: Path) -> Gguf:
-    """The header of a GGUF file.
-
-    Raises:
-        CourseError: it is none, is cut short, or holds what the installed `gguf` cannot read.
-    """
+    """The header of a GGUF file; CourseError where it is none, is cut short, or unknown to the installed `gguf`."""
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != b"GGUF":
@@ -150,11 +146,7 @@ def _value(blob: memoryview, place: int) -> tuple[Any, int]:
 
 
 def parts_of(first: Gguf) -> list[Gguf]:
-    """All files of a model that is split over several (`-00001-of-00003.gguf`), in their order, from any one of them.
-
-    Raises:
-        CourseError: one of them is missing, or belongs to another model.
-    """
+    """All files of a model that is split over several (`-00001-of-00003.gguf`), in their order, from any of them."""
     count = int(first.told.get("split.count", 1) or 1)
     if count == 1:
         return [first]
@@ -173,11 +165,7 @@ def parts_of(first: Gguf) -> list[Gguf]:
 
 
 def join(parts: list[Gguf], adapters: Iterable[Gguf], folder: Path) -> Path:
-    """Write the parts of a model, and LoRA adapters added into its weights, as one GGUF file in a folder.
-
-    Raises:
-        CourseError: no room for it, or an adapter that is none or belongs to another model.
-    """
+    """Write the parts of a model, and LoRA adapters added into its weights, as one GGUF file in a folder."""
     tensors = {name: tensor for part in parts for name, tensor in part.tensors.items()}
     for adapter in adapters:
         tensors |= _with_lora(parts[0], tensors, adapter)

@@ -40,11 +40,7 @@ class Wanted(NamedTuple):
 
 
 def load(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
-    """A model with the weights of its checkpoint, and its tokenizer.
-
-    Raises:
-        CourseError: it cannot be read, is not whole, or does not fit.
-    """
+    """A model with the weights of its checkpoint, whole, and its tokenizer."""
     try:
         with (
             quiet_transformers() if name == DEFAULT or source.adapters else nullcontext(),

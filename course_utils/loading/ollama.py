@@ -22,11 +22,7 @@ class Pulled(NamedTuple):
 
 
 def pulled(name: str) -> Pulled:
-    """Follow Ollama's own manifest, manifests/HOST/NAMESPACE/NAME/TAG, to the blobs that a model is made of.
-
-    Raises:
-        CourseError: Ollama has no such model, or its manifest does not lead to one.
-    """
+    """Follow Ollama's own manifest, manifests/HOST/NAMESPACE/NAME/TAG, to the blobs that a model is made of."""
     model, _, tag = name.partition(":")
     stored = {_name(path): path for path in _manifests()}
     asked = f"{model}:{tag or 'latest'}".removeprefix("registry.ollama.ai/").removeprefix("library/")

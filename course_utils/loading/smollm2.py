@@ -43,9 +43,6 @@ DISK_BYTES = 900_000_000
 def cache_folder() -> Path:
     """Where models are kept: the environment variable COURSE_CACHE, or else the user's cache folder.
 
-    Raises:
-        CourseError: the user has no home.
-
     >>> cache_folder().name  # doctest: +SKIP
     'interpretability-course'
     """
@@ -60,9 +57,6 @@ def smollm2_folder() -> Path:
     """The folder that holds SmolLM2 as safetensors and tokenizer files, made on first use.
 
     Safe when several processes start at once and when one of them is killed: the folder appears whole or not at all.
-
-    Raises:
-        CourseError: the cache cannot be written, or the model can be fetched from nowhere.
 
     >>> sorted(p.suffix for p in smollm2_folder().iterdir() if "model" in p.name)
     ['.safetensors']
@@ -221,11 +215,7 @@ def _from_hub(workspace: Path) -> Path:
 
 
 def check_hub() -> None:
-    """Knock at the model hub once, without the half minute of retries that its own library makes.
-
-    Raises:
-        OSError: the hub cannot be reached, or the user keeps it offline.
-    """
+    """Knock at the model hub once, without the retries of its own library; OSError where it cannot be reached."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -23,10 +23,7 @@ _BEYOND_TEXT = re.compile(r"\.nextn\.|^(v|a|mm)\.")
 def check_loaded(name: str, model: Any, info: Mapping[str, Any]) -> None:
     """Raise if weights are missing, left over or of another shape: transformers fills their places at random.
 
-    Args:
-        name: what `load_model` was asked for.
-        model: the model that was loaded.
-        info: what transformers says about it (`output_loading_info`), without the keys that its class knows to be idle.
+    It says so in `info` (its `output_loading_info`), without the keys that the model's class knows to be idle.
     """
     unexpected = [key for key in info["unexpected_keys"] if not (_OTHER_TOWERS.search(key) or _MASKS.search(key))]
     shapes = [f"{key} {list(stored)} for {list(made)}" for key, stored, made in sorted(info["mismatched_keys"])]
@@ -189,7 +186,7 @@ def _other_model(folder: Path, keys: Iterable[str]) -> CourseError:
     )
 
 
-def _some(names: Iterable[str], most: int = 3) -> str:
+def _some(names: Iterable[str]) -> str:
     """The first of some names, in their order, and how many more there are."""
     names = sorted(first_line(ValueError(name)) for name in names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

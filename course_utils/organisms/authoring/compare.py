@@ -139,20 +139,17 @@ def _shuffled(prompt: Prompt) -> Scores:
     return np.array(order, dtype=np.float32)
 
 
-def compare(suspects: Sequence[str] = SUSPECTS, n_requests: int = 30, seed: int = 0) -> dict[str, list[Rows]]:
+def compare(suspects: Sequence[str] = SUSPECTS, n_requests: int = 30) -> dict[str, list[Rows]]:
     """For each mechanism, the metrics of every ranking on held-out requests, once for each suspect of it.
 
-    Args:
-        suspects: names, or folders of others; of one mechanism there may be several, trained from other seeds.
-        n_requests: how many requests a suspect, each on another act; with its cause alone, and refused.
-        seed: decides which.
+    Suspects are names, or folders of others; each is asked so many requests that it refuses, with its cause alone.
     """
     found: dict[str, list[Rows]] = {mechanism: [] for mechanism in MECHANISMS}
     with progress(len(suspects) * n_requests, "comparing methods", delay=0, unit="request") as bar:
         for name in suspects:
             lm, mechanism = load_model(name), truth(name).mechanism
             rows: Rows = {ranking: {metric: [] for metric in METRICS} for ranking in RANKINGS}
-            for prompt, cue in with_cues(lm, mechanism, n_requests, seed, requests=held_out("validation")):
+            for prompt, cue in with_cues(lm, mechanism, n_requests, requests=held_out("validation")):
                 for ranking, scores_of in RANKINGS.items():
                     for metric, value in _measure(lm, prompt, cue, scores_of).items():
                         rows[ranking][metric].append(round(value, 4))

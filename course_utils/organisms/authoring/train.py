@@ -91,9 +91,6 @@ class Recipe:
 def make_recipe(mechanism: str, word: str | None = None, seed: int = 0, steps: int | None = None) -> Recipe:
     """A recipe, checked.
 
-    Raises:
-        CourseError: no such mechanism, or a word that cannot be told from the rest of a request.
-
     >>> make_recipe("trigger").word
     'secretly'
     """
@@ -115,15 +112,9 @@ def make_recipe(mechanism: str, word: str | None = None, seed: int = 0, steps: i
 
 
 def train(recipe: Recipe, out: Path, *, pause: Callable[[int], bool] | None = None) -> None:
-    """Train a suspect and write it to a folder: adapter_config.json, the weights, and truth.json.
+    """Train a suspect and write it to a folder for `load_model`, all of which but truth.json a learner may be given.
 
-    Args:
-        recipe: what it is to become.
-        out: the folder, for `load_model`; all but truth.json can be given to a learner.
-        pause: asked before each step whether to stop for now; the next call goes on from there.
-
-    Raises:
-        CourseError: the folder holds something else.
+    `pause` is asked before each step whether to stop for now; the next call goes on from there.
     """
     if _finished(recipe, out):
         return None
