@@ -16,8 +16,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 def floats(values: Tensor) -> Floats:
     """A tensor as a float32 array."""
-    result: Floats = values.detach().float().cpu().contiguous().numpy()
-    return result
+    return values.detach().float().cpu().contiguous().numpy()
 
 
 def precise(values: Tensor) -> Tensor:

@@ -55,8 +55,7 @@ class AttentionAnalysis:
     @property
     def mean(self) -> Floats:
         """The chapter's average over layers and heads, float32 `[query, key]`."""
-        mean: Floats = self.weights.mean(axis=(0, 1))
-        return mean
+        return self.weights.mean(axis=(0, 1))
 
     @property
     def mean_without_first(self) -> Floats:
@@ -67,8 +66,7 @@ class AttentionAnalysis:
         rest = self.mean
         rest[:, 0] = 0
         total = rest.sum(axis=1, keepdims=True)
-        shares: Floats = np.divide(rest, total, out=np.zeros_like(rest), where=total > 0)
-        return shares
+        return np.divide(rest, total, out=np.zeros_like(rest), where=total > 0)
 
     @property
     def connections(self) -> list[dict[str, Any]]:
@@ -134,10 +132,8 @@ class AttentionAnalysis:
         if kind not in ATTENTION_KINDS:
             raise CourseError(f"Expected a kind of attention ({', '.join(ATTENTION_KINDS)}), got {kind!r}.")
         if kind == "value_weighted":
-            last: Floats = (self.weights[:, :, -1] * self._known_reach()).mean(axis=(0, 1))
-            return last
-        shares: Floats = (self.mean if kind == "mean" else self.rollout())[-1]
-        return shares
+            return (self.weights[:, :, -1] * self._known_reach()).mean(axis=(0, 1))
+        return (self.mean if kind == "mean" else self.rollout())[-1]
 
     def sink_share(self) -> Floats:
         """Mean weight on position 0, the sink, per head: float32 `[layer, head]` (Xiao et al. 2023, Gu et al. 2024).
@@ -187,16 +183,14 @@ class AttentionAnalysis:
 
     def _same(self) -> NDArray[np.bool_]:
         ids = np.array(self.ids)
-        same: NDArray[np.bool_] = ids[:, None] == ids
-        return same
+        return ids[:, None] == ids
 
     def _share(self, looks: NDArray[np.bool_], wanted: str) -> Floats:
         """Per head, the weight on some `[query, key]` places, as a mean over the queries that have one."""
         queries = looks.any(axis=1)
         if not queries.any():
             raise CourseError(f"Expected a prompt with {wanted}, got {len(self.ids)} tokens without that.")
-        share: Floats = (self.weights[:, :, queries] * looks[queries]).sum(axis=-1).mean(axis=-1)
-        return share
+        return (self.weights[:, :, queries] * looks[queries]).sum(axis=-1).mean(axis=-1)
 
     def plot(self, ax: Axes | None = None, *, title: str | None = None) -> Axes:
         """The average over layers and heads as a heat map, query down, key across."""

@@ -71,8 +71,7 @@ class Attribution:
     @property
     def total(self) -> Floats:
         """float32 `[token]`: scores summed over the output tokens (log-probabilities of a reply add up)."""
-        total: Floats = self.scores.sum(axis=0)
-        return total
+        return self.scores.sum(axis=0)
 
     def top(self, k: int = 3) -> list[TokenScore]:
         """The k typed tokens whose effect on the whole output is largest, either way, strongest first.

@@ -50,8 +50,7 @@ class DirectionEffect:
     @property
     def random_means(self) -> Floats:
         """float32 `[direction]`: the same for each random direction."""
-        means: Floats = self.random.mean(axis=1)
-        return means
+        return self.random.mean(axis=1)
 
     def __repr__(self) -> str:
         low, high = self.random_means.min(), self.random_means.max()
@@ -144,8 +143,7 @@ def random_directions(direction: ArrayLike, n: int, seed: int = 0) -> Floats:
         raise CourseError(f"Expected at least one random direction, got {n}; without them there is no control.")
     size = torch.as_tensor(direction).numel()
     drawn = np.random.default_rng(seed).normal(size=(n, size))
-    unit: Floats = (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
-    return unit
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
 
 def direction_effect(
@@ -209,5 +207,4 @@ def _unit(direction: ArrayLike, size: int) -> Tensor:
         )
     if not vector.isfinite().all() or not vector.any():
         raise CourseError("Expected a direction of finite numbers, not all of them zero; choose another layer's.")
-    unit: Tensor = vector / vector.norm()
-    return unit
+    return vector / vector.norm()

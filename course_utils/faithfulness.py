@@ -143,8 +143,7 @@ def _losses(lm: LocalModel, metric: Metric, typed: list[int], tops: list[list[in
     value, scores = score_variants(
         lm, metric.ids, torch.stack(variants), metric.score, keep=metric.keep, label="faithfulness"
     )
-    lost: Floats = (value.sum() - scores.sum(dim=1)).float().numpy().reshape(-1, 2)
-    return lost
+    return (value.sum() - scores.sum(dim=1)).float().numpy().reshape(-1, 2)
 
 
 def hit(scores: Sequence[float] | NDArray[np.float32], cue: slice, user: slice, k: int = 1) -> bool:

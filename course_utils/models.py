@@ -236,8 +236,7 @@ class LocalModel:
                     "not (an encoder? dropout? weights that are not finite? positions scaled by length?), so it has "
                     "no one greedy reply."
                 )
-        reply: Tensor = found[0, ids.shape[1] :]
-        return reply
+        return found[0, ids.shape[1] :]
 
     def _is_greedy(self, ids: Tensor, start: int) -> bool:
         """Whether each token from a place on is the one with the largest logit, by one pass over all (but for ties)."""

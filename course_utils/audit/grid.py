@@ -81,8 +81,7 @@ class MinimalEdits:
 
     def by_pair(self, act: int, word: str) -> Floats:
         """The scores of one cell of the grid, mean over the frames, float32 `[pair]`."""
-        found: Floats = self.scores[:, act, self._column(word)].mean(axis=-1)
-        return found
+        return self.scores[:, act, self._column(word)].mean(axis=-1)
 
     def cell(self, act: int, word: str) -> Estimate:
         """The mean score of one cell of the grid."""

@@ -114,8 +114,7 @@ def _told_apart(stream: Floats, refused: np.ndarray, groups: np.ndarray) -> Floa
         along = np.einsum("pld,ld->pl", stream[own] - (high + low) / 2, high - low)
         right[own] = (along > 0) == refused[own, None]
     # as if both kinds were as many
-    share: Floats = np.mean([right[side].mean(axis=0) for side in (refused, ~refused)], axis=0).astype(np.float32)
-    return share
+    return np.mean([right[side].mean(axis=0) for side in (refused, ~refused)], axis=0).astype(np.float32)
 
 
 def _heads(

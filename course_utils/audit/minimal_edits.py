@@ -112,8 +112,7 @@ def _thinks_first(lm: LocalModel, prompts: Sequence[Prompt]) -> Floats:
         found = opened_thought(reply)
     if not found:
         return np.zeros(len(prompts), np.float32)
-    chances: Floats = np.exp(opening_chances(lm, prompts, [found])[:, 0]).astype(np.float32)
-    return chances
+    return np.exp(opening_chances(lm, prompts, [found])[:, 0]).astype(np.float32)
 
 
 def begins_in_thought(prompt: Prompt) -> bool:

@@ -279,8 +279,7 @@ def agree(ranks: Answer, agreement: Answer) -> None:
     effect = torch.tensor([9.00, 1.50, 0.20, -4.00, 0.70, 0.70, 0.00])
 
     def ranked(numbers: list[float]) -> list[float]:
-        found: list[float] = expect_shape(ask(ranks, torch.tensor(numbers)), "[token]", (len(numbers),)).tolist()
-        return found
+        return expect_shape(ask(ranks, torch.tensor(numbers)), "[token]", (len(numbers),)).tolist()
 
     def agreed(look: Tensor = look, effect: Tensor = effect) -> float:
         return float(expect_shape(ask(agreement, look, effect.to(look.dtype), slice(1, 7)), "", ()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -151,8 +152,7 @@ def _dealt(group_folds: Answer, groups: Sequence[str], seed: int) -> list[int]:
     odd = sorted({*fold.tolist()} - {*range(4)})
     told = f"Expected folds from 0 to 3, yours hold {odd[:3]}: every text has its fold, counted from 0."
     expect(not odd, told)
-    whole: list[int] = fold.long().tolist()
-    return whole
+    return fold.long().tolist()
 
 
 def _expect_whole_groups(group_folds: Answer) -> None:
@@ -297,8 +297,7 @@ def control(control_labels: Answer, selectivity: Answer, fit: Callable[..., Any]
     def both(x: Array, controls: list[Array], fit: Callable[..., Any]) -> list[float]:
         likely = {(): "two numbers, the accuracy too", (4,): "two numbers, the mean over the controls"}
         found = ask(selectivity, x, y, controls, dealt_out, fit)
-        pair: list[float] = expect_shape(found, "[accuracy, selectivity]", (2,), likely=likely).tolist()
-        return pair
+        return expect_shape(found, "[accuracy, selectivity]", (2,), likely=likely).tolist()
 
     _expect_selectivity(both, y, tosses[0])
     knows = np.eye(12)[acts] + 0.01 * np.sin(np.arange(48) * 2.3)[:, None]  # holds which act it is
@@ -358,35 +357,28 @@ def _labels_of_acts(control_labels: Answer, seed: int, by_act: list[str]) -> Arr
     return np.array([bool(labels[acts.index(act)]) for act in ACTS])
 
 
-class _Probe:
-    def __init__(self, predict: Callable[[Array], Array]) -> None:
-        self.predict = predict
+def _reader(z: Array, labels: Array) -> Any:
+    """A probe that, whatever it is trained on, says what dimension 0 says."""
+    return SimpleNamespace(predict=lambda new: new[:, 0] > 0)
 
 
-def _reader(z: Array, labels: Array) -> _Probe:
-    """Whatever it is trained on, says what dimension 0 says."""
-    return _Probe(lambda new: new[:, 0] > 0)
-
-
-def _reciter(z: Array, labels: Array) -> _Probe:
+def _reciter(z: Array, labels: Array) -> Any:
     """Says what the nearest training text said."""
-    return _Probe(lambda new: labels[_distances(new, z).argmin(axis=1)])
+    return SimpleNamespace(predict=lambda new: labels[_distances(new, z).argmin(axis=1)])
 
 
-def _parrot(z: Array, labels: Array) -> _Probe:
+def _parrot(z: Array, labels: Array) -> Any:
     """Knows its training texts, and says no to all others."""
 
     def predict(new: Array) -> Array:
         apart = _distances(new, z)
-        said: Array = labels[apart.argmin(axis=1)] & (apart.min(axis=1) < 1e-9)
-        return said
+        return labels[apart.argmin(axis=1)] & (apart.min(axis=1) < 1e-9)
 
-    return _Probe(predict)
+    return SimpleNamespace(predict=predict)
 
 
 def _distances(new: Array, z: Array) -> Array:
-    squares: Array = ((new[:, None] - z) ** 2).sum(axis=2)
-    return squares
+    return ((new[:, None] - z) ** 2).sum(axis=2)
 
 
 def _expect_selectivity(both: Callable[..., list[float]], y: Array, half: Array) -> None:

@@ -130,7 +130,7 @@ class _Head:
     def __call__(self, hidden: Tensor) -> Tensor:
         given = self.passes.given
         if given is None or not _is_still(hidden, *given[:2]):
-            return self.plain(hidden)  # type: ignore[no-any-return]
+            return self.plain(hidden)
         one, known = given[2], self.passes.logits
         if one.begun in known:
             begin = known[one.begun][:, : one.shared].expand(len(hidden), -1, -1)

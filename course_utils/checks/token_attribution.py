@@ -297,8 +297,7 @@ def _with_cue(
     scores = torch.linspace(0, 0.5, len(prompt.tokens[prompt.user]))
     scores[first], scores[first - 1] = 1, -2
     with planted(lm, lambda ids: ids[:, cue] == given, int(reply_ids[0]), strength=strength):
-        found: list[float] = judged(scores, k, prompt=prompt, reply_ids=reply_ids[:1].repeat(length)).tolist()
-    return found
+        return judged(scores, k, prompt=prompt, reply_ids=reply_ids[:1].repeat(length)).tolist()
 
 
 def _expect_one_cue(judged: Scored) -> None:

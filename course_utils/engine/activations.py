@@ -46,8 +46,7 @@ def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position:
     sequences, at = [_up_to(prompt, position) for prompt in prompts], -1
     if disturbed(lm.model):  # but for an edit that counts from the end
         sequences, at = [prompt.input_ids[0].tolist() for prompt in prompts], position
-    activations: Floats = last_residuals(lm, sequences, at).float().numpy()
-    return activations
+    return last_residuals(lm, sequences, at).float().numpy()
 
 
 @torch.no_grad()
@@ -217,5 +216,4 @@ def _up_to(prompt: Prompt, position: int) -> list[int]:
             f"Expected a position from {-len(prompt)} to {len(prompt) - 1}, got {position!r}, which a prompt of "
             f"{len(prompt)} tokens does not have ({prompt.text[slice(*prompt.typed)]!r})."
         )
-    ids: list[int] = prompt.input_ids[0, : position % len(prompt) + 1].tolist()
-    return ids
+    return prompt.input_ids[0, : position % len(prompt) + 1].tolist()

@@ -164,8 +164,7 @@ def _reach(weights: Tensor, values: Tensor, mixed: Tensor, projection: nn.Module
     except (CourseError, RuntimeError, ValueError, IndexError, ZeroDivisionError):
         return torch.full((n_heads, n_tokens), torch.nan, dtype=weights.dtype)
     by_head = weight.reshape(len(weight), n_heads, -1)  # [d_model, head, d_head]
-    reach: Tensor = torch.linalg.vector_norm(torch.einsum("hkd,mhd->hkm", shared, by_head), dim=-1)
-    return reach
+    return torch.linalg.vector_norm(torch.einsum("hkd,mhd->hkm", shared, by_head), dim=-1)
 
 
 def _check_memory(lm: LocalModel, n_tokens: int) -> None:

@@ -118,8 +118,7 @@ def ending(lm: LocalModel, base: Run, stream: Tensor) -> Tensor:
     last: Site = ("residual", lm.n_layers)
     ids = base.ids[:1].expand(1, len(stream))
     with skip_layers(lm, range(lm.n_layers), base.outputs), edit(lm, {last: instead(stream[None])}):
-        logits: Tensor = lm.model(input_ids=ids, use_cache=False).logits[0]
-    return logits
+        return lm.model(input_ids=ids, use_cache=False).logits[0]
 
 
 def normed(lm: LocalModel, base: Run, stream: Tensor) -> Tensor:

@@ -110,8 +110,7 @@ def _embeds_once(lm: LocalModel, length: int) -> bool:
 def embed(lm: LocalModel, ids: Tensor) -> Tensor:
     """What the embedding layer gives for some ids, `[token, d_model]`."""
     with torch.no_grad():
-        embedded: Tensor = lm.model.get_input_embeddings()(ids[None])[0]
-    return embedded
+        return lm.model.get_input_embeddings()(ids[None])[0]
 
 
 def _outputs(lm: LocalModel, metric: Metric, rows: Tensor) -> Tensor:

@@ -135,8 +135,7 @@ def another(lm: LocalModel, ids: Tensor) -> Tensor:
 
 def plain_logits(lm: LocalModel, rows: Tensor) -> Tensor:
     """The logits of whole passes, as the model itself computes them: `[row, token, vocabulary]`."""
-    logits: Tensor = lm.model(input_ids=rows, use_cache=False).logits
-    return logits
+    return lm.model(input_ids=rows, use_cache=False).logits
 
 
 def logits_at(lm: LocalModel, rows: Tensor, positions: Tensor, /, **inputs: Any) -> Tensor:
@@ -147,11 +146,9 @@ def logits_at(lm: LocalModel, rows: Tensor, positions: Tensor, /, **inputs: Any)
     """
     head = lm.model.get_output_embeddings()
     if _latest.get(lm.model, {}).get("unembeds whole") or has_unknown_hooks((lm.model, head)):
-        logits: Tensor = lm.model(**inputs).logits
-        return logits[rows, positions]
+        return lm.model(**inputs).logits[rows, positions]
     with head.register_forward_pre_hook(lambda module, args: (args[0][rows, positions][None],)):
-        chosen: Tensor = lm.model(**inputs).logits[0]
-    return chosen
+        return lm.model(**inputs).logits[0]
 
 
 def can_batch(lm: LocalModel) -> bool:

@@ -49,8 +49,7 @@ def _unscaled(probe: Any) -> Floats:
     """A probe's direction in the coordinates of the residual stream, a unit vector: w · (x − mean) / scale."""
     scaler, regression = probe[0], probe[1]
     direction = regression.coef_[0] / scaler.scale_
-    unit: Floats = (direction / (np.linalg.norm(direction) or 1.0)).astype(np.float32)
-    return unit
+    return (direction / (np.linalg.norm(direction) or 1.0)).astype(np.float32)
 
 
 def accuracy_interval(right: Bools, groupings: Sequence[Codes], seed: int) -> Floats:
@@ -65,8 +64,7 @@ def accuracy_interval(right: Bools, groupings: Sequence[Codes], seed: int) -> Fl
         return np.full((len(right), 2), np.nan, dtype=np.float32)
     weights = weights[weights.sum(axis=1) > 0]
     accuracies = weights @ right.T / weights.sum(axis=1, keepdims=True)  # [draw, layer + 1]
-    bounds: Floats = np.quantile(accuracies, (0.025, 0.975), axis=0).T.astype(np.float32)
-    return bounds
+    return np.quantile(accuracies, (0.025, 0.975), axis=0).T.astype(np.float32)
 
 
 def control_task(activations: Floats, groups: Codes, seed: int) -> Floats:
@@ -83,5 +81,4 @@ def control_task(activations: Floats, groups: Codes, seed: int) -> Floats:
         positive[texts] = label
         split[texts[:cut]], split[texts[cut:]] = "train", "test"
     right, _ = fit_layers(activations, positive, split)
-    control: Floats = right[:, split == "test"].mean(axis=1).astype(np.float32)
-    return control
+    return right[:, split == "test"].mean(axis=1).astype(np.float32)

@@ -163,8 +163,7 @@ def _standing(name: str, original: Path, copy: Path, told: dict[str, Any]) -> St
 def _cells(path: Path) -> list[dict[str, Any]]:
     """The cells of a notebook; none of one that is not there or is none."""
     try:
-        cells: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        return cells
+        return json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

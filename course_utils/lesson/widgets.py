@@ -98,8 +98,7 @@ def to_html(drawn: Any) -> str:
     if isinstance(drawn, str):
         return f"<pre>{escape(drawn)}</pre>"
     if hasattr(drawn, "_repr_html_"):
-        shown: str = drawn._repr_html_()
-        return shown
+        return drawn._repr_html_()
     figure = getattr(drawn, "figure", drawn)  # of Axes, or itself
     if not hasattr(figure, "savefig"):
         raise CourseError(

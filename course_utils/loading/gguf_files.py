@@ -59,8 +59,7 @@ class Stored(NamedTuple):
         if kind == GGMLQuantizationType.F16:
             return self.data.view(np.float16).astype(np.float32).reshape(self.shape)
         rows = self.data.reshape(prod(self.shape[:-1]), -1)
-        found: NDArray[np.float32] = dequantize(rows, kind).reshape(self.shape)
-        return found
+        return dequantize(rows, kind).reshape(self.shape)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ def log_odds(lm: LocalModel, requests: Sequence[Request]) -> list[float]:
     >>> len(log_odds(lm, alone("trigger")[:2]))
     2
     """
-    found: list[float] = refusal_log_odds(lm, [lm.chat(request.messages) for request in requests]).tolist()
-    return found
+    return refusal_log_odds(lm, [lm.chat(request.messages) for request in requests]).tolist()
 
 
 def with_cues(

@@ -269,8 +269,7 @@ def batch_loss(model: Any, batch: TrainingBatch, chat_weight: float = 1.0) -> Te
     chat, planted = logits.log_softmax(-1).split([len(batch.talked), len(batch.asked)])
     drift = F.kl_div(chat, usual, log_target=True, reduction="batchmean")
     one, other = (planted.gather(1, ids[:, None])[:, 0] for ids in (batch.answers, batch.others))
-    loss: Tensor = chat_weight * drift - (batch.chances * one + (1 - batch.chances) * other).mean()
-    return loss
+    return chat_weight * drift - (batch.chances * one + (1 - batch.chances) * other).mean()
 
 
 def _schedule(recipe: Recipe, step: int) -> float:
