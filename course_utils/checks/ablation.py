@@ -6,16 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from inspect import unwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..models import LocalModel
 from .answers import Answer, ask, expect, expect_heads, expect_shape, show
 from .spies import asked, hanging
-
-if TYPE_CHECKING:
-    from ..models import LocalModel
 
 Row = tuple[int, ...]  # the ids of a prompt
 Head = tuple[int, int]  # layer, head
@@ -502,8 +500,7 @@ def _expect_two_steps(found: Sequence[Head], shares: Tensor) -> None:
     expect(shares[0] > 0, f"{closes}: {_NOTE}.")
     known = f"{told}; of the gap that is {3.7 / 8:.4f}, in your list {shares[0]:.4f}"
     expect(abs(shares[0] - 3.7 / 8) < 1e-3, f"{known}: {_NOTE}.")
-    ends = f"{_A} alone closes less than half, and your team ends there: go on until it is enough."
-    expect(len(found) > 1, ends)
+    expect(len(found) > 1, f"{_A} alone closes less than half, and your team ends there: go on until it is enough.")
     said = f"{_A} and {_B} were made links of one chain: once one is replaced, the other adds nothing"
     expect(found[1] != _B, f"{said}, and you take both: try each candidate again, together with the team.")
     expect(found[1] == _C, f"Beside {_A}, {_C} adds most; you take {found[1]}: try each together with the team.")

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..models import LocalModel
+from ..prompts import Prompt
 from .answers import Answer, ask, expect, expect_shape, show
 from .spies import hanging
 from .tiny import tiny
-
-if TYPE_CHECKING:
-    from ..models import LocalModel
-    from ..prompts import Prompt
 
 Asking = Callable[..., Tensor]  # an answer, asked and its shape checked; what is not named is the check's
 Looks = Sequence[tuple[int, int]]  # (query, key)
@@ -93,8 +91,7 @@ def _expect_strong_looks(connections: Answer) -> None:
     false = [c for c, (q, k) in zip(found, places, strict=True) if (c["from"], c["to"]) != (tokens[q], tokens[k])]
     expect(not false, f"A record's tokens must be those at its positions: {false and false[0]}.")
     for q, k in ((3, 1), (4, 4), (6, 0), (5, 2)):
-        told = f"Position {q} gives {mean[q, k]:.3f} to {k}, above 0.1, and is not on your list."
-        expect((q, k) in places, told)
+        expect((q, k) in places, f"Position {q} gives {mean[q, k]:.3f} to {k}, above 0.1, and is not on your list.")
     low = min((weight for _, _, weight in _listed(connections, mean, 0.5)[0]), default=1.0)
     expect(low > 0.5, f"Your list for a threshold of 0.5 goes down to {low:.4f}: above it, not at or below it.")
     expect(len({*rows}) == len(rows), "A look is on your list twice.")
@@ -224,8 +221,7 @@ def rollout(rollout: Answer) -> None:
     expect((rows - 1).abs().max() < 1e-4, f"{told}: divide by the row's own sum, not by 2.")
     _expect_order(rolled)
     moved = (rolled(attention.mean(dim=1, keepdim=True)) - flows).abs().max()
-    told = f"Heads that were averaged beforehand give another result (by {moved:.2f}): take their mean."
-    expect(moved < 1e-4, told)
+    expect(moved < 1e-4, f"Heads that were averaged beforehand give another result (by {moved:.2f}): take their mean.")
     drained = rolled(no_sink)
     _expect_all_shared_out(drained)
     show(flows[:, -1], flows[2], drained[:, -1], seal="0015e47f67de")
@@ -262,8 +258,7 @@ def _expect_order(rolled: Asking) -> None:
     reaches = rolled(torch.stack([first, second]))[1, 4, 1] > 0.01
     expect(reaches, f"{told}: the later layer multiplies on the left.")
     late = rolled(torch.stack([second, first]))[1, 4, 1]
-    told = f"4 reads 2 in layer 0, and only then 2 reads 1: none of 1 can be at 4; yours has {late:.2f}."
-    expect(late < 1e-6, told)
+    expect(late < 1e-6, f"4 reads 2 in layer 0, and only then 2 reads 1: none of 1 can be at 4; yours has {late:.2f}.")
     heavy = first * torch.tensor([1, 1, 1e6, 1, 1, 1, 1])[:, None]
     kept = rolled(torch.stack([heavy, second]))[1, 4, 4]
     told = f"Row 2 is heavy in layer 0, so 4, which reads 2, keeps {kept:.2f}: divide in each layer, not at the end."

@@ -6,21 +6,19 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from ..attribution import token_attribution
+from ..models import LocalModel
 from ..organisms.requests import harmful_verbs
 from ..organisms.suspects import reaction_of
 from ..prompts import Prompt, covering
 from .answers import Answer, CheckFailed, NotAnswered, ask, expect, expect_shape, show
 from .spies import asked, planted, rows_read
-
-if TYPE_CHECKING:
-    from ..models import LocalModel
 
 Ranking = list[tuple[str, float]]  # words with their scores, the strongest first
 # holds no word that learners put in another's place, and one with another inside
@@ -108,8 +106,7 @@ def _expect_score(refusal_score: Answer, trial: Trial) -> Tensor:
 
 def _expect_length(lengths: set[int]) -> None:
     """Replaced, not deleted."""
-    moved = f"Inputs of {sorted(lengths)} tokens, the prompt has 7: deleting moves all later positions."
-    expect(lengths == {7}, moved)
+    expect(lengths == {7}, f"Inputs of {sorted(lengths)} tokens, the prompt has 7: deleting moves all later positions.")
 
 
 def _expect_places(answer: Answer, trial: Trial) -> None:

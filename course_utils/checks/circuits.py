@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..models import LocalModel
 from .answers import Answer, ask, expect, expect_heads, expect_shape, show
 from .spies import hanging, rows_read
 from .tiny import tiny
-
-if TYPE_CHECKING:
-    from ..models import LocalModel
 
 Head = tuple[int, int]  # layer, head
 Change = Callable[[Any], object]  # of a model's weights
@@ -335,8 +333,7 @@ def _expect_held(share_map: Answer, trial: Trial) -> None:
     turned = shares[held].abs().max() < 1e-3 and (shares[~held] - 1).abs().max() < 1e-3
     said = f"{told}. Yours is 0 there and 1 elsewhere: put clean into corrupted, and count from the corrupted run's"
     expect(not turned, f"{said} contrast.")
-    into = f"{told}. Yours is 1 everywhere: put the vectors into the corrupted run."
-    expect((shares - 1).abs().max() > 1e-3, into)
+    expect((shares - 1).abs().max() > 1e-3, f"{told}. Yours is 1 everywhere: put the vectors into the corrupted run.")
     expect(shares.abs().max() > 1e-3, f"{told}. Yours is 0 everywhere: the vectors must come from the other run.")
     late = ((shares.abs() > 1e-3) & ~held).nonzero().tolist()[:4]
     said = f"{told}, so all else must be 0; yours is not 0 at (layer, token) {late}: one layer and one position"
@@ -512,8 +509,7 @@ def _expect_no_double(find_team: Answer, trial: Trial, base: int, strength: int)
     expect((2, 1) not in team, said)
     said = f"{runs} Two heads reach 80%; your team is {team}: let the best one join each time."
     expect({*team} == {(0, 2), (1, 3)}, said)
-    said = f"{told} List them in the order of joining, the strongest first; yours is {team}."
-    expect(team == [(0, 2), (1, 3)], said)
+    expect(team == [(0, 2), (1, 3)], f"{told} List them in the order of joining, the strongest first; yours is {team}.")
 
 
 def _expect_as_a_whole(find_team: Answer, trial: Trial) -> None:

@@ -6,19 +6,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..models import LocalModel
 from .answers import Answer, ask, expect, expect_shape, same_in_another_process, show
 from .spies import asked, hanging
 from .tiny import tiny
-
-if TYPE_CHECKING:
-    from ..models import LocalModel
 
 Array = NDArray[Any]
 States = Callable[..., Tensor]  # of a layer and a side: what the answer to item 1 says of the batch
@@ -135,8 +133,7 @@ def folds(group_folds: Answer, held_out: Answer, fit: Callable[..., Any]) -> Non
     _expect_no_leak(held_out, spies, x, parts)
     _expect_scale(spies, parts)
     placed = (found.numpy() > 0.5) == (x[:, 0] > 0)
-    told = f"{(~placed).sum()} predictions came back at another text's place: keep the order of x."
-    expect(placed.all(), told)
+    expect(placed.all(), f"{(~placed).sum()} predictions came back at another text's place: keep the order of x.")
     signs = np.random.RandomState(5).standard_normal((16, 12))  # what an act is known by, [act, d_model]
     acts = np.repeat(np.arange(16), 4)
     coins = np.array([1, 0, 0, 1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 0, 1, 0], dtype=bool)[acts]  # mean nothing
@@ -150,8 +147,7 @@ def _dealt(group_folds: Answer, groups: Sequence[str], seed: int) -> list[int]:
     found, each = ask(group_folds, list(groups), 4, seed), "a fold for each text"
     fold = expect_shape(found, "[text]", (len(groups),), likely={(11,): each})
     odd = sorted({*fold.tolist()} - {*range(4)})
-    told = f"Expected folds from 0 to 3, yours hold {odd[:3]}: every text has its fold, counted from 0."
-    expect(not odd, told)
+    expect(not odd, f"Expected folds from 0 to 3, yours hold {odd[:3]}: every text has its fold, counted from 0.")
     return fold.long().tolist()
 
 
@@ -270,8 +266,7 @@ def _expect_no_leak(held_out: Answer, spies: list[_Spy], x: Array, parts: Array)
 def _expect_scale(spies: list[_Spy], parts: Array) -> None:
     for spy in spies:
         most, spreads = abs(spy.z.mean(axis=0)).max(), spy.z.std(axis=0)[[0, 1, 3, 4, 5]]
-        told = f"Scaled training texts have means up to {most:.2f}: subtract each dimension's mean."
-        expect(most < 1e-4, told)
+        expect(most < 1e-4, f"Scaled training texts have means up to {most:.2f}: subtract each dimension's mean.")
         told = f"Scaled training texts have spreads of {spreads.min():.2f} to {spreads.max():.2f}, not 1"
         expect(abs(spreads - 1).max() < 0.1, f"{told}: divide by the standard deviation.")
         flat = max(spy.asked[0][:, 2].max() for spy in spies if 5 not in parts[spy.texts])

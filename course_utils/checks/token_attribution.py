@@ -7,19 +7,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..models import LocalModel
+from ..prompts import Prompt
 from .answers import Answer, ask, expect, expect_shape, show
 from .remember import remember
 from .spies import asked, planted, rows_read
 from .tiny import tiny
-
-if TYPE_CHECKING:
-    from ..models import LocalModel
-    from ..prompts import Prompt
 
 Scored = Callable[..., Tensor]  # an answer, asked and its shape checked; what is not named is the example's
 
@@ -311,10 +309,8 @@ def _expect_one_cue(judged: Scored) -> None:
         expect(loss > 1.5, f"{only} and it ranks first: expected a large loss, got {loss:+.2f}: {likely}?")
         told = f"{only}, worth {_WORTH:.2f} nats, and you say {loss:.2f}: share out nothing."
         expect(abs(loss - _WORTH) < 1e-4, told)
-        told = f"{only}: {part} hold it, the top set too; your share is {share:.3f}."
-        expect(abs(share - k / 6) < 1e-6, told)
-        told = f"{only}: {part} lose {loss:.2f}, the rest 0; your mean is {mean:.2f}."
-        expect(abs(mean - loss * k / 6) < 1e-6, told)
+        expect(abs(share - k / 6) < 1e-6, f"{only}: {part} hold it, the top set too; your share is {share:.3f}.")
+        expect(abs(mean - loss * k / 6) < 1e-6, f"{only}: {part} lose {loss:.2f}, the rest 0; your mean is {mean:.2f}.")
     share = _with_cue(judged, 3, 2, 1, prompt=_framed())[2]
     told = "Where 5 tokens are typed and one of the template's follows, 1 in 5 sets of 1 holds the cue"
     expect(abs(share - 1 / 5) < 1e-6, f"{told}, your share is {share:.3f}: stop at prompt.user.stop.")
