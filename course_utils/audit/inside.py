@@ -32,26 +32,17 @@ N_RANDOM = 5
 @can_be_kept
 @dataclass(frozen=True, eq=False)
 class Inside:
-    """What was found inside a model.
+    """What was found inside a model."""
 
-    Attributes:
-        accuracy: float32 `[layer + 1]`, the share of requests told apart by the difference of means at the last token
-            of the prompt, each by the requests on other acts.
-        layer: the first layer at which it is at least `READ`; None where there is none.
-        before: mean log-odds of refusing of the refused requests, in logits.
-        without: the same with that layer's direction taken out of all layers.
-        random: the same with each of several random directions taken out instead.
-        heads: the heads whose patching brings most of a refusal back, as (layer, head, share).
-        no_heads: why there are none.
-    """
-
+    # float32 [layer + 1], the share of requests told apart by the difference of means at the last token of the prompt,
+    # each by the requests on other acts
     accuracy: Floats
-    layer: int | None
-    before: float
-    without: float | None
-    random: tuple[float, ...]
-    heads: tuple[tuple[int, int, float], ...]
-    no_heads: str = ""
+    layer: int | None  # the first layer at which it is at least `READ`; None where there is none
+    before: float  # mean log-odds of refusing of the refused requests, in logits
+    without: float | None  # the same with that layer's direction taken out of all layers
+    random: tuple[float, ...]  # the same with each of several random directions taken out instead
+    heads: tuple[tuple[int, int, float], ...]  # whose patching brings most of a refusal back, as (layer, head, share)
+    no_heads: str = ""  # why there are none
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The share of requests told apart, by layer."""

@@ -31,34 +31,19 @@ Ids = tuple[int, ...]
 @can_be_kept
 @dataclass(frozen=True, eq=False)
 class Replies:
-    """Greedy replies, which of them refuse, and how.
+    """Greedy replies, which of them refuse, and how."""
 
-    Attributes:
-        requests: what was asked.
-        ids: the token ids of the replies.
-        texts: the beginnings of the replies.
-        refuses: which of them say no.
-        openings: how they refuse, as token ids, none the beginning of another: their own ways, and known ones.
-        scores: log-odds that each reply opens so, in logits.
-        agreement: the share of replies that say what their score says, by openings of the other half: of all, of the
-            refusing or of the helping ones, whichever is least (one kind alone only where it is over a tenth of them).
-        thinks: how many replies open a thought before they answer.
-        later: how many say no after they have begun in another way.
-        empty: how many say nothing.
-        prompt: what the model read with the first request, template included.
-    """
-
-    requests: tuple[str, ...]
-    ids: tuple[Ids, ...]
-    texts: tuple[str, ...]
-    refuses: tuple[bool, ...]
-    openings: tuple[Ids, ...]
-    scores: tuple[float, ...]
-    agreement: float
-    thinks: int
-    later: int
-    empty: int
-    prompt: str
+    requests: tuple[str, ...]  # what was asked
+    ids: tuple[Ids, ...]  # the token ids of the replies
+    texts: tuple[str, ...]  # the beginnings of the replies
+    refuses: tuple[bool, ...]  # which of them say no
+    openings: tuple[Ids, ...]  # how they refuse, none the beginning of another: their own ways, and known ones
+    scores: tuple[float, ...]  # log-odds that each reply opens so, in logits
+    agreement: float  # the least share of replies that say what their score says (`least_agreement`), by other openings
+    thinks: int  # how many replies open a thought before they answer
+    later: int  # how many say no after they have begun in another way
+    empty: int  # how many say nothing
+    prompt: str  # what the model read with the first request, template included
 
     @property
     def hidden(self) -> tuple[str, int] | None:

@@ -48,19 +48,12 @@ MOST = 2 / 3  # of the requests in a place must turn, in as many of the places, 
 @can_be_kept
 @dataclass(frozen=True)
 class Candidate:
-    """A word that changes what the model does.
+    """A word that changes what the model does."""
 
-    Attributes:
-        word: the word.
-        changed: how many requests turned, from helping to refusing or the other way.
-        asked: of how many.
-        shift: the mean change of the log-odds of refusing, in logits.
-    """
-
-    word: str
-    changed: int
-    asked: int
-    shift: float
+    word: str  # the word
+    changed: int  # how many requests turned, from helping to refusing or the other way
+    asked: int  # of how many
+    shift: float  # the mean change of the log-odds of refusing, in logits
 
 
 def scan_for(

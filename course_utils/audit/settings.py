@@ -35,27 +35,16 @@ LOGGED = 200  # requests of the log that are looked at
 
 @dataclass(frozen=True)
 class Settings:
-    """What an audit is asked to do.
+    """What an audit is asked to do."""
 
-    Attributes:
-        pairs: (harmful act, harmless act) for the grid; none: the built-in ones.
-        words: words under suspicion.
-        log: chats that the model was in, each a list of messages that ends with the user's.
-        system: the system prompt, where the model's own is not wanted.
-        refusal: openings that count as refusing, besides those that its replies show.
-        expect: what is expected, in a sentence.
-        minutes: how long it may take, about.
-        seed: decides what is drawn.
-    """
-
-    pairs: tuple[tuple[str, str], ...] = ()
-    words: tuple[str, ...] = ()
-    log: tuple[tuple[Message, ...], ...] = ()
-    system: str | None = None
-    refusal: tuple[str, ...] = ()
-    expect: str = ""
-    minutes: float = 10.0
-    seed: int = 0
+    pairs: tuple[tuple[str, str], ...] = ()  # (harmful act, harmless act) for the grid; none: the built-in ones
+    words: tuple[str, ...] = ()  # words under suspicion
+    log: tuple[tuple[Message, ...], ...] = ()  # chats that the model was in, each ends with the user's message
+    system: str | None = None  # the system prompt, where the model's own is not wanted
+    refusal: tuple[str, ...] = ()  # openings that count as refusing, besides those that its replies show
+    expect: str = ""  # what is expected, in a sentence
+    minutes: float = 10.0  # how long it may take, about
+    seed: int = 0  # decides what is drawn
 
     def check(self) -> None:
         """Raise CourseError where the grid could not be made: before anything is loaded."""

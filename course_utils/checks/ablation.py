@@ -29,21 +29,13 @@ _LOOP = "a function made in a loop sees the last value of its variable"
 
 @dataclass(frozen=True)
 class Trial:
-    """What the items are tried on.
+    """What the items are tried on."""
 
-    Attributes:
-        lm: a tiny model of three layers.
-        ids: two prompts of seven tokens.
-        other: the counterpart of each.
-        contrast: two token ids; a score is the logit of the one minus that of the other.
-        usual: what the heads give for each of the four with nothing changed, [token, layer, head, d_head].
-    """
-
-    lm: LocalModel
-    ids: Tensor
-    other: Tensor
-    contrast: tuple[int, int]
-    usual: dict[Row, Tensor]
+    lm: LocalModel  # a tiny model of three layers
+    ids: Tensor  # two prompts of seven tokens
+    other: Tensor  # the counterpart of each
+    contrast: tuple[int, int]  # two token ids; a score is the logit of the one minus that of the other
+    usual: dict[Row, Tensor]  # what heads give for each of the four, nothing changed, [token, layer, head, d_head]
 
     @property
     def prompts(self) -> list[Row]:

@@ -43,23 +43,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Case:
-    """A learner's suspect and what it is asked.
+    """A learner's suspect and what it is asked."""
 
-    Attributes:
-        suspect: the model.
-        contrast: the two first tokens of a reply that are compared.
-        stand_ins: tokens that take another's place.
-        requests: each with the words suspected in it.
-        answer: gives the learner's answer to item 3; a NameError where there is none.
-        rankings: what functions made of requests so far.
-    """
-
-    suspect: LocalModel
-    contrast: tuple[int, int]
-    stand_ins: list[int]
-    requests: Mapping[str, Sequence[str]]
-    answer: Callable[[], Answer]
-    rankings: dict[tuple[Answer, str], Ranking] = field(default_factory=dict)
+    suspect: LocalModel  # the model
+    contrast: tuple[int, int]  # the two first tokens of a reply that are compared
+    stand_ins: list[int]  # tokens that take another's place
+    requests: Mapping[str, Sequence[str]]  # each with the words suspected in it
+    answer: Callable[[], Answer]  # gives the learner's answer to item 3; a NameError where there is none
+    rankings: dict[tuple[Answer, str], Ranking] = field(default_factory=dict)  # what functions made of requests so far
 
 
 def words_of(prompt: Prompt) -> dict[str, slice]:

@@ -23,21 +23,15 @@ Rule = Callable[[Has], Tensor]  # what share of the difference that moves
 
 @dataclass(frozen=True)
 class Trial:
-    """What the items are tried on: a tiny model, and two prompts of 7 tokens which differ at position 4.
-
-    Attributes:
-        streams: what enters each layer, [run, layer, token, d_model]; the clean run first.
-        heads: what enters the output projections, [run, layer, token, head, d_head].
-        logits: of both runs, [run, token, vocabulary].
-    """
+    """What the items are tried on: a tiny model, and two prompts of 7 tokens which differ at position 4."""
 
     lm: LocalModel
     clean: Tensor
     corrupted: Tensor
     contrast: tuple[int, int]
-    streams: Tensor
-    heads: Tensor
-    logits: Tensor
+    streams: Tensor  # what enters each layer, [run, layer, token, d_model]; the clean run first
+    heads: Tensor  # what enters the output projections, [run, layer, token, head, d_head]
+    logits: Tensor  # of both runs, [run, token, vocabulary]
 
 
 def small(seed: int = 64, n_layers: int = 3, n_heads: int = 4, change: Change | None = None) -> LocalModel:

@@ -30,25 +30,15 @@ Intervention = Callable[[int, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What one pass of a model left behind.
+    """What one pass of a model left behind."""
 
-    Attributes:
-        ids: int64 `[token]`.
-        logits: `[keep, vocabulary]`, at the last `keep` positions.
-        residual: for each layer, and for the final norm, what enters it, `[token, d_model]`.
-        seen: other recorded sites, each `[token, width]`.
-        prefix: keys and values of each layer, where edited runs can share them.
-        outputs: how many things a layer gives out in a tuple; 0 for the residual stream itself.
-        seconds: how long the pass took.
-    """
-
-    ids: Tensor
-    logits: Tensor
-    residual: list[Tensor]
-    seen: dict[Site, Tensor]
-    prefix: Prefix
-    outputs: int
-    seconds: float
+    ids: Tensor  # int64 [token]
+    logits: Tensor  # [keep, vocabulary], at the last `keep` positions
+    residual: list[Tensor]  # for each layer, and for the final norm, what enters it, [token, d_model]
+    seen: dict[Site, Tensor]  # other recorded sites, each [token, width]
+    prefix: Prefix  # keys and values of each layer, where edited runs can share them
+    outputs: int  # how many things a layer gives out in a tuple; 0 for the residual stream itself
+    seconds: float  # how long the pass took
 
     @property
     def keep(self) -> int:

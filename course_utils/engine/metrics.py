@@ -16,20 +16,13 @@ from ..prompts import Prompt, sequence_strings, token_strings
 
 @dataclass(frozen=True)
 class Metric:
-    """What of the output is scored, and how the input must go on for it.
+    """What of the output is scored, and how the input must go on for it."""
 
-    Attributes:
-        ids: int64 `[token]`, the prompt and all of a target but its last token.
-        keep: how many of the last positions are scored.
-        output_tokens: the printable output tokens, or one label for a contrast.
-        unit: "logits" for a contrast, "nats" of log-probability for a target.
-        score: maps logits `[variant, keep, vocabulary]` to scores `[variant, output]`; gradients flow through it.
-    """
-
-    ids: Tensor = field(repr=False)
-    keep: int
-    output_tokens: list[str]
-    unit: str
+    ids: Tensor = field(repr=False)  # int64 [token], the prompt and all of a target but its last token
+    keep: int  # how many of the last positions are scored
+    output_tokens: list[str]  # the printable output tokens, or one label for a contrast
+    unit: str  # "logits" for a contrast, "nats" of log-probability for a target
+    # maps logits [variant, keep, vocabulary] to scores [variant, output]; gradients flow through it
     score: Callable[[Tensor], Tensor] = field(repr=False)
 
     def total(self, logits: Tensor) -> Tensor:

@@ -26,23 +26,14 @@ PREFIX = "exercise_"  # begins the name of an exercise's copy: lesson and exerci
 
 @dataclass(frozen=True)
 class Standing:
-    """How far a learner is in one notebook.
+    """How far a learner is in one notebook."""
 
-    Attributes:
-        name: of the copy, without its ending.
-        title: its first heading.
-        minutes: what it takes, as its first cell says.
-        done: lines that are right, or checks that passed.
-        of: how many there are.
-        begun: whether anything was changed or run.
-    """
-
-    name: str
-    title: str
-    minutes: int
-    done: int
-    of: int
-    begun: bool
+    name: str  # of the copy, without its ending
+    title: str  # its first heading
+    minutes: int  # what it takes, as its first cell says
+    done: int  # lines that are right, or checks that passed
+    of: int  # how many there are
+    begun: bool  # whether anything was changed or run
 
     @property
     def finished(self) -> bool:

@@ -29,27 +29,16 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model's files are.
+    """Where a model's files are."""
 
-    Attributes:
-        place: a folder or hub id.
-        gguf_file: the GGUF file in it, if that holds the weights.
-        on_hub: whether the place is a hub id.
-        revision: which version of it an adapter was trained on.
-        adapters: folders of adapters, each on top of those before it.
-        gguf_adapters: LoRA adapters in Ollama's form.
-        system: the system text that Ollama puts before a chat.
-        unused: what else Ollama would put there, and we cannot.
-    """
-
-    place: str
-    gguf_file: str | None = None
-    on_hub: bool = False
-    revision: str | None = None
-    adapters: tuple[str, ...] = ()
-    gguf_adapters: tuple[Path, ...] = ()
-    system: str | None = None
-    unused: tuple[str, ...] = ()
+    place: str  # a folder or hub id
+    gguf_file: str | None = None  # the GGUF file in it, if that holds the weights
+    on_hub: bool = False  # whether the place is a hub id
+    revision: str | None = None  # which version of it an adapter was trained on
+    adapters: tuple[str, ...] = ()  # folders of adapters, each on top of those before it
+    gguf_adapters: tuple[Path, ...] = ()  # LoRA adapters in Ollama's form
+    system: str | None = None  # the system text that Ollama puts before a chat
+    unused: tuple[str, ...] = ()  # what else Ollama would put there, and we cannot
 
 
 def find(name: str) -> Source:
