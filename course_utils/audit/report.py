@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import product
-from typing import TYPE_CHECKING
 
 from .fingerprint import VERSION
-from .inside import READ
+from .grid import MinimalEdits
+from .inside import READ, Inside
 from .page import TITLE, figure, listed, page, paragraphs, section, table
 from .replies import LEAST_AGREEMENT, Replies
 from .run import Audit, Words
@@ -16,10 +16,6 @@ from .search import GROUP, SCANNED, Candidate
 from .settings import acts
 from .terms import ACTS, HARMFUL, HARMLESS
 from .verdicts import RULE
-
-if TYPE_CHECKING:
-    from .grid import MinimalEdits
-    from .inside import Inside
 
 PLAIN_TEXT = (
     "It has no chat template here, so it was asked in plain text: of a chat model whose template is missing this says "

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import tempfile
-from importlib import import_module
 from io import StringIO
 from pathlib import Path
 
@@ -71,8 +70,11 @@ PARAMETERS = re.compile(r'(?<=<span class="sig-paren">\(</span>)\s*<dl>(.*?)</dl
 def check_installed() -> None:
     """Say so where the extra `book` is missing."""
     try:
-        for name in ("furo", "latex2mathml", "myst_nb", "sphinx", "sphinx_copybutton"):
-            import_module(name)
+        import furo  # noqa: F401
+        import latex2mathml  # noqa: F401
+        import myst_nb  # noqa: F401
+        import sphinx  # noqa: F401
+        import sphinx_copybutton  # noqa: F401
     except ImportError as error:
         raise CourseError(
             f"Expected what the book is built with, got {first_line(error)}; install it: "

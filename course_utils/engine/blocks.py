@@ -17,7 +17,7 @@ from ..errors import CourseError
 from ..hooks import Edit, Site, edit, find_parts, instead, record, skip_layers
 from ..models import LocalModel
 from .interventions import Run, can_restart
-from .premises import can_batch, check_model, plain_logits, random_ids, require
+from .premises import can_batch, plain_logits, random_ids, require
 
 Linear = Callable[[Tensor], Tensor]
 
@@ -28,7 +28,6 @@ class _Stop(Exception):
 
 def check_adds(lm: LocalModel) -> None:
     """Raise unless layers add what attention and MLP give out to the stream, and nothing else (no norm of it)."""
-    check_model(lm)
     complaint = (
         f"Expected layers that add their attention and their MLP to the residual stream, and those of "
         f"{type(lm.model).__name__} do something else with it; this method is not right for it."

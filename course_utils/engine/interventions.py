@@ -170,7 +170,6 @@ def _restarts(lm: LocalModel, length: int) -> bool:
 
 def check_skips(lm: LocalModel) -> None:
     """Raise unless a layer that adds nothing to the stream is as good as none: layers may hand on something else."""
-    check_model(lm)
     complaint = (
         f"Expected layers that hand on nothing but the residual stream, and those of {type(lm.model).__name__} "
         "hand on more, which other layers use; a whole layer cannot be ablated there."
@@ -201,7 +200,6 @@ def _latest(entered: list[Tensor]) -> Edit:
 
 def check_stream(lm: LocalModel) -> None:
     """Raise unless the residual stream carries all that a layer knows: with another input's, the output is its."""
-    check_model(lm)
     complaint = (
         f"Expected a residual stream that carries all there is from layer to layer, and the layers of "
         f"{type(lm.model).__name__} get something past it; this method is not right for it."

@@ -91,7 +91,8 @@ def holds(lm: LocalModel, premise: str, trial: Trial, length: int = LENGTH) -> b
 
 
 def require(lm: LocalModel, premise: str, trial: Trial, complaint: str) -> None:
-    """Raise a CourseError with a complaint unless a premise holds, whatever the length."""
+    """Raise a CourseError with a complaint unless the model is a decoder and a premise holds, whatever the length."""
+    check_model(lm)
     if not holds(lm, premise, trial):
         raise CourseError(complaint)
 
