@@ -212,9 +212,14 @@ def plot_heatmap(
         ax.set_yticks(range(len(rows)), _legible(rows))
         ax.set_ylabel(labels[0])
         ax.set_xlabel(labels[1])
-        ax.spines[:].set_visible(False)
-        ax.figure.colorbar(image, ax=ax, label=f"effect ({unit})", pad=0.02)
-        ax.set_title(legible(title))
+        return _framed(ax, image, f"effect ({unit})", title)
+
+
+def _framed(ax: Axes, image: Any, label: str, title: str, extend: str = "neither") -> Axes:
+    """Axes that hold a heat map, with its scale beside it and no border."""
+    ax.spines[:].set_visible(False)
+    ax.figure.colorbar(image, ax=ax, label=label, pad=0.02, extend=extend)
+    ax.set_title(legible(title))
     return ax
 
 
@@ -262,11 +267,7 @@ def plot_attention(
         ax.set_yticks(shown, names, fontsize=9)
         ax.set_xlabel(f"key token (is looked at{note})")
         ax.set_ylabel(f"query token (looks{note})")
-        extend = "max" if weights.max() > top else "neither"
-        ax.figure.colorbar(image, ax=ax, label="attention weight", pad=0.02, extend=extend)
-        ax.spines[:].set_visible(False)
-        ax.set_title(legible(title))
-    return ax
+        return _framed(ax, image, "attention weight", title, "max" if weights.max() > top else "neither")
 
 
 def _sequential() -> Any:
@@ -312,10 +313,7 @@ def plot_heads(
         for axis, name in ((ax.xaxis, "layer"), (ax.yaxis, "head")):
             axis.set_major_locator(MaxNLocator(integer=True))
             axis.set_label_text(name)
-        ax.figure.colorbar(image, ax=ax, label=label, pad=0.02)
-        ax.spines[:].set_visible(False)
-        ax.set_title(legible(title))
-    return ax
+        return _framed(ax, image, label, title)
 
 
 def plot_layers(
@@ -348,11 +346,7 @@ def plot_layers(
         ax.set_xticks(range(0, len(tokens), every), _legible(tokens[::every]), rotation=90, fontsize=9)
         ax.set_xlabel("token" + (f"; one name in {every}" if every > 1 else ""))
         ax.set_ylabel("layer")
-        extend = "both" if np.abs(values).max() > top else "neither"
-        ax.figure.colorbar(image, ax=ax, label=label, pad=0.02, extend=extend)
-        ax.spines[:].set_visible(False)
-        ax.set_title(legible(title))
-    return ax
+        return _framed(ax, image, label, title, "both" if np.abs(values).max() > top else "neither")
 
 
 def alt_text(figure: Figure) -> str:
