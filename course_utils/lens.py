@@ -86,7 +86,11 @@ def logit_lens(lm: LocalModel, prompt: Prompt, *, contrast: tuple[str, str] | No
         probability.append((logits.gather(1, best[:, None])[:, 0] - logits.logsumexp(dim=-1)).exp())
         if pair:
             differences.append(logits[:, pair[0]] - logits[:, pair[1]])
-    _check_last(lm, logits, base)
+    if not close(logits[-1].to(base.logits), base.logits[-1]):
+        raise CourseError(
+            f"Expected a model whose output is read off its last layer, and {type(lm.model).__name__} computes it from "
+            "more than that; the logit lens is not right for it."
+        )
     return LogitLens(
         predictions=predictions,
         probability=floats(torch.stack(probability)),
@@ -236,12 +240,3 @@ def _direction(
         return weight[first] - weight[second], [first, second]
     one = single_token(lm, lm.continuation(prompt, str(target)), str(target))
     return weight[one], [one]
-
-
-def _check_last(lm: LocalModel, logits: Tensor, base: Run) -> None:
-    """Raise unless what is read off the last layer is the model's own output."""
-    if not close(logits[-1].to(base.logits), base.logits[-1]):
-        raise CourseError(
-            f"Expected a model whose output is read off its last layer, and {type(lm.model).__name__} computes it from "
-            "more than that; the logit lens is not right for it."
-        )

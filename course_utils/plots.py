@@ -48,7 +48,6 @@ def tokens_html(
     *,
     user: slice | None = None,
     unit: str = "",
-    limit: float | None = None,
 ) -> str:
     """Tokens as HTML, coloured by signed scores, readable on light and dark pages and as plain text without styles.
 
@@ -56,15 +55,14 @@ def tokens_html(
         tokens: printable tokens.
         scores: one signed score a token, in `unit`; none leaves the tokens uncoloured.
         unit: what the scores are in, for the note that appears on hover.
-        user: the slice of tokens the user typed; the others are set smaller and paler.
-        limit: the score of full colour; by default the largest typed one.
+        user: the slice of tokens the user typed; the others are set smaller and paler, and the largest score of these
+            has full colour.
 
     >>> tokens_html(["·a"], [1.0], unit="nats").count("+1.00 nats")
     1
     """
     typed = range(len(tokens))[user or slice(None)]
-    if limit is None:
-        limit = max((abs(scores[i]) for i in typed), default=0.0) if scores is not None else 1.0
+    limit = max((abs(scores[i]) for i in typed), default=0.0) if scores is not None else 1.0
     shown = ""
     for i, token in enumerate(tokens):
         label = f"token {i}" + ("" if i in typed else " (from the template)")

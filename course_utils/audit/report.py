@@ -215,21 +215,16 @@ def _limits(audit: Audit) -> list[str]:
 
 def _about(audit: Audit) -> dict[str, str]:
     settings = audit.settings
+    total, read = len(settings.log), audit.words.log_read if audit.words else len(settings.log)
     return {
         "begun": audit.began,
         "took": f"{audit.seconds:.0f} s",
         "version": VERSION,
         "seed": str(settings.seed),
         "words given": ", ".join(settings.words) or "none",
-        "chats in the log": _counted_log(audit),
+        "chats in the log": f"{total:,}" + (f", of which {read:,} were looked at" if read < total else ""),
         "pairs": "given" if settings.pairs else "built in",
     }
-
-
-def _counted_log(audit: Audit) -> str:
-    """How many chats the log has, and how many were looked at."""
-    total, read = len(audit.settings.log), audit.words.log_read if audit.words else 0
-    return f"{total:,}" + (f", of which {read:,} were looked at" if audit.words and read < total else "")
 
 
 def _columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -21,7 +21,8 @@ class Snapshot:
 
     def __init__(self, arguments: list[Any]) -> None:
         self._models = [_ModelState(model) for model in _models(arguments)]
-        self._tensors = [(tensor, _copy(tensor)) for value in arguments for tensor in _arrays(value)]
+        arrays = [array for value in arguments for array in _arrays(value)]
+        self._tensors = [(a, a.detach().clone() if isinstance(a, Tensor) else a.copy()) for a in arrays]
         self._lists = [(value, list(value)) for value in arguments if isinstance(value, list)]
 
     def restore(self) -> str:
@@ -134,7 +135,3 @@ def _arrays(value: Any) -> Iterator[Any]:
         is_dataclass(value) and not isinstance(value, type) and not isinstance(getattr(value, "model", None), nn.Module)
     ):
         yield from _arrays([getattr(value, part.name) for part in fields(value)])
-
-
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value.copy()

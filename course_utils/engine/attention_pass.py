@@ -81,7 +81,10 @@ def head_parts(
     check_finite(lm, weights)
     queries, keys = query[head], key[head // (len(query) // len(key))]  # a group of query heads shares a key head
     scaling = seen.get("scaling") or queries.shape[-1] ** -0.5
-    scores = _masked(_capped(queries @ keys.T * scaling, seen.get("softcap")), seen["attention_mask"])
+    scores = queries @ keys.T * scaling
+    if (cap := seen.get("softcap")) is not None:
+        scores = cap * torch.tanh(scores / cap)
+    scores = _masked(scores, seen["attention_mask"])
     tolerance = 2e-2 if lm.model.dtype in HALF else 1e-5
     if not torch.allclose(scores.softmax(dim=-1), weights[head], atol=tolerance):
         raise _no_detail(lm)
@@ -133,10 +136,6 @@ def _no_detail(lm: LocalModel) -> CourseError:
         f"{type(lm.model).__name__} computes its attention in a way that cannot be taken apart into queries, keys and "
         "scores; its weights are in analyze_attention."
     )
-
-
-def _capped(scores: Tensor, softcap: float | None) -> Tensor:
-    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
 def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -58,7 +58,10 @@ def opening_chances(lm: LocalModel, prompts: Sequence[Prompt], openings: Sequenc
     """
     ways = [opening_ids(lm, prompt, openings) for prompt in prompts]
     for some in ways:
-        _check_ways(some, openings)
+        for (i, one), (k, other) in permutations(enumerate(some), 2):
+            if other[: len(one)] == one:
+                two = f"{openings[i]!r} and {openings[k]!r}"
+                raise CourseError(f"Expected openings of which none begins another, got {two}; drop one.")
     steps = [  # [prompt][opening][token]: what stands before a token of an opening, and the token
         [[((*prompt.input_ids[0].tolist(), *way[:i]), token) for i, token in enumerate(way)] for way in some]
         for prompt, some in zip(prompts, ways, strict=True)
@@ -75,11 +78,3 @@ def opening_chances(lm: LocalModel, prompts: Sequence[Prompt], openings: Sequenc
 def opening_ids(lm: LocalModel, prompt: Prompt, openings: Sequence[Opening]) -> list[list[int]]:
     """The token ids of openings as they come after a prompt."""
     return [lm.continuation(prompt, each) if isinstance(each, str) else list(each) for each in openings]
-
-
-def _check_ways(ways: Sequence[Sequence[int]], openings: Sequence[Opening]) -> None:
-    for (i, one), (k, other) in product(enumerate(ways), repeat=2):
-        if i != k and other[: len(one)] == one:
-            raise CourseError(
-                f"Expected openings of which none begins another, got {openings[i]!r} and {openings[k]!r}; drop one."
-            )

@@ -156,8 +156,10 @@ def through(lm: LocalModel, pair: Pair, deltas: Tensor, receiver: tuple[int, int
     """The output with each change let into one later head alone, `[head]`."""
     layer, head = receiver
     at_once = max(1, BATCH_TOKENS // len(pair.base.ids))
-    some = [deltas[i : i + at_once] for i in range(0, len(deltas), at_once)]
-    mixed = torch.cat([_heads_given(lm, pair, layer, rows) for rows in some])
+    seen: list[Tensor] = []  # what the heads give with some changes added to the stream, [change, token, width]
+    for some in torch.split(deltas, at_once):
+        run_layer(lm, pair.base, layer, pair.base.residual[layer] + some, {("heads", layer): seen.append})
+    mixed = torch.cat(seen)
     size = head_size(lm, mixed.shape[-1])
     own = slice(head * size, (head + 1) * size)
 
@@ -167,10 +169,3 @@ def through(lm: LocalModel, pair: Pair, deltas: Tensor, receiver: tuple[int, int
         return new
 
     return score_edits(lm, pair.base, ("heads", layer), [pair.first] * len(mixed), change, score=pair.metric.total)
-
-
-def _heads_given(lm: LocalModel, pair: Pair, layer: int, deltas: Tensor) -> Tensor:
-    """What the heads of a layer give when changes are added to the stream that enters it, `[change, token, width]`."""
-    seen: list[Tensor] = []
-    run_layer(lm, pair.base, layer, pair.base.residual[layer] + deltas, {("heads", layer): seen.append})
-    return seen[0]

@@ -86,7 +86,8 @@ def unrelated_study(lm: LocalModel, pairs: Sequence[tuple[Prompt, str]], kind: s
 def each_alone(study: Study, over: str, layers: list[int]) -> tuple[Floats, Floats]:
     """Effects `[prompt, layer]` or `[prompt, layer, number]`, and unablated values `[prompt]`."""
     lm, rng = study.lm, random.Random(study.seed)
-    components = [_components(lm, over, layer) for layer in layers]
+    numbers = [range(count_of(lm, over, layer)) if is_numbered(over) else [None] for layer in layers]
+    components = [[checked(lm, (over, layer, n)) for n in some] for layer, some in zip(layers, numbers, strict=True)]
     sites = {site_of(some[0]) for some in components}
     starts = [study.start(study.metrics[0])] * len(components[0])
     recorded = [site for site in sites if site[0] != "residual"]
@@ -107,11 +108,6 @@ def each_alone(study: Study, over: str, layers: list[int]) -> tuple[Floats, Floa
             effects.append(values[-1] - torch.stack(without))
     result = torch.stack(effects).numpy()
     return (result if is_numbered(over) else result[..., 0]), torch.cat(values).numpy()
-
-
-def _components(lm: LocalModel, over: str, layer: int) -> list[Component]:
-    numbers = range(count_of(lm, over, layer)) if is_numbered(over) else [None]
-    return [checked(lm, (over, layer, number)) for number in numbers]
 
 
 def _ablation(lm: LocalModel, base: Run, components: list[Component], value: Tensor) -> Intervention:

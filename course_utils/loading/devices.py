@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from time import perf_counter
+from timeit import repeat
 from typing import Any
 
 import psutil
@@ -122,9 +122,4 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def _seconds_to_multiply(dtype: torch.dtype) -> float:
     """The least of several tries, since other programs may be running."""
     one, other = torch.ones(256, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
-    seconds = []
-    for _ in range(8):
-        start = perf_counter()
-        one @ other
-        seconds.append(perf_counter() - start)
-    return min(seconds)
+    return min(repeat(lambda: one @ other, number=1, repeat=8))

@@ -53,13 +53,8 @@ class Stored(NamedTuple):
         """The tensor as float32, whatever it is stored as."""
         from gguf import GGMLQuantizationType, dequantize
 
-        kind = GGMLQuantizationType(self.kind)
-        if kind == GGMLQuantizationType.F32:
-            return self.data.view(np.float32).reshape(self.shape)
-        if kind == GGMLQuantizationType.F16:
-            return self.data.view(np.float16).astype(np.float32).reshape(self.shape)
         rows = self.data.reshape(prod(self.shape[:-1]), -1)
-        return dequantize(rows, kind).reshape(self.shape)
+        return dequantize(rows, GGMLQuantizationType(self.kind)).reshape(self.shape)
 
 
 @dataclass(frozen=True)

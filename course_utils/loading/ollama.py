@@ -72,8 +72,9 @@ def _layers(name: str, manifest: Path) -> Pulled:
 
 def _manifests() -> list[Path]:
     """Every HOST/NAMESPACE/NAME/TAG under the Ollama folders, those of the folder that counts most last."""
+    roots = [os.environ.get("OLLAMA_MODELS"), "~/.ollama/models", "/usr/share/ollama/.ollama/models"]
     found = []
-    for root in reversed(_roots()):
+    for root in (Path(root).expanduser() for root in reversed(roots) if root):
         try:
             found += [path for path in sorted(root.glob("manifests/*/*/*/*")) if path.is_file()]
         except PermissionError:  # another user's
@@ -86,8 +87,3 @@ def _name(manifest: Path) -> str:
     host, namespace, name, tag = manifest.parts[-4:]
     parts = [*([] if host.startswith("registry.") else [host]), namespace, name]
     return "/".join(parts[1:] if parts[0] == "library" else parts) + f":{tag}"
-
-
-def _roots() -> list[Path]:
-    roots = [os.environ.get("OLLAMA_MODELS"), "~/.ollama/models", "/usr/share/ollama/.ollama/models"]
-    return [Path(root).expanduser() for root in roots if root]

@@ -54,7 +54,9 @@ def find(name: str) -> Source:
     if name in (*SUSPECTS, *SEALED):
         return _adapter_source(ADAPTERS / name)
     if name.startswith("ollama:"):
-        return _in_ollama(name.removeprefix("ollama:"))
+        found = pulled(name.removeprefix("ollama:"))
+        source = _gguf_source(found.weights)
+        return replace(source, gguf_adapters=found.adapters, system=found.system, unused=found.unused)
     try:
         path = Path(name or "nothing").expanduser()
         if path.is_file():
@@ -139,12 +141,6 @@ def _adapter_source(folder: Path) -> Source:
             "export the adapter again, or give the model and this folder as adapter=."
         ) from error
     return replace(find(base), adapters=(str(folder),), revision=told.get("revision"))
-
-
-def _in_ollama(name: str) -> Source:
-    found = pulled(name)
-    source = _gguf_source(found.weights)
-    return replace(source, gguf_adapters=found.adapters, system=found.system, unused=found.unused)
 
 
 def ask_hub(name: str) -> None:
