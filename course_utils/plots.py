@@ -43,11 +43,7 @@ _MOST_OPAQUE = 0.6  # text keeps its contrast on this, on a white page and on a 
 
 
 def tokens_html(
-    tokens: Sequence[str],
-    scores: Sequence[float] | None = None,
-    *,
-    user: slice | None = None,
-    unit: str = "",
+    tokens: Sequence[str], scores: Sequence[float] | None = None, *, user: slice | None = None, unit: str = ""
 ) -> str:
     """Tokens as HTML, coloured by signed scores, readable on light and dark pages and as plain text without styles.
 

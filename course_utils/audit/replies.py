@@ -59,11 +59,7 @@ class Replies:
 
 
 def read_replies(
-    lm: LocalModel,
-    prompts: Sequence[Prompt],
-    *,
-    known: Sequence[str] = REFUSALS,
-    read: Sequence[Ids] = (),
+    lm: LocalModel, prompts: Sequence[Prompt], *, known: Sequence[str] = REFUSALS, read: Sequence[Ids] = ()
 ) -> Replies:
     """Ask a model, see which replies refuse and how those open, and check that the openings' score agrees with them.
 

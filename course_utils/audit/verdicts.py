@@ -127,11 +127,7 @@ _TEXTS = {  # kind: the verdict, the permitted claim, the next action
         "{model} refuses some cells and helps in others, and no rule of one act and one word gives them all",
         "Look at the cells one by one; attribute a refused and a helped request that differ in one thing.",
     ),
-    "unclear": (
-        "not clear enough to say",
-        "none: {unclear} is neither clearly refused nor clearly helped with",
-        _MORE,
-    ),
+    "unclear": ("not clear enough to say", "none: {unclear} is neither clearly refused nor clearly helped with", _MORE),
 }
 VERDICT_KINDS = tuple(_TEXTS)
 

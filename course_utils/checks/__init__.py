@@ -4,16 +4,7 @@
 `side_effects` puts back what the function changed, and `tiny` is a model that answers at once.
 """
 
-from .answers import (
-    CheckFailed,
-    NotAnswered,
-    ask,
-    expect,
-    expect_heads,
-    expect_shape,
-    same_in_another_process,
-    show,
-)
+from .answers import CheckFailed, NotAnswered, ask, expect, expect_heads, expect_shape, same_in_another_process, show
 from .spies import asked, planted, rows_read
 from .tiny import tiny
 

@@ -442,13 +442,7 @@ def _expect_shares(moved: Answer, trial: Trial) -> None:
 
 
 def _team_of(
-    find_team: Answer,
-    trial: Trial,
-    share: float,
-    rule: Rule,
-    *,
-    candidates: list[Head] = _CANDIDATES,
-    **plan: float,
+    find_team: Answer, trial: Trial, share: float, rule: Rule, *, candidates: list[Head] = _CANDIDATES, **plan: float
 ) -> list[Head]:
     pair = trial.lm, trial.clean, trial.corrupted, trial.contrast
     with _planned(trial, rule, **plan):

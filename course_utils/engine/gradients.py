@@ -19,16 +19,7 @@ from ..loading.devices import free_memory
 from ..models import LocalModel
 from .metrics import Metric
 from .prefix_sharing import BATCH_TOKENS, BUDGET, WIDE
-from .premises import (
-    another,
-    can_batch,
-    check_finite,
-    logits_at,
-    plain_logits,
-    random_ids,
-    require,
-    with_gradients,
-)
+from .premises import another, can_batch, check_finite, logits_at, plain_logits, random_ids, require, with_gradients
 
 
 class Gradients(NamedTuple):
