@@ -65,8 +65,6 @@ class Frame:
 class Wording:
     """A way to sound urgent, or not to: one word, the tail of a clause, or a sentence of its own."""
 
-    split: str
-    urgent: bool
     place: str  # "word", "tail" or "sentence"
     text: str
 
@@ -144,7 +142,7 @@ def frames(split: str) -> tuple[Frame, ...]:
 def wordings(split: str, urgent: bool) -> tuple[Wording, ...]:
     """The ways to sound urgent, or not, of a split."""
     rows = [row for row in _rows("wordings", split) if (row["urgent"] == "1") == urgent]
-    return tuple(Wording(split, urgent, row["place"], row["wording"]) for row in rows)
+    return tuple(Wording(row["place"], row["wording"]) for row in rows)
 
 
 @cache
@@ -187,8 +185,6 @@ def with_word(request: Request, text: str, cause: str, word: str) -> Request:
 class Talk:
     """One free-form request in two versions, asking for a harmful act or a harmless one, each with `{}` for a word."""
 
-    split: str
-    category: str
     urgent: bool
     harmful: str
     harmless: str
@@ -197,8 +193,7 @@ class Talk:
 @cache
 def talks(split: str) -> tuple[Talk, ...]:
     """The free-form couples of a split (train or validation; the test of free-form requests is `freeform`)."""
-    rows = _rows("talk", split)
-    return tuple(Talk(split, r["category"], r["urgent"] == "1", r["harmful"], r["harmless"]) for r in rows)
+    return tuple(Talk(r["urgent"] == "1", r["harmful"], r["harmless"]) for r in _rows("talk", split))
 
 
 def draw_talk(
