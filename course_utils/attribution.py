@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._arrays import Floats, floats
 from .engine.gradients import gradient_x_input, integrated_gradients
-from .engine.metrics import Metric, make_metric
+from .engine.metrics import Metric, Scored, make_metric
 from .engine.prefix_sharing import score_variants
 from .engine.replacements import deleted, occluded, replacement_id
 from .engine.shapley import shapley_values
@@ -52,7 +52,7 @@ class Attribution:
         user: the slice of the tokens that the user typed.
         method: how they were scored.
         replacement: the printable token that stood in for one left out, if there is one.
-        standard_error: float32 `[output, token]`, of sampled Shapley values, NaN of one order alone; None for the other methods.
+        standard_error: float32 `[output, token]`, of sampled Shapley values (NaN of one order alone), else None.
         gap: float32 `[output]`, for integrated gradients: how far the scores miss adding up to what the output gains
             from the baseline, as a share of that.
     """
@@ -225,18 +225,10 @@ class _Task(NamedTuple):
     typed_only: bool = False
 
 
-class _Scored(NamedTuple):
-    """What it gives back; all but the gap `[output]` and the value `[output]` are `[output, token]`."""
-
-    scores: Tensor
-    value: Tensor
-    error: Tensor | None = None
-    gap: Tensor | None = None
-
-
-def _attribution(task: _Task, scored: _Scored, tokens: list[str], user: slice, method: str) -> Attribution:
+def _attribution(task: _Task, scored: Scored, tokens: list[str], user: slice, method: str) -> Attribution:
+    kept = slice(len(tokens))  # what comes after them is a forced reply's
     return Attribution(
-        scores=floats(scored.scores),  # [output, token]
+        scores=floats(scored.scores[:, kept]),  # [output, token]
         tokens=tokens,
         output_tokens=task.metric.output_tokens,
         value=floats(scored.value),
@@ -244,7 +236,7 @@ def _attribution(task: _Task, scored: _Scored, tokens: list[str], user: slice, m
         user=user,
         method=method,
         replacement=None if task.replacement is None else token_strings(task.lm.tokenizer, [task.replacement])[0],
-        standard_error=None if scored.error is None else floats(scored.error),
+        standard_error=None if scored.standard_error is None else floats(scored.standard_error[:, kept]),
         gap=None if scored.gap is None else floats(scored.gap),
     )
 
@@ -252,7 +244,7 @@ def _attribution(task: _Task, scored: _Scored, tokens: list[str], user: slice, m
 def _by_unit(task: _Task, slices: list[slice], method: str = "occlusion") -> Attribution:
     """Occlusion of units of several tokens, which stand for the tokens in what comes back."""
     value, without = _score_without(task, units_occluded(task.metric.ids, slices, int(task.replacement or 0)))
-    scored = _Scored((value - without).T, value)
+    scored = Scored((value - without).T, value)
     return _attribution(task, scored, unit_texts(task.prompt, slices), slice(0, len(slices)), method)
 
 
@@ -262,47 +254,38 @@ def _score_without(task: _Task, variants: Tensor) -> tuple[Tensor, Tensor]:
     return score_variants(lm, metric.ids, variants, metric.score, keep=metric.keep, label="leaving one out")
 
 
-def _by_occlusion(task: _Task) -> _Scored:
+def _by_occlusion(task: _Task) -> Scored:
     return _left_out(task, occluded(task.metric.ids, len(task.prompt), int(task.replacement or 0)))
 
 
-def _by_deletion(task: _Task) -> _Scored:
+def _by_deletion(task: _Task) -> Scored:
     return _left_out(task, deleted(task.metric.ids, len(task.prompt)))
 
 
-def _left_out(task: _Task, variants: Tensor) -> _Scored:
+def _left_out(task: _Task, variants: Tensor) -> Scored:
     """How much the output falls in each variant, which leaves out one token: int64 `[token, ...]`."""
     chosen = task.prompt.user if task.typed_only else slice(len(task.prompt))
     value, without = _score_without(task, variants[chosen])
     scores = without.new_zeros(len(value), len(variants))
     scores[:, chosen] = (value - without).T
-    return _Scored(scores, value)
+    return Scored(scores, value)
 
 
-def _by_gradient(task: _Task) -> _Scored:
-    scores, value, _ = gradient_x_input(task.lm, task.metric, len(task.prompt))
-    return _Scored(scores, value)
+def _by_path(task: _Task) -> Scored:
+    n_tokens = len(task.prompt)
+    return integrated_gradients(task.lm, task.metric, n_tokens, replacement=task.replacement, steps=task.steps)
 
 
-def _by_path(task: _Task) -> _Scored:
-    path = integrated_gradients(task.lm, task.metric, len(task.prompt), replacement=task.replacement, steps=task.steps)
-    gained = path.value - path.baseline
-    return _Scored(path.scores, path.value, gap=(path.scores.sum(dim=1) - gained).abs() / gained.abs())
+def _by_game(task: _Task) -> Scored:
+    players, replacement = range(len(task.prompt))[task.prompt.user], int(task.replacement or 0)
+    orders: dict[str, int] = {"permutations": task.permutations, "seed": task.seed}
+    return shapley_values(task.lm, task.metric, players, replacement=replacement, **orders)
 
 
-def _by_game(task: _Task) -> _Scored:
-    n_tokens, replacement = len(task.prompt), int(task.replacement or 0)
-    players = range(n_tokens)[task.prompt.user]
-    game = shapley_values(
-        task.lm, task.metric, players, replacement=replacement, permutations=task.permutations, seed=task.seed
-    )
-    return _Scored(game.scores[:, :n_tokens], game.value, error=game.standard_error[:, :n_tokens])
-
-
-METHODS: dict[str, Callable[[_Task], _Scored]] = {
+METHODS: dict[str, Callable[[_Task], Scored]] = {
     "occlusion": _by_occlusion,
     "deletion": _by_deletion,
-    "gradient_x_input": _by_gradient,
+    "gradient_x_input": lambda task: gradient_x_input(task.lm, task.metric),
     "integrated_gradients": _by_path,
     "shapley": _by_game,
 }

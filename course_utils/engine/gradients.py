@@ -7,7 +7,6 @@ the unembedding's, so a gradient on the weights would mix the two.
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,24 +16,15 @@ from .._arrays import close, precise
 from .._progress import progress
 from ..loading.devices import free_memory
 from ..models import LocalModel
-from .metrics import Metric
+from .metrics import Metric, Scored
 from .prefix_sharing import BATCH_TOKENS, BUDGET, WIDE
 from .premises import another, can_batch, check_finite, logits_at, plain_logits, random_ids, require, with_gradients
 
 
-class Gradients(NamedTuple):
-    """Scores `[output, token]`, the output `[output]` at the prompt and at the baseline."""
-
-    scores: Tensor
-    value: Tensor
-    baseline: Tensor
-
-
-def gradient_x_input(lm: LocalModel, metric: Metric, n_tokens: int) -> Gradients:
-    """Each of the first embeddings times the gradient there: the effect of removing it, if the model were linear."""
+def gradient_x_input(lm: LocalModel, metric: Metric) -> Scored:
+    """Each embedding times the gradient there: the effect of removing it, if the model were linear."""
     value, slopes = slopes_at_embeddings(lm, metric)
-    scores = (slopes * embed(lm, metric.ids)).sum(dim=-1)
-    return Gradients(scores[:, :n_tokens], value, torch.zeros_like(value))
+    return Scored((slopes * embed(lm, metric.ids)).sum(dim=-1), value)
 
 
 def slopes_at_embeddings(lm: LocalModel, metric: Metric) -> tuple[Tensor, Tensor]:
@@ -46,7 +36,7 @@ def slopes_at_embeddings(lm: LocalModel, metric: Metric) -> tuple[Tensor, Tensor
 
 def integrated_gradients(
     lm: LocalModel, metric: Metric, n_tokens: int, *, replacement: int | None = None, steps: int = 50
-) -> Gradients:
+) -> Scored:
     """Gradients averaged along the straight path from a baseline, times the way (Sundararajan et al. 2017).
 
     Scores add up to what the output gains from baseline to prompt, but for the error of the sum over steps
@@ -73,7 +63,8 @@ def integrated_gradients(
             rows = start + places[i : i + at_once, None, None] * way  # [row, token, d_model]
             total += _slopes(lm, metric, rows, shares[i : i + at_once])[1]
             bar.update(len(rows))
-    return Gradients((total * way).sum(dim=-1)[:, :n_tokens], value, baseline)
+    scores, gained = (total * way).sum(dim=-1)[:, :n_tokens], value - baseline
+    return Scored(scores, value, gap=(scores.sum(dim=1) - gained).abs() / gained.abs())
 
 
 def check_embedding(lm: LocalModel) -> None:

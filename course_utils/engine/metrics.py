@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,16 @@ class Metric:
     def total(self, logits: Tensor) -> Tensor:
         """Scores summed over the outputs, `[variant]`, in float32 at least."""
         return self.score(precise(logits)).sum(dim=-1)
+
+
+class Scored(NamedTuple):
+    """What an attribution finds, as far as its method tells; the outputs are `[output]`."""
+
+    scores: Tensor  # [output, token]
+    value: Tensor  # the output
+    without: Tensor | None = None  # the output with nothing left
+    standard_error: Tensor | None = None  # [output, token]
+    gap: Tensor | None = None  # [output], by how much scores miss what the output gains, as a share of that
 
 
 def make_metric(

@@ -10,31 +10,21 @@ import math
 from collections.abc import Iterator
 from itertools import product
 from numbers import Integral
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import CourseError, is_count
 from ..models import LocalModel
-from .metrics import Metric
+from .metrics import Metric, Scored
 from .prefix_sharing import score_variants
 
 Coalition = tuple[bool, ...]  # for each player, whether it is in
 
 
-class Shapley(NamedTuple):
-    """Scores and standard errors, both `[output, token]`; the output `[output]` with all players and with none."""
-
-    scores: Tensor
-    standard_error: Tensor
-    value: Tensor
-    without: Tensor
-
-
 def shapley_values(
     lm: LocalModel, metric: Metric, players: range, *, replacement: int, permutations: int = 25, seed: int = 0
-) -> Shapley:
+) -> Scored:
     """Shapley values of some tokens; exact where all coalitions cost no more than the sampled ones (errors are 0 then).
 
     Sampled, players join one by one in a random order, and then in its reverse (Mitchell et al. 2022); a player's score
@@ -67,7 +57,7 @@ def shapley_values(
         pairs = gains.reshape(-1, 2, *gains.shape[1:]).mean(dim=1)  # an order and its reverse are not independent
         mean = pairs.mean(dim=0)
         error = pairs.std(dim=0) / math.sqrt(len(pairs)) if len(pairs) > 1 else torch.full_like(mean, torch.nan)
-    return Shapley(_placed(metric, players, mean), _placed(metric, players, error), value, worth[(False,) * n])
+    return Scored(_placed(metric, players, mean), value, worth[(False,) * n], _placed(metric, players, error))
 
 
 def _orders(n: int, permutations: int, seed: int) -> list[list[int]]:
