@@ -10,7 +10,7 @@ from itertools import takewhile
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from .errors import CourseError, first_line
+from .errors import CourseError, first_line, is_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +71,15 @@ class Prompt:
             )
         found = self.text.index(words, start, end)
         return covering(self.offsets, found, found + len(words))
+
+    def place(self, position: int) -> int:
+        """Which token a position is, counted from the first; CourseError where there is none."""
+        if not is_count(position, -len(self)) or position >= len(self):
+            raise CourseError(
+                f"Expected a position from {-len(self)} to {len(self) - 1}, got {position!r}, which a prompt of "
+                f"{len(self)} tokens does not have ({self.text[slice(*self.typed)]!r})."
+            )
+        return position % len(self)
 
     def _repr_html_(self) -> str:
         from .plots import tokens_html

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._arrays import Floats, close, precise
 from .._progress import progress
-from ..errors import CourseError, is_count
+from ..errors import CourseError
 from ..hooks import Edit, Site, edit
 from ..loading.others_hooks import disturbed, has_unknown_hooks
 from ..models import LocalModel
@@ -43,7 +43,7 @@ def collect_activations(lm: LocalModel, texts: Sequence[str | Prompt], position:
     """
     prompts = prompts_of(lm, texts)
     # nothing after a token changes it, so what comes later is not run, and like beginnings are run once
-    sequences, at = [_up_to(prompt, position) for prompt in prompts], -1
+    sequences, at = [prompt.input_ids[0, : prompt.place(position) + 1].tolist() for prompt in prompts], -1
     if disturbed(lm.model):  # but for an edit that counts from the end
         sequences, at = [prompt.input_ids[0].tolist() for prompt in prompts], position
     return last_residuals(lm, sequences, at).float().numpy()
@@ -207,13 +207,3 @@ def prompts_of(lm: LocalModel, texts: Sequence[str | Prompt]) -> list[Prompt]:
     for prompt in prompts:
         lm.check_prompt(prompt)
     return prompts
-
-
-def _up_to(prompt: Prompt, position: int) -> list[int]:
-    """The ids of a prompt up to a position, with it."""
-    if not is_count(position, -len(prompt)) or position >= len(prompt):
-        raise CourseError(
-            f"Expected a position from {-len(prompt)} to {len(prompt) - 1}, got {position!r}, which a prompt of "
-            f"{len(prompt)} tokens does not have ({prompt.text[slice(*prompt.typed)]!r})."
-        )
-    return prompt.input_ids[0, : position % len(prompt) + 1].tolist()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import CourseError, is_count
+from ..errors import CourseError
 from ..hooks import Edit, Site, edit, find_parts, head_size, written_by_heads
 from ..models import LocalModel
 from ..prompts import Prompt
@@ -73,9 +73,7 @@ def pair_of(
             f"Expected prompts of the same number of tokens, got {len(clean)} and {len(corrupted)}; "
             "change one word for another of as many tokens."
         )
-    if position is not None and not (is_count(position, -len(clean)) and position < len(clean)):
-        raise CourseError(f"Expected a position from {-len(clean)} to {len(clean) - 1}, got {position!r}.")
-    at = None if position is None else position % len(clean)  # a target's tokens come after the prompt's
+    at = None if position is None else clean.place(position)  # a target's tokens come after the prompt's
     if over == "residual":
         check_stream(lm)
     elif over != "heads" or also:
