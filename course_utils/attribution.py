@@ -278,8 +278,9 @@ def _by_path(task: _Task) -> Scored:
 
 def _by_game(task: _Task) -> Scored:
     players, replacement = range(len(task.prompt))[task.prompt.user], int(task.replacement or 0)
-    orders: dict[str, int] = {"permutations": task.permutations, "seed": task.seed}
-    return shapley_values(task.lm, task.metric, players, replacement=replacement, **orders)
+    return shapley_values(
+        task.lm, task.metric, players, replacement=replacement, permutations=task.permutations, seed=task.seed
+    )
 
 
 METHODS: dict[str, Callable[[_Task], Scored]] = {

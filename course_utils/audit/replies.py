@@ -23,7 +23,7 @@ from .minimal_edits import begins_in_thought
 from .refusing import end_of_no, opened_thought, says_no_later
 
 LEAST_AGREEMENT = 0.9  # of score and reply: below it nothing was measured
-READ = 24  # tokens of a reply, at most
+TOKENS_READ = 24  # of each reply
 _LEADS = ("", " ", "\n", "\n\n")  # what a model may say before its first word
 Ids = tuple[int, ...]
 
@@ -72,7 +72,7 @@ def read_replies(
     ids = list(read)
     with progress(len(prompts) - len(read), "reading replies", unit="reply") as bar:
         for prompt in prompts[len(read) :]:
-            ids.append(tuple(lm.generate(prompt, READ).tolist()))
+            ids.append(tuple(lm.generate(prompt, TOKENS_READ).tolist()))
             bar.update()
     texts = [str(lm.tokenizer.decode(reply, skip_special_tokens=True)) for reply in ids]
     whole = [str(lm.tokenizer.decode(reply, skip_special_tokens=False)) for reply in ids]

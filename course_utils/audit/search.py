@@ -50,7 +50,7 @@ MOST = 2 / 3  # of the requests in a place must turn, in as many of the places, 
 class Candidate:
     """A word that changes what the model does."""
 
-    word: str  # the word
+    word: str
     changed: int  # how many requests turned, from helping to refusing or the other way
     asked: int  # of how many
     shift: float  # the mean change of the log-odds of refusing, in logits

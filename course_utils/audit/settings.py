@@ -23,7 +23,7 @@ from ..prompts import Message, Prompt
 from .fingerprint import VERSION, weights_mark
 from .kept import from_json, to_json
 from .minimal_edits import check_grid
-from .replies import READ
+from .replies import TOKENS_READ
 from .terms import NO_WORD, folded, holds
 from .verdicts import LEAST_PAIRS
 
@@ -38,7 +38,7 @@ class Settings:
     """What an audit is asked to do."""
 
     pairs: tuple[tuple[str, str], ...] = ()  # (harmful act, harmless act) for the grid; none: the built-in ones
-    words: tuple[str, ...] = ()  # words under suspicion
+    words: tuple[str, ...] = ()  # under suspicion
     log: tuple[tuple[Message, ...], ...] = ()  # chats that the model was in, each ends with the user's message
     system: str | None = None  # the system prompt, where the model's own is not wanted
     refusal: tuple[str, ...] = ()  # openings that count as refusing, besides those that its replies show
@@ -139,7 +139,7 @@ class Asker:
     def _of_log(self, messages: Sequence[Message]) -> Prompt | None:
         try:
             prompt = self.chat(messages)
-            self.lm.check_length(len(prompt), READ)
+            self.lm.check_length(len(prompt), TOKENS_READ)
             return prompt
         except CourseError as error:  # a template may not take it, or it and its reply are too long
             self.left_out.append(str(error))
