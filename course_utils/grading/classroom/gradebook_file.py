@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import closing
 from functools import wraps
 from pathlib import Path
@@ -139,30 +139,6 @@ def statements(*schemas: str) -> list[str]:
     return [statement for schema in schemas for statement in schema.strip().rstrip(";").split(";")]
 
 
-def name_of(statement: str) -> str:
-    """The name of the table, index or view that a statement makes."""
-    found = re.match(r"\s*CREATE (?:TABLE|INDEX|VIEW) (\w+)", statement)
-    return found[1] if found else ""
-
-
-def tables_of(schema: Iterable[str]) -> frozenset[str]:
-    """The tables that statements make."""
-    return frozenset(name_of(statement) for statement in schema if statement.lstrip().startswith("CREATE TABLE"))
-
-
-def needs_own_tables(path: Path, db: sqlite3.Connection, own: frozenset[str]) -> None:
-    """Do nothing where a file is ours alone.
-
-    Raises:
-        CourseError: it holds tables of another program.
-    """
-    if foreign := sorted(_tables_in(db) - own):
-        raise CourseError(
-            f"Expected a gradebook of this course in {path}, got a database with tables of another program "
-            f"({', '.join(foreign[:3])}); name another folder with --out, or move that file away."
-        )
-
-
 def _tables_in(db: sqlite3.Connection) -> frozenset[str]:
     rows = db.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!'")
     return frozenset(name for (name,) in rows.fetchall())
@@ -217,9 +193,12 @@ def _copy_ours(db: sqlite3.Connection, path: Path) -> None:
 
 
 def prepare(path: Path, db: sqlite3.Connection) -> None:
-    """Make the tables of a new file, and what an older format lacks."""
-    everything = statements(_TABLES, _BY_HAND)
-    needs_own_tables(path, db, tables_of(everything))
+    """Make the tables of a new file, and what an older format lacks; a CourseError where a file is not ours alone."""
+    if foreign := sorted(_tables_in(db).difference(re.findall(r"CREATE TABLE (\w+)", _TABLES + _BY_HAND))):
+        raise CourseError(
+            f"Expected a gradebook of this course in {path}, got a database with tables of another program "
+            f"({', '.join(foreign[:3])}); name another folder with --out, or move that file away."
+        )
     made = db.execute("PRAGMA user_version").fetchone()[0]
     if made not in (0, 1, _FORMAT):
         raise CourseError(f"Expected a gradebook of format {_FORMAT} in {path}, got {made}; update the course kit.")
@@ -229,8 +208,6 @@ def prepare(path: Path, db: sqlite3.Connection) -> None:
         for column in _ADDED:
             db.execute(f"ALTER TABLE submission ADD COLUMN {column}")
         db.execute("DROP VIEW standing")
-    there = {name for (name,) in db.execute("SELECT name FROM sqlite_master").fetchall()}
-    for statement in everything:
-        if name_of(statement) not in there:
-            db.execute(statement)
+    for statement in statements(_TABLES, _BY_HAND):
+        db.execute(re.sub(r"CREATE (\w+)", r"CREATE \1 IF NOT EXISTS", statement, count=1))
     db.execute(f"PRAGMA user_version = {_FORMAT}")
