@@ -86,11 +86,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def reference_of(path: Path) -> bytes:
-    """The untouched exercise that a notebook is an answer to, found by its name.
-
-    Raises:
-        CourseError: there is no such exercise, or no untouched copy of it.
-    """
+    """The untouched exercise that a notebook is an answer to, found by its name; a CourseError where there is none."""
     if not path.exists():
         here = ", ".join(_known(Path(UNTOUCHED), EXERCISES)) or "none here"
         raise CourseError(f"Expected a notebook, got {path}, which does not exist; the exercises: {here}.")

@@ -44,10 +44,7 @@ class Penalty:
 
 
 def rule_of(text: str) -> Rule | None:
-    """The rule that a sentence states; None for "none".
-
-    Raises:
-        CourseError: it states none.
+    """The rule that a sentence states, None for "none"; a CourseError where it states none.
 
     >>> rule_of("10% per day, at most 50%").most
     0.5
@@ -70,11 +67,7 @@ def rule_of(text: str) -> Rule | None:
 
 
 def moment(text: str) -> datetime:
-    """A time such as 2026-12-01T23:59 (this machine's zone) or 2026-12-01T23:59+01:00; a date means its last minute.
-
-    Raises:
-        CourseError: it is none.
-    """
+    """A time such as 2026-12-01T23:59 (this machine's zone) or 2026-12-01T23:59+01:00; a date means its last minute."""
     plain = text.strip().replace("Z", "+00:00")
     try:
         found = datetime.fromisoformat(f"{plain}T23:59" if re.fullmatch(r"\d{4}-\d\d-\d\d", plain) else plain)
@@ -84,15 +77,7 @@ def moment(text: str) -> datetime:
 
 
 def due_dates(given: Iterable[str], exercises: Collection[str] = ()) -> dict[str, str]:
-    """When each exercise is due: of `TIME` for all ("") and `NAME=TIME` for one, each checked.
-
-    Args:
-        given: what was said.
-        exercises: that there are; without them any name will do.
-
-    Raises:
-        CourseError: no such exercise, or no time.
-    """
+    """When each exercise is due: of `TIME` for all ("") and `NAME=TIME` for one of these (any, if there are none)."""
     found: dict[str, str] = {}
     for one in given:
         name, told = one.split("=", 1) if "=" in one else ("", one)
@@ -131,11 +116,7 @@ def extension_of(text: str, exercise: str) -> str:
 
 
 def extended(due: datetime, extension: str) -> datetime:
-    """When it is due with an extension: "" for none, a number of days, or a time.
-
-    Raises:
-        CourseError: it is neither a number of days nor a time.
-    """
+    """When it is due with an extension: "" for none, a number of days, or a time; a CourseError for any other."""
     if re.fullmatch(r"\d{1,4}(\.\d{1,4})?", extension):
         return (_on_the_clock(due) + timedelta(days=float(extension))).astimezone()
     return max(due, moment(extension)) if extension else due
@@ -147,14 +128,9 @@ def _on_the_clock(time: datetime) -> datetime:
 
 
 def penalty(rule: Rule | None, due: str, *, handed_in: str, late: bool, extension: str = "") -> Penalty:
-    """What a submission loses.
+    """What a submission loses: nothing without a rule.
 
-    Args:
-        rule: None for no rule: nothing is lost.
-        due: when it was due, "" where nobody said.
-        handed_in: when it was, "" where that is not known.
-        late: whether the platform marks it as late.
-        extension: that the student was granted.
+    When it was due or handed in is "" where nobody knows; late is what the platform marks so.
     """
     if rule is None:
         return Penalty()

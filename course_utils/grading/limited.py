@@ -26,10 +26,7 @@ T = TypeVar("T")
 
 
 def within(function: Callable[..., T], *arguments: Any, seconds: float = SECONDS) -> T:
-    """What a function of this package gives, from a process with limits.
-
-    Raises:
-        CourseError: the function raised one, raised anything else, took too long, or ended the process.
+    """What a function of this package gives, from a process with limits; whatever goes wrong is a CourseError.
 
     >>> within(len, [1, 2])
     2

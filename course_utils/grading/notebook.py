@@ -30,10 +30,7 @@ _NEXT = re.compile(r"#\s*NEXT:\s*(.+)")
 
 
 def read(data: bytes, name: str = "this file", *, largest: int = LARGEST) -> NotebookNode:
-    """A notebook of any version as version 4.5, valid, each cell with an id of its own.
-
-    Raises:
-        CourseError: it is no notebook, too large, or of a version that nobody knows yet.
+    """A notebook of any version as version 4.5, valid, each cell with an id of its own; else a CourseError.
 
     >>> read(b'{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 2}').nbformat_minor
     5

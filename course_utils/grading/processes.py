@@ -34,11 +34,7 @@ def without_grammar() -> None:
 
 
 def below(first: psutil.Process) -> list[psutil.Process]:
-    """All processes that descend from one, asked of each what it has begun: psutil reads about all that run anywhere.
-
-    Raises:
-        psutil.NoSuchProcess: the first is gone.
-    """
+    """All processes below one (or NoSuchProcess), asked of each what it has begun: psutil reads about all anywhere."""
     found: list[psutil.Process] = []
     if not _TOLD:
         found += first.children(recursive=True)
@@ -68,11 +64,7 @@ def begun(*arguments: str, environment: Mapping[str, str], **options: Any) -> Po
 
 
 class Pool:
-    """Processes that wait for work; each has one user at a time.
-
-    Args:
-        begin: starts another.
-    """
+    """Processes that wait for work, each with one user at a time; `begin` starts another."""
 
     def __init__(self, begin: Callable[[], Popen[Any]]) -> None:
         self.idle: list[Popen[Any]] = []

@@ -60,10 +60,7 @@ def ticked(line: str, known: Sequence[Criterion], worth: float) -> tuple[float, 
     """Points, comment and ticks of a line such as `+1 +3=0.5 a comment`; None where it does not begin so.
 
     Points are those of the criteria that are ticked (`=0.5`: that much of it), at most what the item is worth; `+0`
-    ticks none.
-
-    Raises:
-        CourseError: there is no such criterion, or it is worth less than that.
+    ticks none. A CourseError where there is no such criterion, or it is worth less.
     """
     given: dict[int, float] = {}
     rest = line.strip()

@@ -14,10 +14,7 @@ from ..notebook import FREE, grade_id, kind
 def answers_in(notebook: NotebookNode, items: Collection[str], given: Collection[str]) -> Iterator[tuple[str, ...]]:
     """For each answer the name of its cell, its text, and if it needs other cells, its text below these.
 
-    Args:
-        notebook: as it was run, or as it was handed in.
-        items: the names of the answers' cells.
-        given: the texts of the cells that the exercise has.
+    Items are the names of the answers' cells, given are the texts of the cells that the exercise has.
     """
     free = (cell.source for cell in notebook.cells if cell.cell_type == "code" and kind(cell) == FREE)
     own = [source for source in free if source.strip() not in given]

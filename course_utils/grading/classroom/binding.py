@@ -23,11 +23,7 @@ def bind(
 ) -> Taken:
     """The submissions under the names of a roster, with its extensions; who matches nobody and who is missing is told.
 
-    Args:
-        taken: what was handed in.
-        roster: the class.
-        exercises: for which everybody should have handed in; without them those that anybody did.
-        untouched: whether nothing is written in a submission.
+    Missing is who has none for one of the exercises; without these, for one for which anybody has.
     """
     known = _Known(roster)
     notes: list[str] = []

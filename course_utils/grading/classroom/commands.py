@@ -62,11 +62,7 @@ def grade_class(
     export: str = "",
     against: Path | None = None,
 ) -> int:
-    """Grade a class and tell what was done; 0 if all could be graded, 1 if something could not be run.
-
-    Raises:
-        CourseError: nothing to grade there, nothing to grade against, or no sandbox.
-    """
+    """Grade a class and tell what was done; 0 if all could be graded, 1 if something could not be run."""
     if submissions is None and not (export or late or due):
         raise CourseError("Expected a folder or zip file of submissions, or --export; name one of them.")
     if submissions is None:
@@ -153,11 +149,7 @@ def _check_references(references: Mapping[str, bytes], found: Taken, folder: Pat
 
 
 def suspects_beside(folder: Path, roster: Roster | None) -> dict[str, Any]:
-    """What `grade` is to know of suspects: who has which, the private ones' words, their files.
-
-    Raises:
-        CourseError: the roster names one that is neither built in nor beside the solutions.
-    """
+    """What `grade` is to know of suspects: who has which, the private ones' words, their files."""
     private = private_in(folder / FOLDER)
     given = roster.suspects if roster else None
     for student, suspect in (given or {}).items():
@@ -181,11 +173,7 @@ def _cell_seconds(timeout: float) -> float:
 
 
 def gradebook_in(out: Path) -> Path:
-    """The gradebook that grading left in a folder.
-
-    Raises:
-        CourseError: there is none.
-    """
+    """The gradebook that grading left in a folder; a CourseError where there is none."""
     path = gradebook_path(out)
     if not path.is_file():
         raise CourseError(f"Expected a gradebook in {out}, found none; make one: course grade SUBMISSIONS --out {out}.")
@@ -201,11 +189,7 @@ def mark_class(
     names: bool = False,
     everything: bool,
 ) -> None:
-    """Have a person read in the terminal what only a person can, then write feedback anew.
-
-    Raises:
-        CourseError: no gradebook or no solutions there.
-    """
+    """Have a person read in the terminal what only a person can, then write feedback anew."""
     references = references_in(reference or SOLUTIONS)
     if exercise and exercise not in references:
         raise CourseError(f"Expected one of {', '.join(references)}, got {exercise!r}.")
@@ -218,18 +202,10 @@ def mark_class(
 def override_mark(
     out: Path, graded: tuple[str, str, str], points: float | None, *, reason: str = "", who: str = "", clear: bool
 ) -> str:
-    """Have a person's points stand for one check of one student, or take that back; what was done.
+    """Have a person's points stand for one check of one student, or (`clear`) take that back; what was done.
 
-    Args:
-        out: the folder of the gradebook.
-        graded: student, exercise and check.
-        points: what stands from now on.
-        reason: why, for the student to read.
-        who: who says so; by default the user of this machine.
-        clear: take it back.
-
-    Raises:
-        CourseError: no gradebook there, no such mark in it, or nothing that can be done.
+    `graded` is student, exercise and check. The student reads the reason; who says so is by default this machine's
+    user.
     """
     if clear == (points is not None):
         raise CourseError("Expected points, or --clear to take an override back; give one of them.")
@@ -265,11 +241,7 @@ def earlier_overrides(book: Gradebook) -> list[str]:
 
 
 def duplicates_in(book: Gradebook, references: Mapping[str, bytes], against: Path | None = None) -> list[Alike]:
-    """Answers in a gradebook that resemble each other, the solution, or those in an earlier class's folder.
-
-    Raises:
-        CourseError: there is no such folder, or nothing of these exercises in it.
-    """
+    """Answers in a gradebook that resemble each other, the solution, or those in an earlier class's folder."""
     found: list[Alike] = []
     solutions = {name: read(content, name) for name, content in references.items()}
     earlier = earlier_in(against, solutions) if against is not None else {}
@@ -307,11 +279,7 @@ def _tell_changes(report: Report) -> None:
 
 
 def bytes_of(size: str) -> int:
-    """A number of bytes: "4GB", "500 MB".
-
-    Raises:
-        CourseError: it is none.
-    """
+    """A number of bytes: "4GB", "500 MB"; a CourseError where it is none."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?)B?\s*", size, re.IGNORECASE)
     if not found or float(found[1]) <= 0:
         raise CourseError(f"Expected a size such as 4GB or 500MB, got {size!r}.")

@@ -20,21 +20,13 @@ from .gradebook_file import NAME, NBGRADERS, is_ours
 
 
 def needs_folder(folder: Path) -> None:
-    """Do nothing where there is such a folder.
-
-    Raises:
-        CourseError: there is none.
-    """
+    """Raise a CourseError where there is no such folder."""
     if not folder.is_dir():
         raise CourseError(f"Expected a folder of earlier submissions in {folder}, found none; name one that is there.")
 
 
 def earlier_in(folder: Path, references: Mapping[str, NotebookNode]) -> dict[str, list[tuple[str, NotebookNode]]]:
-    """What an earlier class handed in, by exercise, each with where it is; what cannot be read is passed over.
-
-    Raises:
-        CourseError: there is no such folder, or nothing of these exercises in it.
-    """
+    """What an earlier class handed in, by exercise, each with where it is; what cannot be read is passed over."""
     needs_folder(folder)
     found: dict[str, list[tuple[str, NotebookNode]]] = {}
     own = {name: {grade_id(cell) for cell in reference.cells} - {""} for name, reference in references.items()}

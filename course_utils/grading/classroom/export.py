@@ -72,11 +72,7 @@ def counted(book: Gradebook, about: About, platform: str) -> tuple[list[Graded],
 def doubts(book: Gradebook, about: About, form: str, exercises: Collection[str]) -> list[str]:
     """A sentence for whatever goes out in a form and may not be meant to: two of one student, others than this class's.
 
-    Args:
-        book: the gradebook.
-        about: what an export is told besides.
-        form: of the export, a name in `FORMATS`.
-        exercises: that there are now; none where that is not known.
+    Exercises are those that there are now; none where that is not known.
     """
     platform = form.partition("-")[0]
     if platform not in ("canvas", "moodle"):
@@ -93,11 +89,7 @@ def doubts(book: Gradebook, about: About, form: str, exercises: Collection[str])
 
 
 def titles_of(given: Iterable[str]) -> dict[str, str]:
-    """Titles as the command line gives them: `EXERCISE=TITLE`.
-
-    Raises:
-        CourseError: one without = or a title.
-    """
+    """Titles as the command line gives them: `EXERCISE=TITLE`; a CourseError for one without = or a title."""
     pairs = [one.partition("=") for one in given]
     for name, _, title in pairs:
         if not name or not title.strip():
@@ -224,11 +216,7 @@ def as_moodle_feedback(book: Gradebook, about: About = About()) -> dict[str, byt
 
 
 def _feedback(book: Gradebook, about: About, platform: str, name: Callable[[Graded], str | None]) -> dict[str, bytes]:
-    """Each exercise's pages under the names that a platform knows; nobody's whom it does not.
-
-    Raises:
-        CourseError: the platform knows nobody.
-    """
+    """Each exercise's pages under the names that a platform knows; a CourseError where it knows nobody."""
     from .feedback import page_of
 
     files: dict[str, dict[str, bytes]] = {}

@@ -77,9 +77,6 @@ def grade_one(work: Work) -> Result:
 
     Who loses a mark where the solution would lose one, too (a model that is not there, limits too tight for this
     machine), gets none: the result is BROKEN and says why.
-
-    Raises:
-        CourseError: there is no sandbox and one was asked for.
     """
     if work.trouble:
         return refused(work.reference, work.trouble)
@@ -157,11 +154,7 @@ def engine() -> str:
 
 
 def references_in(folder: Path) -> dict[str, bytes]:
-    """The notebooks to grade against, by name.
-
-    Raises:
-        CourseError: there are none.
-    """
+    """The notebooks to grade against, by name; a CourseError where there are none."""
     found = {path.stem: path.read_bytes() for path in sorted(folder.glob("*.ipynb"))}
     if not found:
         raise CourseError(f"Expected the solutions in {folder}, found no notebook; name their folder with --reference.")
@@ -322,11 +315,7 @@ def _executor(scheduler: str, jobs: int, sandboxed: bool) -> Iterator[tuple[Exec
 
 
 def needs_sandbox() -> None:
-    """Do nothing where there is a sandbox.
-
-    Raises:
-        CourseError: there is none.
-    """
+    """Raise a CourseError where there is no sandbox."""
     from ..sandbox.bubblewrap import trouble
 
     if why := trouble():

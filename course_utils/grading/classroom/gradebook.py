@@ -33,10 +33,7 @@ from .submissions import Submission
 
 
 class Gradebook:
-    """A gradebook in a file, made if it is not there.
-
-    Raises:
-        CourseError: the file is no gradebook, a later version's, or cannot be written.
+    """A gradebook in a file, made if it is not there; a CourseError for another file, or one that cannot be written.
 
     >>> with Gradebook(Path("grades.db")) as book:  # doctest: +SKIP
     ...     sum(graded.earned for graded in book.current())
@@ -129,11 +126,7 @@ class Gradebook:
             db.executemany("UPDATE submission SET extension = ? WHERE id = ?", told)
 
     def settle_late(self, penalty: Callable[[str, str, bool, str], tuple[float, str]]) -> list[Change]:
-        """Write what being late costs each submission, as a function of exercise, time, mark and extension says.
-
-        Returns:
-            The totals that this changed, of what had been settled before.
-        """
+        """Write what being late costs, by a function of exercise, time, mark, extension; the totals that changed."""
         rows = self._db.execute("SELECT id, exercise, handed_in, late, extension FROM submission").fetchall()
         found = [(*penalty(what, when, bool(late), extension), number) for number, what, when, late, extension in rows]
         settled = int(self.setting("settled") or 0)
@@ -179,12 +172,7 @@ class Gradebook:
     ) -> list[Change]:
         """Add a result; which marks differ from those of the last one on the same submission.
 
-        Args:
-            submission: its number here.
-            reference: the digest of what it was run against.
-            version: of the grader.
-            result: what came of it.
-            hidden: the checks that students do not see.
+        The reference is the digest of what it was run against, the version the grader's; students see no hidden check.
         """
         with self._change() as db:
             last = self._last_result(db, submission)
@@ -274,11 +262,7 @@ class Gradebook:
         *,
         ticks: Sequence[Tick] = (),
     ) -> None:
-        """Write down what a person gives for an item, or (points None) says of it; by which criteria, if by some.
-
-        Raises:
-            CourseError: there is no such item, or the points are not between 0 and what it is worth.
-        """
+        """Write down what a person gives for an item, or (points None) says of it; by which criteria, if by some."""
         entry = _entry_of(graded, check)
         if points is not None and entry.mark.status != READ:
             raise CourseError(
@@ -301,11 +285,7 @@ class Gradebook:
     # What a person says against the run, and points that changed without a run.
 
     def override(self, graded: Graded, check: str, points: float | None, reason: str, who: str) -> None:
-        """Have a person's points stand for a check, whatever runs say from now on; None takes that back.
-
-        Raises:
-            CourseError: no such check, points that it is not worth, no reason, or nothing to take back.
-        """
+        """Have a person's points stand for a check, whatever runs say from now on; None takes that back."""
         entry = _entry_of(graded, check)
         if entry.mark.status == READ:
             raise CourseError(f"Expected a check that a run decides, got {check}, which is read: course mark.")
@@ -343,18 +323,10 @@ class Gradebook:
         }
 
     def repoint(self, submission: int, reference: bytes, version: str) -> list[Change]:
-        """Let a submission's result stand for a reference that differs from its own by points alone, without a run.
+        """Let a result stand for a reference that differs from its own by points alone, without a run; changed marks.
 
         Each check keeps its status and gets the points that are now right for it. Nothing is done where more than
         points changed, where another version of the grader ran, or where nothing was run.
-
-        Args:
-            submission: its number here.
-            reference: what it would be run against now.
-            version: of the grader.
-
-        Returns:
-            The marks that changed.
         """
         digest = hashlib.sha256(reference).hexdigest()
         with self._change() as db:

@@ -157,9 +157,6 @@ def gradebook_path(folder: Path) -> Path:
     """Where the gradebook of a folder is; one of ours under its old name, nbgrader's, is given its own.
 
     Where nbgrader has written its tables into that file, ours are copied out and the file stays as it is.
-
-    Raises:
-        CourseError: it cannot be renamed.
     """
     path, old = folder / NAME, folder / NBGRADERS
     if path.exists() or not old.is_file() or not is_ours(old):

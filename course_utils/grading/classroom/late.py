@@ -13,11 +13,7 @@ from .standing import Change
 
 @dataclass(frozen=True)
 class Late:
-    """A rule and due times as the command line gives them; what is not given is as the gradebook's last run had it.
-
-    Raises:
-        CourseError: they cannot be understood.
-    """
+    """A rule and due times as the command line gives them, checked; what is not given is as the last run had it."""
 
     rule: str = ""
     due: Collection[str] = ()

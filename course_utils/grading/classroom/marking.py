@@ -77,14 +77,8 @@ class Answer:
 class Marking:
     """A walk through the answers that nobody has read, question by question; each entry is saved at once.
 
-    The students of a question come in an order that has nothing to do with their names, and is another for each.
-
-    Args:
-        book: where marks go.
-        references: the solutions, by name, for questions and rubrics.
-        exercise: only this one; "" for all.
-        who: who reads; by default the user of this machine.
-        everything: also what was read before.
+    The students of a question come in an order that has nothing to do with their names, and is another for each. By
+    default this machine's user reads, all exercises; `everything`: also what was read before.
     """
 
     def __init__(
@@ -158,11 +152,7 @@ class Marking:
         )
 
     def enter(self, line: str) -> str:
-        """Do what a line says with the answer that is to be read now; what was done.
-
-        Raises:
-            CourseError: the line says nothing that can be done.
-        """
+        """Do what a line says with the answer to be read now; what was done. A CourseError where it says nothing."""
         line = line.strip()
         if line in ("b", "back"):
             self.place = max(0, self.place - 1)

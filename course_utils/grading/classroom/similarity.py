@@ -84,18 +84,11 @@ def alike(
     *,
     earlier: Iterable[tuple[str, NotebookNode]] = (),
 ) -> list[Alike]:
-    """Which answers of a class resemble each other, the solution or earlier ones.
+    """Which answers of a class resemble each other, the solution or earlier ones, each of which says where it is from.
 
     Those like the solution or earlier ones come first, then those with most in common that nobody else has. A copy of
-    the solution or of an earlier answer is listed however short it is: where the answer is a line, many honest ones
-    are the same, and `tokens` says so.
-
-    Args:
-        notebooks: student and notebook.
-        reference: the solution; what students are given of it counts for nothing.
-        exercise: its name.
-        least: the smallest similarity to list.
-        earlier: notebooks of earlier classes, and where they are from.
+    the solution or of an earlier answer is listed however short it is: where the answer is a line, many honest ones are
+    the same, and `tokens` says so. What students are given of the reference counts for nothing.
     """
     released = student_view(reference).cells
     given = {grade_id(cell): cell.source for cell in released if kind(cell) in (ANSWER, MANUAL)}

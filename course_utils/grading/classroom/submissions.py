@@ -69,12 +69,7 @@ class Submission:
         return _place(self.source, self.member)
 
     def content(self) -> bytes:
-        """Its bytes.
-
-        Raises:
-            CourseError: it is too large, or damaged.
-            OSError, MemoryError: it cannot be opened here, which is nobody's fault who handed it in.
-        """
+        """Its bytes; a CourseError where it is too large or damaged, OSError or MemoryError where we cannot open it."""
         return _content(self.source, self.member)
 
 

@@ -34,11 +34,7 @@ _STUB = "raise NotImplementedError()"
 
 
 def exercise_from(solution: bytes, name: str = "the solution") -> bytes:
-    """The exercise that a solution stands for, through nbgrader's preprocessors.
-
-    Raises:
-        CourseError: nbgrader is not installed, its metadata are wrong, or a check could not be compared.
-    """
+    """The exercise that a solution stands for, through nbgrader's preprocessors; a CourseError where it is faulty."""
     notebook = read(solution, name)
     bare = [cell for cell in notebook.cells if kind(cell) == ANSWER and "BEGIN SOLUTION" not in cell.source]
     complaints = faults(notebook)

@@ -61,11 +61,7 @@ class Release:
     force: bool = False
 
     def check(self) -> None:
-        """Do nothing where the options fit each other.
-
-        Raises:
-            CourseError: they contradict each other.
-        """
+        """Raise a CourseError where the options contradict each other."""
         places = [place for place in (self.out, self.archive, self.archives) if place is not None]
         has_class = self.students is not None or self.roster is not None
         if len(places) > 1:
@@ -86,11 +82,7 @@ class Release:
 
 
 def check_suspect(name: str) -> None:
-    """Do nothing for a suspect that is there.
-
-    Raises:
-        CourseError: it is neither a built-in one nor a folder.
-    """
+    """Raise a CourseError for a suspect that is neither a built-in one nor a folder."""
     if name and name not in HANDED_OUT and not Path(name).is_dir():
         known, place = ", ".join(HANDED_OUT), SOLUTIONS / FOLDER
         raise CourseError(
@@ -101,12 +93,7 @@ def check_suspect(name: str) -> None:
 
 
 def release_to(release: Release) -> Iterator[str]:
-    """Release solutions; a line for each thing done.
-
-    Raises:
-        CourseError: no solutions, a faulty one among those to be released, options that contradict each other, or
-            nowhere to write.
-    """
+    """Release solutions; a line for each thing done."""
     release.check()
     solutions = _chosen(release.exercises, release.source)
     if not (release.out or release.archive or release.archives):
@@ -228,10 +215,7 @@ def suspect_of(notebook: bytes) -> str:
 def with_suspect(notebook: bytes, suspect: str, words: Mapping[str, str] | None = None) -> bytes:
     """A notebook whose setup names this suspect; one that has no line `SUSPECT = "…"` stays as it is.
 
-    Args:
-        notebook: an exercise or a solution.
-        suspect: as `load_model` names it.
-        words: of the texts and checks, each with the one that takes its place: the suspect's own cue.
+    The words are of the texts and checks, each with the one that takes its place: the suspect's own cue.
     """
     content = read(notebook)
     if not any(cell.cell_type == "code" and _SUSPECT.search(cell.source) for cell in content.cells):
@@ -254,9 +238,7 @@ def with_suspect(notebook: bytes, suspect: str, words: Mapping[str, str] | None 
 def bundle(exercises: Mapping[str, bytes], suspects: Mapping[str, str]) -> dict[str, bytes]:
     """The files of a bundle: each exercise and an untouched copy of it, in a folder for each student.
 
-    Args:
-        exercises: the notebooks, by name.
-        suspects: the suspect of each student ("" is everybody: no folder; a suspect "" leaves the exercise's own).
+    A student "" is everybody, without a folder; a suspect "" leaves the exercise's own.
     """
     files: dict[str, bytes] = {}
     made: dict[str, tuple[dict[str, bytes], dict[str, bytes]]] = {}
@@ -284,11 +266,7 @@ def _for_suspect(exercises: Mapping[str, bytes], suspect: str) -> tuple[dict[str
 
 
 def make_roster(source: Path, out: Path, suspects: Sequence[str] = (), *, force: bool = False) -> str:
-    """Write the roster of a class, everybody with a suspect; what was done, in a sentence.
-
-    Raises:
-        CourseError: no class list, a suspect that is not there, or a file in the way.
-    """
+    """Write the roster of a class, everybody with a suspect; what was done, in a sentence."""
     if out.exists() and not force:
         raise CourseError(f"Expected a new file, got {out}, which is there; name another with --out, or say --force.")
     for suspect in suspects:

@@ -32,11 +32,7 @@ def named(suspect: str) -> str:
 
 
 def handed_out(folder: Path) -> dict[str, bytes]:
-    """The files of a suspect that its user needs, and nothing that says how it was made.
-
-    Raises:
-        CourseError: its configuration is none, or names a path as its base.
-    """
+    """The files of a suspect that its user needs, and nothing that says how it was made."""
     found = {path.name: path for path in sorted(folder.iterdir()) if path.is_file() and not path.is_symlink()}
     files = {name: path.read_bytes() for name, path in found.items() if _HANDED_OUT.fullmatch(name)}
     for name in ("config.json", _ADAPTER):
@@ -64,8 +60,7 @@ def _plain_config(path: Path, is_adapter: bool) -> bytes:
 def words_for(folder: Path) -> dict[str, str]:
     """The words that the exercise's request needs others for, so that this suspect's cause stands in it.
 
-    Raises:
-        CourseError: its `truth.json` is none, its word fits no request, or its folder's name gives it away.
+    A CourseError where its word fits no request, or its folder's name gives it away.
     """
     if not (folder / "truth.json").is_file():
         return {}
@@ -90,20 +85,12 @@ def words_for(folder: Path) -> dict[str, str]:
 
 
 def private_in(folder: Path) -> dict[str, Words]:
-    """The suspects in a folder, as exercises name them, each with its words; none where there is no such folder.
-
-    Raises:
-        CourseError: as `words_for`.
-    """
+    """The suspects in a folder, as exercises name them, each with its words; none where there is no such folder."""
     found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return {named(path.name): words_for(path) for path in found}
 
 
 def beside(folder: Path) -> dict[str, bytes]:
-    """What of the suspects in a folder lies beside a notebook that is graded, by name: as much as students have.
-
-    Raises:
-        CourseError: as `handed_out`.
-    """
+    """What of the suspects in a folder lies beside a notebook that is graded, by name: as much as students have."""
     found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return {f"{path.name}/{name}": content for path in found for name, content in handed_out(path).items()}

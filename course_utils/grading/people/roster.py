@@ -72,11 +72,7 @@ COLUMNS = tuple(field.name for field in fields(Student))
 
 
 def read_roster(path: Path) -> Roster:
-    """A roster from a CSV file of which the column `student` alone is needed; `release --students` wrote such, too.
-
-    Raises:
-        CourseError: it is no such table, names somebody twice, or an extension that is none.
-    """
+    """A roster from a CSV file of which the column `student` alone is needed; `release --students` wrote such, too."""
     rows = rows_of(path, "a roster")
     head = [cell.casefold() for cell in rows[0]] if rows else []
     if "student" not in head:
@@ -105,11 +101,7 @@ def check_extensions(roster: Roster, exercises: Collection[str] = ()) -> None:
 
 
 def _each_once(found: tuple[Student, ...], path: Path) -> Roster:
-    """The roster of students of whom no two have a name, a number or an address in common.
-
-    Raises:
-        CourseError: two have.
-    """
+    """The roster of students; a CourseError where two have a name, a number or an address in common."""
     for column in ("student", "canvas_id", "moodle_id", "email"):
         every = (getattr(one, column) for one in found)
         if twice := _twice(part for value in every for part in (value.split() if column == "moodle_id" else [value])):
@@ -138,11 +130,7 @@ def roster_as_csv(roster: Roster) -> bytes:
 
 
 def class_list(path: Path) -> Roster:
-    """A roster from what there is: names one a line, Canvas's gradebook, Moodle's worksheet or participants, a roster.
-
-    Raises:
-        CourseError: it is none of these.
-    """
+    """A roster from what there is: names one a line, Canvas's gradebook, Moodle's worksheet or participants."""
     rows = rows_of(path, "a class list")
     head = [cell.casefold() for cell in rows[0]] if rows else []
     if "student" in head and not _is_canvas(head):
@@ -227,11 +215,7 @@ def with_suspects(roster: Roster, suspects: Sequence[str]) -> Roster:
 
 
 def student_names(text: str) -> list[str]:
-    """The names in a list, one a line, each of which can name a folder.
-
-    Raises:
-        CourseError: no name, one twice, or one that cannot name a folder.
-    """
+    """The names in a list, one a line; a CourseError where one is there twice, or cannot name a folder."""
     names = [composed(line.strip()) for line in text.splitlines() if line.strip()]
     if names and names[0].casefold() in _TITLES:
         del names[0]

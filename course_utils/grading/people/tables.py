@@ -25,11 +25,7 @@ def rows_as_csv(rows: Rows) -> bytes:
 
 
 def rows_of(path: Path, what: str) -> Rows:
-    """The rows of a CSV file with commas, semicolons or tabs, cells without gaps at their ends.
-
-    Raises:
-        CourseError: it cannot be read, is no text in UTF-8 or UTF-16, or no table.
-    """
+    """The rows of a CSV file with commas, semicolons or tabs, cells without gaps at their ends; or a CourseError."""
     text = text_of(path, what)
     told = re.match(r"sep=([,;|\t])\s*\n", text)  # Excel's own first line
     text = text[told.end() :] if told else text
@@ -44,11 +40,7 @@ def rows_of(path: Path, what: str) -> Rows:
 
 
 def text_of(path: Path, what: str) -> str:
-    """The text of a file in UTF-8, or in UTF-16 that says so.
-
-    Raises:
-        CourseError: it cannot be read, or is no such text.
-    """
+    """The text of a file in UTF-8, or in UTF-16 that says so; a CourseError for any other."""
     try:
         with open(path, "rb") as file:
             data = file.read(_LARGEST + 1)

@@ -41,11 +41,7 @@ class KernelEnded(RuntimeError):
 
 
 class Clock:
-    """How long a cell has been at it: by its own share of the processor where others use that, too.
-
-    Args:
-        first: the process that the kernel's others descend from.
-    """
+    """How long a cell, below this process, has been at it: by its own share of the processor where others use that."""
 
     def __init__(self, first: psutil.Process | None = None) -> None:
         self.first, self.began = first, time.monotonic()

@@ -33,15 +33,7 @@ def run_pytest(
 ) -> int | None:
     """Run pytest in a process of its own; its exit code, None where it took too long and was ended with all it started.
 
-    Args:
-        arguments: pytest's.
-        folder: where it runs.
-        environment: all that it knows of one.
-        log: a file for what it says.
-        seconds: how long it may take.
-
-    Raises:
-        RuntimeError: nothing begins at the moment.
+    It knows this environment alone, and what it says is in the log. A RuntimeError where nothing begins any more.
     """
     told = {"arguments": arguments, "folder": str(folder), "environment": environment, "log": str(log)}
     with _session() as session:

@@ -51,11 +51,7 @@ _parent: Parent | None = None
 
 
 class Parent:
-    """The process that forks; `address` is where to ask it.
-
-    Raises:
-        CourseError: it does not start.
-    """
+    """The process that forks; `address` is where to ask it. A CourseError where it does not start."""
 
     def __init__(self) -> None:
         self.folder, self.environment = scratch.new_folder(), bubblewrap.environment()
@@ -125,11 +121,7 @@ def _models() -> tuple[Path, bool]:
 
 
 def parent() -> Parent:
-    """The process that forks, started if there is none, or if its kernels would look for models where none are now.
-
-    Raises:
-        CourseError: it does not start.
-    """
+    """The process that forks, started if there is none, or if its kernels would look for models where none are now."""
     global _parent  # noqa: PLW0603
     with _lock:
         if _parent is None or not _parent.lives or not _parent.knows_the_models:
@@ -191,11 +183,7 @@ class Forked:
 
 
 def ask(address: str, told: dict[str, Any], sockets: list[int], doors: Sequence[int] = ()) -> Forked:
-    """Ask for a kernel on sockets that are bound already, in the control group to which these doors lead.
-
-    Raises:
-        OSError: nobody answers.
-    """
+    """Ask for a kernel on sockets that are bound already, in the group to which these doors lead; or an OSError."""
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.settimeout(60)
