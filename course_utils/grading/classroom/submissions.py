@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
@@ -70,7 +70,8 @@ class Submission:
 
     def content(self) -> bytes:
         """Its bytes; a CourseError where it is too large or damaged, OSError or MemoryError where we cannot open it."""
-        return _content(self.source, self.member)
+        with _Archives() as archives:
+            return _content(self.source, self.member, archives)
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,7 @@ def take(
     not_timed = _not_timed(found, path, told)
     mine: list[tuple[Submission, str]] = []
     ids = _telling(cells or {})
-    with ExitStack() as stack:
-        archives = _Archives(stack)
+    with _Archives() as archives:
         for file, who in found:
             submission = _submission(file, who)
             if moodle_name(who.label) and _download(file, who, path) in not_timed:
@@ -214,12 +214,9 @@ class _File:
 def _files_in(path: Path, told: _Told) -> Iterator[_File]:
     if path.is_dir():
         return _of_folder(path, told)
-    try:
-        is_zip = zipfile.is_zipfile(path)
-    except DAMAGE:
-        is_zip = False
-    if is_zip:
-        return _of_zip(path, (), told)
+    with suppress(*DAMAGE):
+        if zipfile.is_zipfile(path):
+            return _of_zip(path, (), told)
     raise CourseError(f"Expected a folder or a zip file of submissions, got {path}; name one that is there.")
 
 
@@ -353,29 +350,23 @@ def _utc(when: float) -> str:
         return ""
 
 
-class _Archives:
-    """Zip files that stay open while their members are looked into."""
+class _Archives(ExitStack):
+    """The zip file whose members are looked into, which stays open meanwhile."""
 
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._last: tuple[Path, zipfile.ZipFile | None] = Path(), None
+    _last: tuple[Path, zipfile.ZipFile] | None = None
 
     def of(self, path: Path) -> zipfile.ZipFile:
-        known, archive = self._last
-        if archive is None or known != path:
-            self._stack.close()
-            archive = self._stack.enter_context(zipfile.ZipFile(path))
-            self._last = path, archive
-        return archive
+        if self._last is None or self._last[0] != path:
+            self.close()
+            self._last = None
+            self._last = path, self.enter_context(zipfile.ZipFile(path))
+        return self._last[1]
 
 
-def _content(source: Path, member: str, archives: _Archives | None = None) -> bytes:
+def _content(source: Path, member: str, archives: _Archives) -> bytes:
     try:
-        if member and archives is not None:
+        if member:
             with archives.of(source).open(member) as file:
-                data = file.read(LARGEST + 1)
-        elif member:
-            with zipfile.ZipFile(source) as archive, archive.open(member) as file:
                 data = file.read(LARGEST + 1)
         else:
             flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
