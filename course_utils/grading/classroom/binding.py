@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ..late_penalty import extension_of
 from ..people.names import composed
-from ..people.owners import canvas_name, moodle_name, plain_text, printable
+from ..people.owners import plain_text, platform_of, printable
 from ..people.roster import Roster, Student
 from .submissions import Submission, Taken, latest
 
@@ -69,7 +69,7 @@ class _Known:
 
     def who(self, one: Submission, notes: list[str]) -> Student | None:
         """Whose a submission is by its number, else by key, name, email; None where that is nobody or in doubt."""
-        platform = "moodle" if moodle_name(one.label) else "canvas" if canvas_name(one.label) else ""
+        platform = platform_of(one.label)
         by_name = self._by_name(one.student.removesuffix(f" ({one.number})"), platform)
         by_number = self._numbers.get((platform, one.number)) if platform and one.number else None
         named = next(iter(by_name)) if len(by_name) == 1 else None

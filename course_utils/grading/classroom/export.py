@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..._files import zipped
 from ...errors import CourseError
 from ..marks import READ, UNANSWERED, UNREACHED, Mark
-from ..people.owners import canvas_name, moodle_name
+from ..people.owners import canvas_name, moodle_name, platform_of
 from ..people.tables import Rows, rows_as_csv
 from .gradebook import Gradebook
 from .standing import Entry, Graded
@@ -43,7 +43,7 @@ class About:
         from ..people.roster import Student
 
         found = self.roster[graded.student] if self.roster else Student(graded.student)
-        platform = "moodle" if moodle_name(graded.label) else "canvas" if canvas_name(graded.label) else ""
+        platform = platform_of(graded.label)
         numbers = {f"{platform}_id": graded.number} if platform and graded.number else {}
         if not platform and graded.number and not (found.canvas_id or found.moodle_id):
             numbers = {"canvas_id": graded.number, "moodle_id": graded.number}

@@ -92,6 +92,11 @@ def moodle_name(name: str) -> Owned | None:
     return None
 
 
+def platform_of(label: str) -> str:
+    """The platform whose name for what was handed in this is; "" for none's."""
+    return "moodle" if moodle_name(label) else "canvas" if canvas_name(label) else ""
+
+
 def _number(text: str) -> bool:
     """Whether a platform counts like this: never from a 0, as in exercise_08_1_…, the course's name for a copy."""
     return text.isascii() and text.isdigit() and len(text) <= 20 and not text.startswith("0")
