@@ -10,6 +10,7 @@ import sys
 import warnings
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +25,7 @@ GROUPS = {
     "To teach": ("release", "roster", "grade", "mark", "override", "book"),
 }
 COMMANDS = tuple(name for names in GROUPS.values() for name in names)
+FILE = click.Path(path_type=Path)
 STOPPED = 130  # what a shell expects of a command that was ended by Ctrl-C
 
 

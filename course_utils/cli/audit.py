@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import CourseError, first_line
+from . import FILE
 
 if TYPE_CHECKING:
     from ..audit.run import Audit
@@ -26,8 +27,8 @@ TOOLS = ("tool", "function")
 
 @click.command()
 @click.argument("model")
-@click.option("--log", type=click.Path(path_type=Path), help="Requests it got: a line each, or .jsonl with messages.")
-@click.option("--pairs", type=click.Path(path_type=Path), help="Your acts: a line each, harmful TAB harmless.")
+@click.option("--log", type=FILE, help="Requests it got: a line each, or .jsonl with messages.")
+@click.option("--pairs", type=FILE, help="Your acts: a line each, harmful TAB harmless.")
 @click.option("--words", help="Words that you suspect, with commas between them.")
 @click.option("--system", help="The system prompt it is used with, or @FILE.")
 @click.option("--refusal", multiple=True, help="An opening that counts as refusing besides its own; can be repeated.")
@@ -37,8 +38,8 @@ TOOLS = ("tool", "function")
 @click.option("--device", help='"cpu", "cuda", "mps" or "auto".')
 @click.option("--minutes", type=click.FloatRange(1, 10_000), default=10, show_default=True, help="How long, about.")
 @click.option("--seed", default=0, show_default=True, help="Decides what is drawn.")
-@click.option("--out", type=click.Path(path_type=Path), help="The report.  [default: audit-MODEL.html]")
-@click.option("--json", "as_json", type=click.Path(path_type=Path), help="The same as JSON.")
+@click.option("--out", type=FILE, help="The report.  [default: audit-MODEL.html]")
+@click.option("--json", "as_json", type=FILE, help="The same as JSON.")
 @click.option("--anew", is_flag=True, help="Forget what an audit that was stopped had done.")
 def audit(model: str, as_json: Path | None, out: Path | None, anew: bool, **given: Any) -> None:
     """Ask what MODEL's refusals follow: harm, a word, or something else.

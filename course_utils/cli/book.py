@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from ..lesson.own import ROOT
+from . import FILE
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("book"), help="The folder of the site (book/).")
+@click.option("--out", type=FILE, default=Path("book"), help="The folder of the site (book/).")
 def book(out: Path) -> None:
     """Build a site of the lessons as they are stored, the exercises, all pages, and a reference of the package.
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
+from . import FILE
+
 
 @click.command()
 @click.option("--exercise", default="", help="Read the answers to this exercise alone.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("grades"), show_default=True, help="What grade made."
-)
-@click.option("--reference", type=click.Path(path_type=Path), help="The folder of the solutions.")
+@click.option("--out", type=FILE, default=Path("grades"), show_default=True, help="What grade made.")
+@click.option("--reference", type=FILE, help="The folder of the solutions.")
 @click.option("--who", default="", help="Your name, for the record (that of your account).")
 @click.option("--names", is_flag=True, help="Show whose answer it is.")
 @click.option("--all", "everything", is_flag=True, help="Also what has been read before.")

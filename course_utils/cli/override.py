@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from . import FILE
+
 
 @click.command(context_settings={"ignore_unknown_options": True})  # so that -1 is a number, and told to be too small
 @click.argument("student")
@@ -16,9 +18,7 @@ import click
 @click.option("--reason", default="", help="Why: the student reads it.")
 @click.option("--who", default="", help="Your name, for the record (that of your account).")
 @click.option("--clear", is_flag=True, help="Take an override back: what the run gave stands again.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("grades"), show_default=True, help="What grade made."
-)
+@click.option("--out", type=FILE, default=Path("grades"), show_default=True, help="What grade made.")
 def override(student: str, exercise: str, check: str, points: float | None, out: Path, **options: Any) -> None:
     """Give STUDENT other POINTS for a CHECK of an EXERCISE than the run did.
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
+from . import FILE
+
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), help="Write the students' bundle into this folder.")
-@click.option("--zip", "archive", type=click.Path(path_type=Path), help="Write it into this zip file.")
-@click.option(
-    "--zips", "archives", type=click.Path(path_type=Path), help="A zip file for each student into this folder."
-)
-@click.option("--students", type=click.Path(path_type=Path), help="A list of names, one a line: a folder for each.")
-@click.option("--roster", type=click.Path(path_type=Path), help="The class, with suspects, from course roster.")
+@click.option("--out", type=FILE, help="Write the students' bundle into this folder.")
+@click.option("--zip", "archive", type=FILE, help="Write it into this zip file.")
+@click.option("--zips", "archives", type=FILE, help="A zip file for each student into this folder.")
+@click.option("--students", type=FILE, help="A list of names, one a line: a folder for each.")
+@click.option("--roster", type=FILE, help="The class, with suspects, from course roster.")
 @click.option("--suspect", "suspects", multiple=True, help="A suspect to hand out (repeat it): a name, or a folder.")
 @click.option("--exercise", "exercises", multiple=True, help="Release this exercise alone (repeat it for more).")
-@click.option("--solutions", "source", type=click.Path(path_type=Path), help="Release those in this folder.")
+@click.option("--solutions", "source", type=FILE, help="Release those in this folder.")
 @click.option("--force", is_flag=True, help="Overwrite exercises of this checkout that have answers in them.")
 def release(**options: Any) -> None:
     """Make the exercises from the solutions, without answers and hidden checks.

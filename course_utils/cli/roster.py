@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from . import FILE
+
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("roster.csv"), show_default=True)
+@click.argument("source", type=FILE)
+@click.option("--out", type=FILE, default=Path("roster.csv"), show_default=True)
 @click.option("--suspect", "suspects", multiple=True, help="A suspect to hand out (repeat it): a name, or a folder.")
 @click.option("--force", is_flag=True, help="Overwrite a file that is there.")
 def roster(source: Path, out: Path, suspects: tuple[str, ...], force: bool) -> None:
