@@ -79,10 +79,15 @@ def page_of(book: Gradebook, student: str, exercises: Sequence[Graded]) -> bytes
 def page(student: str, exercises: Sequence[tuple[Graded, bytes]]) -> bytes:
     """The page of one student, whole in itself, from each result and its notebook (b"" where it is not shown)."""
     body = "".join(_exercise(graded, notebook) for graded, notebook in exercises)
+    return html_page(student, _STYLE, f"<h1>{escape(student)}</h1>{body}")
+
+
+def html_page(title: str, style: str, body: str) -> bytes:
+    """A page that is whole in itself, runs nothing and loads nothing."""
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-    head += '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    whole = f'<!DOCTYPE html><html lang="en"><head>{head}<title>{escape(student)}</title><style>{_STYLE}</style></head>'
-    return f"{whole}<body><h1>{escape(student)}</h1>{body}</body></html>\n".encode("utf-8", "backslashreplace")
+    head += f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+    whole = f'<!DOCTYPE html><html lang="en"><head>{head}<style>{style}</style></head><body><main>{body}</main></body>'
+    return f"{whole}</html>\n".encode("utf-8", "backslashreplace")
 
 
 def _exercise(graded: Graded, notebook: bytes) -> str:

@@ -17,12 +17,12 @@ from statistics import StatisticsError, correlation, mean
 from ..._files import write_whole
 from ..marks import READ, UNANSWERED, UNREACHED
 from ..result import BROKEN
+from .feedback import html_page
 from .gradebook import Gradebook
 from .standing import Entry, Graded
 
 _FEWEST = 10  # students below whom a correlation says nothing
 _MISTAKES = 3
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --page: #fff; --quiet: #595959; --line: #d0d0d0; --bar: #cfe3f6;
   --bad: #a3211b; --head: #f3f3f3 }
@@ -139,8 +139,6 @@ def overview(found: Sequence[Graded], everybody: Iterable[str] = ()) -> bytes:
     students = sorted({graded.student for graded in found} | {*everybody})
     exercises = sorted({graded.exercise for graded in found})
     unread = sum(graded.unread for graded in found)
-    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-    head += '<meta name="viewport" content="width=device-width, initial-scale=1"><title>Overview of the class</title>'
     waiting = f", {unread} answers to be read (<code>course mark</code>)" if unread else ""
     body = (
         f"<h1>Overview of the class</h1><p>{_count(len(students), 'student')}, {_count(len(exercises), 'exercise')}"
@@ -148,8 +146,7 @@ def overview(found: Sequence[Graded], everybody: Iterable[str] = ()) -> bytes:
         + _marks(students, exercises, found)
         + _about_items(items(found))
     )
-    whole = f'<!DOCTYPE html><html lang="en"><head>{head}<style>{_STYLE}</style></head><body><main>{body}</main></body>'
-    return f"{whole}</html>\n".encode("utf-8", "backslashreplace")
+    return html_page("Overview of the class", _STYLE, body)
 
 
 def _count(number: int, what: str) -> str:
@@ -211,18 +208,9 @@ def _about_items(found: Sequence[Item]) -> str:
 
 
 def _table(exercise: str, found: Sequence[Item]) -> str:
-    header = "".join(
-        f'<th scope="col"{look}>{name}</th>'
-        for name, look in (
-            ("Item", ""),
-            ("Points", ' class="n"'),
-            ("Answered", ' class="n"'),
-            ("All points", ' class="n"'),
-            ("Mean", ' class="n"'),
-            ("Tells apart", ' class="n"'),
-            ("Commonest mistakes", ""),
-        )
-    )
+    numbers = ("Points", "Answered", "All points", "Mean", "Tells apart")
+    header = '<th scope="col">Item</th>' + "".join(f'<th scope="col" class="n">{name}</th>' for name in numbers)
+    header += '<th scope="col">Commonest mistakes</th>'
     body = f"<thead><tr>{header}</tr></thead><tbody>{''.join(map(_row, found))}</tbody>"
     return f"<h3>{escape(exercise)}</h3>" + _scrolling(f"Items of {exercise}", body, "items")
 
