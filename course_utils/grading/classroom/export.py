@@ -8,19 +8,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from statistics import median
-from typing import TYPE_CHECKING
 
 from ..._files import zipped
 from ...errors import CourseError
 from ..marks import READ, UNANSWERED, UNREACHED, Mark
 from ..people.owners import canvas_name, moodle_name, platform_of
+from ..people.roster import Roster, Student
 from ..people.tables import Rows, rows_as_csv
+from .feedback import page_of
 from .gradebook import Gradebook
 from .standing import Entry, Graded
-
-if TYPE_CHECKING:
-    from ..people.roster import Roster, Student
-
 
 _ITEMS = "student exercise item check points earned status comment late machine reason by"
 _MOST_NAMED = 20
@@ -40,8 +37,6 @@ class About:
 
     def student(self, graded: Graded) -> Student:
         """Who it is, with the number under which the platform handed it in."""
-        from ..people.roster import Student
-
         found = self.roster[graded.student] if self.roster else Student(graded.student)
         platform = platform_of(graded.label)
         numbers = {f"{platform}_id": graded.number} if platform and graded.number else {}
@@ -217,8 +212,6 @@ def as_moodle_feedback(book: Gradebook, about: About = About()) -> dict[str, byt
 
 def _feedback(book: Gradebook, about: About, platform: str, name: Callable[[Graded], str | None]) -> dict[str, bytes]:
     """Each exercise's pages under the names that a platform knows; a CourseError where it knows nobody."""
-    from .feedback import page_of
-
     files: dict[str, dict[str, bytes]] = {}
     for graded in counted(book, about, platform)[0]:
         if called := name(graded):

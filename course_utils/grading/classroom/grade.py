@@ -31,6 +31,7 @@ from ..processes import PACKAGE
 from ..result import BROKEN, REFUSED, Limits, Result
 from ..runner import pytest_server
 from ..runner.run import run
+from ..sandbox import bubblewrap, fork_client
 from .gradebook import Gradebook
 from .standing import Change
 from .submissions import Submission, Taken
@@ -163,39 +164,23 @@ def references_in(folder: Path) -> dict[str, bytes]:
 
 def grade(
     taken: Taken,
-    book: Gradebook,
-    references: Mapping[str, bytes],
+    book: Gradebook,  # where results go, each as soon as it is there
+    references: Mapping[str, bytes],  # the notebooks to grade against, by name
     *,
     limits: Limits = Limits(),  # noqa: B008
-    jobs: int = 0,
-    sandboxed: bool = True,
-    warm: bool = True,
-    scheduler: str = "",
-    force: bool = False,
-    suspects: Mapping[str, str] | None = None,
-    beside: Mapping[str, bytes] | None = None,
-    private: Mapping[str, Mapping[str, str]] | None = None,
-    progress: Callable[[], object] = lambda: None,
+    jobs: int = 0,  # how many run at once here; 0 for as many as there are processors
+    sandboxed: bool = True,  # whether learners' code is kept in a sandbox
+    warm: bool = True,  # whether kernels there are forked from one that has done the imports, where that can be done
+    scheduler: str = "",  # the address of a Dask scheduler whose workers do the work; "" for this machine
+    force: bool = False,  # grade those with marks as well
+    suspects: Mapping[str, str] | None = None,  # who was given which; without it, a submission names its own
+    beside: Mapping[str, bytes] | None = None,  # files that lie in `suspects/` where a submission runs
+    private: Mapping[str, Mapping[str, str]] | None = None,  # the suspects among these, with their requests' words
+    progress: Callable[[], object] = lambda: None,  # called whenever one more is done
 ) -> Report:
     """Grade what has no mark yet: a new or changed submission, or all where the reference or this package changed.
 
-    Args:
-        taken: the submissions of the class.
-        book: where results go, each as soon as it is there.
-        references: the notebooks to grade against, by name.
-        limits: for each submission.
-        jobs: how many run at once here; 0 for as many as there are processors.
-        sandboxed: whether learners' code is kept in a sandbox.
-        warm: whether kernels in a sandbox are forked from one that has done the imports, where that can be done.
-        scheduler: the address of a Dask scheduler whose workers do the work; "" for this machine.
-        force: grade those with marks as well.
-        suspects: who was given which suspect; without it, a submission names its own.
-        beside: files that lie in `suspects/` where a submission runs.
-        private: the suspects among these, as exercises name them, each with the words of its requests.
-        progress: called whenever one more is done.
-
-    Raises:
-        CourseError: no sandbox here, no cluster at that address, or no model where an exercise loads one.
+    A CourseError where there is no sandbox, no cluster at that address, or no model where an exercise loads one.
     """
     report, this = Report(left=taken.left), secrets.token_hex(8)
 
@@ -250,9 +235,7 @@ def _get_ready(at_once: int, *, forks: bool) -> None:
     for pool in (limited.POOL, pytest_server.POOL):
         pool.start(at_once)
     if forks:
-        from ..sandbox.fork_client import trouble
-
-        threading.Thread(target=trouble, name="first-warm-kernel", daemon=True).start()
+        threading.Thread(target=fork_client.trouble, name="first-warm-kernel", daemon=True).start()
 
 
 def _content(submission: Submission) -> tuple[bytes, str]:
@@ -316,9 +299,7 @@ def _executor(scheduler: str, jobs: int, sandboxed: bool) -> Iterator[tuple[Exec
 
 def needs_sandbox() -> None:
     """Raise a CourseError where there is no sandbox."""
-    from ..sandbox.bubblewrap import trouble
-
-    if why := trouble():
+    if why := bubblewrap.trouble():
         bare = "To run it without one, with all of your own rights, say --no-sandbox."
         raise CourseError(f"Expected a sandbox for the students' code, and {why} {bare}")
 

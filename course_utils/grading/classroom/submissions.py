@@ -91,24 +91,16 @@ class Taken:
 
 def take(
     path: Path,
-    exercises: Collection[str],
+    exercises: Collection[str],  # the names of those there are
     *,
-    only: str = "",
-    cells: Mapping[str, Collection[str]] | None = None,
-    untouched: Callable[[Submission], bool] = lambda _: False,
+    only: str = "",  # take this one alone; a student's only notebook is taken for it, whatever it is called
+    cells: Mapping[str, Collection[str]] | None = None,  # of each exercise: known by them, whatever the file is called
+    untouched: Callable[[Submission], bool] = lambda _: False,  # whether nothing is written in it
 ) -> Taken:
-    """Find the submissions in a folder or a zip file.
+    """Find the submissions in a folder or a zip file; a CourseError where there is no such, or no such exercise.
 
-    Args:
-        path: `student/NAME.ipynb`, nbgrader's `submitted/student/assignment/`, a download of Canvas or Moodle, zipped
-            or not, in one more folder or not; a student's own zip file among them is looked into.
-        exercises: the names of the exercises there are.
-        only: take this one alone; a student's only notebook is taken for it, whatever it is called.
-        cells: the names of each exercise's cells, by which a notebook is known whatever its file is called.
-        untouched: whether nothing is written in a submission.
-
-    Raises:
-        CourseError: there is no such folder or zip file, or no such exercise.
+    They lie as `student/NAME.ipynb`, as nbgrader's `submitted/student/assignment/`, or as a download of Canvas or
+    Moodle, zipped or not, in one more folder or not; a student's own zip file among them is looked into.
     """
     if only and only not in exercises:
         raise CourseError(f"Expected one of {', '.join(sorted(exercises))}, got {only!r}.")

@@ -10,18 +10,16 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from subprocess import Popen
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
 from ..processes import Pool, begun, with_package, without_grammar
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PLUGINS = ("nbval.plugin", "course_utils.grading.runner.nbval_plugin")  # handed over: a search by name takes long
 _FORKS = sys.platform.startswith("linux")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
@@ -25,11 +25,9 @@ from ..merge import merge
 from ..notebook import ANSWER, CHECK, FREE, grade_id, is_hidden, item_of, kind, read, write
 from ..processes import with_package
 from ..result import BROKEN, DONE, SETTINGS, SLOW, Limits, Result
+from ..sandbox import bubblewrap, fork_client
 from .pytest_server import run_pytest
 from .schedule import KEEP, Schedule, schedule, without_token
-
-if TYPE_CHECKING:
-    from ..sandbox.fork_client import Parent
 
 
 @dataclass(frozen=True)
@@ -39,41 +37,31 @@ class _Place:
     kernel: str | None
     beside: Path | None
     readable: Sequence[Path] | None
-    parent: Parent | None
+    parent: fork_client.Parent | None
 
 
 def run(
-    reference: bytes,
+    reference: bytes,  # the notebook with the checks and the outputs that are expected of them
     submission: bytes,
     limits: Limits = Limits(),  # noqa: B008
     *,
-    kernel: str | None = None,
-    beside: Path | None = None,
-    sandboxed: bool = False,
-    readable: Sequence[Path] = (),
-    warm: bool = False,
+    kernel: str | None = None,  # the name of a Jupyter kernel; by default one of the Python that runs this
+    beside: Path | None = None,  # a folder that is to be there, under its name, where the kernel runs
+    sandboxed: bool = False,  # run the learner's code in a sandbox, without network, answers or anything to write to
+    readable: Sequence[Path] = (),  # what else can be read in the sandbox: files and folders, at their own places
+    warm: bool = False,  # fork the kernel from one that has done the imports, if that can be done and none are readable
 ) -> Result:
     """Run a submission against a reference.
 
-    Args:
-        reference: the notebook with the checks and the outputs that are expected of them.
-        submission: the learner's notebook.
-        limits: when to stop it.
-        kernel: the name of a Jupyter kernel; by default one of the Python that runs this.
-        beside: a folder that is to be there, under its name, where the kernel runs.
-        sandboxed: run the learner's code in a sandbox, without network, answers or anything to write to.
-        readable: what else can be read in the sandbox: files and folders, at their own places.
-        warm: fork the kernel from one that has done the imports, where that can be done (not with `readable`).
-
-    Raises:
-        CourseError: one of the two is no notebook, or there is no sandbox here and one was asked for.
+    A CourseError where one of the two is no notebook, or there is no sandbox here and one was asked for.
     """
     if b"load_model" in reference:  # what a sandbox cannot fetch, and a cell has no time for
         smollm2_folder()
     began = time.perf_counter()
     merged = merge(read(reference, "the reference"), read(submission, "your notebook"))
     plan = schedule(merged, f"\x1e{secrets.token_hex(8)}\n")
-    parent = _parent() if sandboxed and warm and not readable else None
+    forks = sandboxed and warm and not readable and not fork_client.trouble()
+    parent = fork_client.parent() if forks else None
     place = _Place(kernel, beside, readable if sandboxed else None, parent)
     status, lines, messages = _nbval(plan, set(), limits, place)
     if parent is not None and not parent.lives:  # it was ended from outside, which is nobody's fault inside
@@ -163,19 +151,8 @@ def _all_of(cells: Sequence[NotebookNode], culprit: int) -> set[int]:
     return {index for index, cell in enumerate(cells) if item_of(cell) == item_of(cells[culprit])}
 
 
-def _parent() -> Parent | None:
-    """Who forks warm kernels here, or None where that cannot be."""
-    from ..sandbox import fork_client
-
-    return None if fork_client.trouble() else fork_client.parent()
-
-
 def _nbval(plan: Schedule, cut: set[int], limits: Limits, place: _Place) -> tuple[str, list[dict[str, Any]], list[str]]:
-    """Run nbval in a process of its own, without some of the cells.
-
-    Returns:
-        Its status, what our plugin wrote down, and what it said if it failed.
-    """
+    """The status of nbval, run in a process of its own without some cells, what our plugin wrote, why it failed."""
     with scratch.folder() as folder:
         outside, inside = Path(folder, "outside"), Path(folder, "inside")
         outside.mkdir(mode=0o700)
@@ -197,8 +174,6 @@ def _nbval(plan: Schedule, cut: set[int], limits: Limits, place: _Place) -> tupl
         environment = _environment(settings)
         kernel = place.kernel
         if place.readable is not None:
-            from ..sandbox import bubblewrap
-
             kernel = bubblewrap.NAME
             address = place.parent.address if place.parent else ""
             environment |= bubblewrap.kernel(outside, inside, limits, more=place.readable, parent=address)
