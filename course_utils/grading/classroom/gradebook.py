@@ -12,7 +12,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import astuple, replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
@@ -180,16 +180,14 @@ class Gradebook:
                 return []
             before = self._earned(db, last[0]) if last is not None and last[3] != BROKEN else None
             told = (result.status, result.seconds, json.dumps(result.repairs), json.dumps(result.messages))
-            cursor = db.execute(
+            (new,) = db.execute(
                 "INSERT INTO result (submission, reference, version, status, seconds, repairs, messages, notebook,"
-                " finished) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " finished) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
                 (submission, reference, version, *told, zlib.compress(result.notebook), _now()),
-            )
-            rows = [
-                (cursor.lastrowid, place, mark.check in hidden, *_row(mark)) for place, mark in enumerate(result.marks)
-            ]
+            ).fetchone()
+            rows = [(new, place, mark.check in hidden, *_row(mark)) for place, mark in enumerate(result.marks)]
             db.executemany("INSERT INTO mark VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            return [] if before is None else self._changes(db, submission, before)
+            return [] if before is None else self._changes(db, submission, new, before)
 
     @staticmethod
     def _earned(db: sqlite3.Connection, result: int) -> dict[str, float]:
@@ -340,37 +338,38 @@ class Gradebook:
             if db.execute("SELECT bare FROM reference WHERE digest = ?", (last[1],)).fetchone() != bare:
                 return []
             before = self._earned(db, last[0])
-            self._copy_result(db, last[0], digest, _points_of(reference))
-            return self._changes(db, submission, before)
+            result = self._copy_result(db, last[0], digest, _points_of(reference))
+            return self._changes(db, submission, result, before)
 
     @staticmethod
-    def _copy_result(db: sqlite3.Connection, result: int, reference: str, worth: Mapping[str, float]) -> None:
-        """Add a result like another, against another reference, with what its checks are worth now."""
-        cursor = db.execute(
+    def _copy_result(db: sqlite3.Connection, result: int, reference: str, worth: Mapping[str, float]) -> int:
+        """Add a result like another, against another reference, with what its checks are worth now; its number."""
+        (new,) = db.execute(
             "INSERT INTO result (submission, reference, version, status, seconds, repairs, messages, notebook,"
             " finished) SELECT submission, ?, version, status, seconds, repairs, messages, notebook, ?"
-            " FROM result WHERE id = ?",
+            " FROM result WHERE id = ? RETURNING id",
             (reference, _now(), result),
-        )
+        ).fetchone()
         rows = db.execute("SELECT * FROM mark WHERE result = ? ORDER BY place", (result,)).fetchall()
         for _, place, hidden, item, name, had, earned, status, *told in rows:
             now = worth.get(name, had)
             scaled = now if status == PASSED else earned * now / had if earned and had else earned
             db.execute(
                 "INSERT INTO mark VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (cursor.lastrowid, place, hidden, item, name, now, scaled, status, *told),
+                (new, place, hidden, item, name, now, scaled, status, *told),
             )
+        return int(new)
 
-    def _changes(self, db: sqlite3.Connection, submission: int, before: Mapping[str, float]) -> list[Change]:
-        """Which marks of a submission's last result are others than before; not those that a person has overridden."""
-        last = self._last_result(db, submission)
-        after = self._earned(db, last[0]) if last else {}
-        student, exercise = db.execute(
-            "SELECT student, exercise FROM submission WHERE id = ?", (submission,)
-        ).fetchone()
-        kept = self._overrides(student, exercise, last[0]) if last else {}
-        names = [*after, *(name for name in before if name not in after)]
-        changes = [Change(student, exercise, name, before.get(name, 0.0), after.get(name, 0.0)) for name in names]
+    def _changes(
+        self, db: sqlite3.Connection, submission: int, result: int, before: Mapping[str, float]
+    ) -> list[Change]:
+        """Which marks of a submission's new result are others than before; not those that a person has overridden."""
+        after = self._earned(db, result)
+        query = "SELECT student, exercise FROM submission WHERE id = ?"
+        student, exercise = db.execute(query, (submission,)).fetchone()
+        kept = self._overrides(student, exercise, result)
+        both = ((name, before.get(name, 0.0), after.get(name, 0.0)) for name in {**after, **before})
+        changes = [Change(student, exercise, *one) for one in both]
         return [change for change in changes if change.before != change.after and change.check not in kept]
 
     def history(self, student: str = "", exercise: str = "") -> list[dict[str, Any]]:
@@ -443,5 +442,4 @@ def _digest(text: str) -> str:
 
 
 def _row(mark: Mark) -> tuple[str | float | None, ...]:
-    values = (getattr(mark, field.name) for field in fields(mark))
-    return tuple(whole_text(value) if isinstance(value, str) else value for value in values)
+    return tuple(whole_text(value) if isinstance(value, str) else value for value in astuple(mark))
