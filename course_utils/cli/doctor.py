@@ -16,6 +16,7 @@ import click
 from ..errors import CourseError, first_line
 from ..loading.threads import ASLEEP, POLICY
 
+SIGNS = {"fine": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}  # and their colours
 MEMORY_GIB = 3  # what a lesson's kernel takes on SmolLM2, with room for the rest of the machine
 
 
@@ -37,9 +38,7 @@ def doctor(as_json: bool) -> None:
     else:
         width = max(len(finding.what) for finding in findings)
         for finding in findings:
-            mark, colour = {"fine": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}[
-                finding.state
-            ]
+            mark, colour = SIGNS[finding.state]
             click.echo(f"{click.style(mark, fg=colour)}  {finding.what:<{width}}  {finding.detail}")
     sys.exit(1 if any(finding.state == "bad" for finding in findings) else 0)
 
@@ -76,9 +75,9 @@ def torch() -> tuple[str, str]:
     import torch
 
     product = torch.ones(2, 2) @ torch.ones(2, 2)
-    return (
-        ("fine", f"{torch.__version__}") if product.sum() == 8 else ("bad", "2 x 2 product is wrong; reinstall torch")
-    )
+    if product.sum() != 8:
+        return "bad", "2 x 2 product is wrong; reinstall torch"
+    return "fine", f"{torch.__version__}"
 
 
 def threads() -> tuple[str, str]:
@@ -120,10 +119,8 @@ def cache() -> tuple[str, str]:
     if not _can_be_written(existing):
         return "bad", f"{folder} cannot be written; set COURSE_CACHE to a folder that can"
     if free < DISK_BYTES:
-        return (
-            "bad",
-            f"{free / 1e6:.0f} MB free at {existing}, {DISK_BYTES / 1e6:.0f} needed; make room or set COURSE_CACHE",
-        )
+        told = f"{free / 1e6:.0f} MB free at {existing}, {DISK_BYTES / 1e6:.0f} needed"
+        return "bad", f"{told}; make room or set COURSE_CACHE"
     return "fine", f"{folder}, {free / 1e9:.0f} GB free"
 
 

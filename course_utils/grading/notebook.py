@@ -25,6 +25,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+_OUTPUTS = ("stream", "display_data", "execute_result", "error")
 REGIONS = ("SOLUTION", "HIDDEN TESTS", "MARK SCHEME")
 _NEXT = re.compile(r"#\s*NEXT:\s*(.+)")
 
@@ -92,7 +93,8 @@ def _normal(notebook: NotebookNode) -> NotebookNode:
             "metadata": cell.get("metadata") if isinstance(cell.get("metadata"), dict) else {},
         }
         if kind == "code":
-            plain["outputs"] = [out for out in cell.get("outputs") or [] if _is_output(out)]
+            outputs = (out for out in cell.get("outputs") or [] if isinstance(out, dict))
+            plain["outputs"] = [out for out in outputs if out.get("output_type") in _OUTPUTS]
             plain["execution_count"] = cell.get("execution_count")
         elif pictures := _pictures(cell.get("attachments")):
             plain["attachments"] = pictures
@@ -119,15 +121,6 @@ def _pictures(attachments: Any) -> dict[str, dict[str, str]]:
         if kept := {kind: text for kind, text in data if kind in PICTURES and isinstance(text, str)}:
             found[name] = kept
     return found
-
-
-def _is_output(output: Any) -> bool:
-    return isinstance(output, dict) and output.get("output_type") in (
-        "stream",
-        "display_data",
-        "execute_result",
-        "error",
-    )
 
 
 def write(notebook: NotebookNode, *, indent: int | None = 1) -> bytes:

@@ -32,6 +32,7 @@ from .standing import Entry, Graded
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _LONGEST = 20_000  # characters of one output
 _LONGEST_NAME = 160  # bytes of a file's, without what tells it from another
+_UNSEEN = "It fails on inputs that you do not see: think of cases that are not in the notebook."
 _PROSE = "p br hr h1 h2 h3 h4 h5 h6 em strong del code pre blockquote ul ol li details summary"
 _TAGS = frozenset([*_PROSE.split(), "table", "thead", "tbody", "tr", "th", "td"])
 _STYLE = """
@@ -106,26 +107,16 @@ def _exercise(graded: Graded, notebook: bytes) -> str:
 
 def _late(graded: Graded) -> str:
     """What was subtracted, and why."""
-    if not graded.why:
-        return ""
-    cost = (
-        f"{graded.earned:g} points earned, {graded.subtracted:g} subtracted"
-        if graded.subtracted
-        else "Nothing subtracted"
-    )
-    return f"<p>{cost}: {escape(graded.why)}.</p>"
+    cost = "Nothing subtracted"
+    if graded.subtracted:
+        cost = f"{graded.earned:g} points earned, {graded.subtracted:g} subtracted"
+    return f"<p>{cost}: {escape(graded.why)}.</p>" if graded.why else ""
 
 
 def _row(entry: Entry) -> str:
     mark = entry.mark
-    told = "" if mark.passed else escape(mark.message)
-    if entry.hidden:
-        told = (
-            ""
-            if mark.passed
-            else "It fails on inputs that you do not see: think of cases that are not in the notebook."
-        )
-    elif mark.expected or mark.received:
+    told = "" if mark.passed else _UNSEEN if entry.hidden else escape(mark.message)
+    if not entry.hidden and (mark.expected or mark.received):
         told += f"<br>expected <code>{escape(mark.expected)}</code><br>received <code>{escape(mark.received)}</code>"
     told += _by_a_person(entry)
     if entry.comment:

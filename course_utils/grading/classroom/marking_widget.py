@@ -202,11 +202,8 @@ def class_page(grades: Path | str, reference: Path | str = SOLUTIONS) -> HTML:
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
     head = "".join(f'<th style="text-align: left; padding-right: 1em">{escape(cell)}</th>' for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f'<td style="padding-right: 1em">{escape(cell)}</td>' for cell in row) + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    cells = ("".join(f'<td style="padding-right: 1em">{escape(cell)}</td>' for cell in row) for row in rows)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 def feedback_again(grades: Path | str) -> None:

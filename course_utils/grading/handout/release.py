@@ -255,13 +255,12 @@ def bundle(exercises: Mapping[str, bytes], suspects: Mapping[str, str]) -> dict[
 
 def _for_suspect(exercises: Mapping[str, bytes], suspect: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """The exercises for one suspect ("" for their own), and the files that lie beside them."""
-    folder = Path(suspect) if suspect and suspect not in HANDED_OUT else None
+    if not suspect:
+        return dict(exercises), {}
+    folder = Path(suspect) if suspect not in HANDED_OUT else None
     words = words_for(folder) if folder else {}
     beside = {f"{named(suspect)}/{name}": content for name, content in handed_out(folder).items()} if folder else {}
-    own = {
-        name: with_suspect(content, named(suspect), words) if suspect else content
-        for name, content in exercises.items()
-    }
+    own = {name: with_suspect(content, named(suspect), words) for name, content in exercises.items()}
     return own, beside
 
 

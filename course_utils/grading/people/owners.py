@@ -193,9 +193,8 @@ def _wrapped(names: list[Names], exercises: Collection[str], notes: list[str], d
 def _is_short_for(name: str, exercises: Collection[str]) -> bool:
     """Whether a folder is called like an exercise, or like the beginning of its name."""
     plain = plain_text(name).replace(" ", "_").replace("-", "_")
-    return len(plain) > 1 and any(
-        plain_text(one).startswith(plain) or plain.startswith(plain_text(one)) for one in exercises
-    )
+    named = map(plain_text, exercises)
+    return len(plain) > 1 and any(one.startswith(plain) or plain.startswith(one) for one in named)
 
 
 class _Level:

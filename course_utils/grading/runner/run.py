@@ -99,12 +99,9 @@ def run(
 
 def _in_the_way(plan: Schedule, added: set[int], judged: dict[int, Mark]) -> set[int]:
     """The learner's own cells below an item of which all passed but what is hidden, and so runs after these cells."""
-    shown = {mark.item for index, mark in judged.items() if mark.passed and not is_hidden(plan.cells[index])}
-    failed = [
-        plan.places[i]
-        for i, mark in judged.items()
-        if is_hidden(plan.cells[i]) and not mark.passed and mark.item in shown
-    ]
+    hidden = {index for index in judged if is_hidden(plan.cells[index])}
+    shown = {mark.item for index, mark in judged.items() if mark.passed and index not in hidden}
+    failed = [plan.places[i] for i in hidden if not judged[i].passed and judged[i].item in shown]
     return {i for i, place in enumerate(plan.places) if failed and place in added and place > min(failed)}
 
 
