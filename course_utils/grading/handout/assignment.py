@@ -61,20 +61,14 @@ def _preprocessed(notebook: NotebookNode) -> NotebookNode:
         raise CourseError("Releasing needs nbgrader: pip install 'interpretability-course[grading]'.") from error
     clear = steps.ClearSolutions(code_stub={"python": _STUB})
     told = {cell.id: next_steps(cell.source) for cell in notebook.cells if kind(cell) == ANSWER}
-    order: list[Any] = [steps.LockCells(), clear, steps.CheckCellMetadata(), steps.ComputeChecksums()]
-    for step in order:
+    order: list[Any] = [steps.LockCells(), clear, steps.ClearHiddenTests(), steps.ClearMarkScheme()]
+    for step in (*order, steps.CheckCellMetadata()):
         notebook, _ = step.preprocess(notebook, {})
     for cell in notebook.cells:
         for text in told.get(cell.id, []):
             cell.source = cell.source.replace(_STUB, f"raise NotImplementedError( {text})", 1)
         cell.source = cell.source.replace("NotImplementedError( ", "NotImplementedError(")
-    for step in (
-        steps.ClearHiddenTests(),
-        steps.ClearMarkScheme(),
-        steps.ComputeChecksums(),
-        steps.CheckCellMetadata(),
-    ):
-        notebook, _ = step.preprocess(notebook, {})
+    notebook, _ = steps.ComputeChecksums().preprocess(notebook, {})
     for cell in notebook.cells:
         if cell.cell_type == "code" and (kind(cell) == ANSWER or not has_code(cell.source)):
             cell.outputs, cell.execution_count = [], None
