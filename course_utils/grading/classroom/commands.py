@@ -73,22 +73,13 @@ def grade_class(
     due_dates(due, exercises)
     if against is not None:  # before hours of grading
         needs_folder(against)
-    options: dict[str, Any] = {}
     if submissions is not None:
         references = references_in(folder)
         untouched = untouched_in(references)
         found = take(submissions, references, only=exercise, cells=cells_of(references), untouched=untouched)
         _check_references(references, found, folder)
         limits = Limits(_cell_seconds(timeout), timeout, memory_bytes=bytes_of(memory))
-        options = {
-            "limits": limits,
-            "jobs": jobs or 0,
-            "sandboxed": not no_sandbox,
-            "warm": not cold,
-            "scheduler": scheduler,
-            "force": force,
-        }
-        options |= suspects_beside(folder, about.roster)
+        given = suspects_beside(folder, about.roster)
         if no_sandbox:
             click.echo(
                 "No sandbox: the students' code can read and write whatever you can, secrets included.", err=True
@@ -106,8 +97,9 @@ def grade_class(
         if submissions is not None:
             found = besides_earlier(as_known(found, book, about.roster), book, untouched)
             with tqdm(total=len(found.submissions), unit="notebook", disable=None) as bar:
-                options["progress"] = bar.update
-                report = grade(found, book, references, **options)
+                how: dict[str, Any] = {"sandboxed": not no_sandbox, "warm": not cold, "scheduler": scheduler}
+                how |= {"limits": limits, "jobs": jobs or 0, "force": force, "progress": bar.update}
+                report = grade(found, book, references, **given, **how)
         report.changes += policy.settle(book)
         pages = write_feedback(book, out / "feedback") if submissions or late or due or about.roster else 0
         if submissions is not None:
