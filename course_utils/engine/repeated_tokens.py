@@ -16,11 +16,8 @@ from ..prompts import Prompt, encode, token_strings
 def repeated_random(lm: LocalModel, length: int = 25, seed: int = 0) -> Prompt:
     """Random tokens twice over: in the second half only looking back helps (Olsson et al. 2022).
 
-    The tokens differ from each other and none is special; before them stands what the tokenizer puts before every
-    text by itself. `text` joins the printable tokens: it is to be read, and would not be split into the same tokens.
-
-    Raises:
-        CourseError: fewer than three tokens, more than the vocabulary has, or than the model's context takes.
+    The tokens differ from each other and none is special; before them stands what the tokenizer puts before every text
+    by itself. `text` joins the printable tokens: it is to be read, and would not be split into the same tokens.
 
     >>> prompt = repeated_random(lm)
     >>> prompt.tokens[:25] == prompt.tokens[25:]
