@@ -36,11 +36,7 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that nobody ever sees half of it.
-
-    Raises:
-        CourseError: it cannot be written there.
-    """
+    """Write a file so that nobody ever sees half of it; a CourseError where it cannot be written."""
     unfinished = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
