@@ -126,7 +126,7 @@ class Gradebook:
             db.executemany("UPDATE submission SET extension = ? WHERE id = ?", told)
 
     def settle_late(self, penalty: Callable[[str, str, bool, str], tuple[float, str]]) -> list[Change]:
-        """Write what being late costs, by a function of exercise, time, mark, extension; the totals that changed."""
+        """Write what being late costs, by a function of exercise, time, mark, extension; settled totals that change."""
         rows = self._db.execute("SELECT id, exercise, handed_in, late, extension FROM submission").fetchall()
         found = [(*penalty(what, when, bool(late), extension), number) for number, what, when, late, extension in rows]
         settled = int(self.setting("settled") or 0)
@@ -321,7 +321,7 @@ class Gradebook:
         }
 
     def repoint(self, submission: int, reference: bytes, version: str) -> list[Change]:
-        """Let a result stand for a reference that differs from its own by points alone, without a run; changed marks.
+        """Let a result stand, without a run, for a reference that differs by points alone; the marks that this changed.
 
         Each check keeps its status and gets the points that are now right for it. Nothing is done where more than
         points changed, where another version of the grader ran, or where nothing was run.

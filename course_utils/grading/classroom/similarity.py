@@ -80,7 +80,7 @@ def alike(
     notebooks: Iterable[tuple[str, NotebookNode]],
     reference: NotebookNode,
     exercise: str,
-    least: float = 0.5,
+    least: float = 0.5,  # the smallest similarity to list
     *,
     earlier: Iterable[tuple[str, NotebookNode]] = (),
 ) -> list[Alike]:
