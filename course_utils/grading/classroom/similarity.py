@@ -190,10 +190,8 @@ def _compared(
 def _told_once(found: Iterable[_Found]) -> list[_Found]:
     """Of what is found of the same answers, alone and with what they need, the most alike."""
     best: dict[tuple[tuple[str, ...], tuple[str, ...]], _Found] = {}
-    for each in found:
-        before = best.setdefault(each[4:], each)
-        if (each[0], each[1] == SAME) > (before[0], before[1] == SAME):
-            best[each[4:]] = each
+    for each in sorted(found, key=lambda each: (each[0], each[1] == SAME), reverse=True):
+        best.setdefault(each[4:], each)
     return list(best.values())
 
 
