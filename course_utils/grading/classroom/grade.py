@@ -18,12 +18,13 @@ from typing import Any
 
 import psutil
 
+from ..._files import write_folder
 from ...errors import CourseError, first_line
 from ...loading.smollm2 import smollm2_folder
 from ...loading.sources import HANDED_OUT
 from .. import limited, scratch
 from ..handout.release import suspect_of, with_suspect
-from ..handout.suspects import named
+from ..handout.suspects import FOLDER, named
 from ..marks import ALONE, judge
 from ..merge import merge
 from ..notebook import grade_id, is_hidden, read, write
@@ -121,13 +122,9 @@ def _why(result: Result) -> str:
 
 def _run(work: Work, mine: bytes) -> Result:
     with scratch.folder() as folder:
-        for name, content in work.beside.items():
-            target = Path(folder, "suspects", name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
-        beside = Path(folder, "suspects") if work.beside else None
-        where: dict[str, Any] = {"beside": beside, "sandboxed": work.sandboxed, "warm": work.warm}
-        return run(work.reference, mine, work.limits, **where)
+        beside = folder / FOLDER if work.beside else None
+        write_folder(work.beside, folder / FOLDER)
+        return run(work.reference, mine, work.limits, beside=beside, sandboxed=work.sandboxed, warm=work.warm)
 
 
 def _plain(submission: bytes) -> bytes:
@@ -202,7 +199,9 @@ def grade(
         pending: dict[Future[Result], tuple[Submission, int, bytes]] = {}
         for submission in taken.submissions:
             try:
-                content, trouble = _content(submission)
+                content, trouble = submission.content(), ""
+            except CourseError as error:
+                content, trouble = b"", str(error)
             except (OSError, MemoryError) as error:
                 told = f"{submission.place} cannot be opened ({first_line(error)}); once it can, run this again."
                 report.broken.append(f"{submission.student}, {submission.exercise}: {told}")
@@ -236,14 +235,6 @@ def _get_ready(at_once: int, *, forks: bool) -> None:
         pool.start(at_once)
     if forks:
         threading.Thread(target=fork_client.trouble, name="first-warm-kernel", daemon=True).start()
-
-
-def _content(submission: Submission) -> tuple[bytes, str]:
-    """The bytes of a submission, and why it cannot be read: "" if it can."""
-    try:
-        return submission.content(), ""
-    except CourseError as error:
-        return b"", str(error)
 
 
 def _reference(

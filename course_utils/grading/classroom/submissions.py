@@ -117,7 +117,8 @@ def take(
             if moodle_name(who.label) and _download(file, who, path) in not_timed:
                 submission = replace(submission, handed_in="")
             if not who.student:
-                told.left.append(f"{submission.place} is in no student's folder: {_WHERE}.")
+                where = "put it into one called after its student"
+                told.left.append(f"{submission.place} is in no student's folder: {where}.")
             elif not file.name.lower().endswith(".ipynb"):
                 if FOLDER in who.folders:  # the suspect that came with the exercises
                     continue
@@ -166,9 +167,6 @@ def _follow_each_other(times: list[float], place: Path) -> bool:
         return place.is_file() and abs(place.stat().st_mtime - max(times)) <= _DOWNLOADED_WITHIN
     except OSError:
         return False
-
-
-_WHERE, _NOT = "put it into one called after its student", "no .ipynb"
 
 
 @dataclass
@@ -425,10 +423,8 @@ def _sorted_out(
     found: list[tuple[Submission, str]], told: _Told, only: str, untouched: Callable[[Submission], bool]
 ) -> Taken:
     """One submission for each student and exercise, the latest; two students of one name are told apart by number."""
-    numbers: dict[str, set[str]] = {}
     files = Counter((submission.student, submission.number) for submission, _ in found)
-    for student, number in files:
-        numbers.setdefault(student, set()).add(number)
+    numbers = Counter(student for student, _ in files)
     mine: list[tuple[Submission, str]] = []
     others: Counter[str] = Counter()
     for submission, name in found:
@@ -447,7 +443,7 @@ def _sorted_out(
             others[exercise] += 1
         if not exercise or (only and exercise != only):
             continue
-        called = f"{student} ({number})" if len(numbers[student]) > 1 and number else student
+        called = f"{student} ({number})" if numbers[student] > 1 and number else student
         mine.append((replace(submission, student=called, exercise=exercise), name))
     if others:
         counts = ", ".join(f"{exercise} ({count})" for exercise, count in sorted(others.items()))
