@@ -20,19 +20,12 @@ _GRACE = re.compile(r"after (\d{1,6}) (minute|hour|day)s?")
 
 @dataclass(frozen=True)
 class Rule:
-    """What late work loses, as a share of the points that the exercise is worth.
+    """What late work loses, as a share of the points that the exercise is worth."""
 
-    Attributes:
-        share: lost for each unit begun.
-        unit: "hour", "day", "week", or "" for once.
-        most: that is lost.
-        grace: nothing is lost for so little.
-    """
-
-    share: float
-    unit: str = ""
-    most: float = 1.0
-    grace: timedelta = timedelta()
+    share: float  # lost for each unit begun
+    unit: str = ""  # "hour", "day", "week", or "" for once
+    most: float = 1.0  # that is lost
+    grace: timedelta = timedelta()  # nothing is lost for so little
 
 
 @dataclass(frozen=True)

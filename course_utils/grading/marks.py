@@ -40,29 +40,17 @@ Outcome = Mapping[int, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Mark:
-    """What one check, or one item that a person reads, says of a submission.
+    """What one check, or one item that a person reads, says of a submission."""
 
-    Attributes:
-        item: the item, such as "occlusion".
-        check: the cell that says so, such as "occlusion-check".
-        points: what it is worth.
-        earned: what it earned; None where a person decides.
-        status: PASSED, FAILED, UNANSWERED, SLOW, UNREACHED or READ.
-        expected: the first line of the output that differs, as it should be.
-        received: the same line as it came.
-        message: what is wrong, in a sentence.
-        seconds: how long the answer and the check took.
-    """
-
-    item: str
-    check: str
-    points: float
-    earned: float | None
-    status: str
-    expected: str = ""
-    received: str = ""
-    message: str = ""
-    seconds: float = 0.0
+    item: str  # the item, such as "occlusion"
+    check: str  # the cell that says so, such as "occlusion-check"
+    points: float  # what it is worth
+    earned: float | None  # what it earned; None where a person decides
+    status: str  # PASSED, FAILED, UNANSWERED, SLOW, UNREACHED or READ
+    expected: str = ""  # the first line of the output that differs, as it should be
+    received: str = ""  # the same line as it came
+    message: str = ""  # what is wrong, in a sentence
+    seconds: float = 0.0  # how long the answer and the check took
 
     @property
     def passed(self) -> bool:

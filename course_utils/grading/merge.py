@@ -26,21 +26,13 @@ _OWN = (ANSWER, MANUAL)  # the cells that a learner writes
 
 @dataclass
 class Merged:
-    """A notebook made of the reference and a learner's answers.
+    """A notebook made of the reference and a learner's answers."""
 
-    Attributes:
-        notebook: what is run; its checks hold the reference's outputs, its answers none.
-        released: the cells as students were given them.
-        repairs: a sentence for each thing that was not as it should be.
-        added: the cells that the learner added, by their index in the notebook.
-        belongs: the item that an added cell is a further part of, by the same index.
-    """
-
-    notebook: NotebookNode
-    released: list[NotebookNode] = field(default_factory=list)
-    repairs: list[str] = field(default_factory=list)
-    added: set[int] = field(default_factory=set)
-    belongs: dict[int, str] = field(default_factory=dict)
+    notebook: NotebookNode  # what is run; its checks hold the reference's outputs, its answers none
+    released: list[NotebookNode] = field(default_factory=list)  # the cells as students were given them
+    repairs: list[str] = field(default_factory=list)  # a sentence for each thing that was not as it should be
+    added: set[int] = field(default_factory=set)  # the cells that the learner added, by their index in the notebook
+    belongs: dict[int, str] = field(default_factory=dict)  # the item of which an added cell is a further part, by index
 
 
 def merge(reference: NotebookNode, submission: NotebookNode) -> Merged:

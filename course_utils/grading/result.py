@@ -12,44 +12,26 @@ DONE, SLOW, BROKEN, REFUSED = "done", "timed out", "could not run", "refused"
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a run may take, in seconds, how much a cell may show, and what a sandbox holds.
+    """How long a run may take, in seconds, how much a cell may show, and what a sandbox holds."""
 
-    Attributes:
-        cell_seconds: for one cell.
-        total_seconds: for the whole notebook.
-        output_bytes: what one cell may print and show.
-        memory_bytes: what the kernel and all that it starts may use (in a sandbox only, as what follows).
-        processes: how many processes and threads there may be at once.
-        disk_bytes: what may be written, to a disk that is in memory.
-    """
-
-    cell_seconds: float = 60.0
-    total_seconds: float = 300.0
-    output_bytes: int = 20_000_000
-    memory_bytes: int = 4_000_000_000
-    processes: int = 512
-    disk_bytes: int = 500_000_000
+    cell_seconds: float = 60.0  # for one cell
+    total_seconds: float = 300.0  # for the whole notebook
+    output_bytes: int = 20_000_000  # what one cell may print and show
+    memory_bytes: int = 4_000_000_000  # for the kernel and all that it starts (in a sandbox only, as what follows)
+    processes: int = 512  # how many processes and threads there may be at once
+    disk_bytes: int = 500_000_000  # what may be written, to a disk that is in memory
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run.
+    """What came of a run."""
 
-    Attributes:
-        status: DONE, SLOW (ended by the limit on the whole), BROKEN (no kernel, no nbval) or REFUSED (no notebook).
-        marks: one for each check and each manual item, in order.
-        repairs: what in the submission was put right.
-        messages: what else there is to say.
-        notebook: the notebook as it was run, with what came out.
-        seconds: how long it all took.
-    """
-
-    status: str
-    marks: tuple[Mark, ...]
-    repairs: tuple[str, ...]
-    messages: tuple[str, ...]
-    notebook: bytes = field(repr=False)
-    seconds: float
+    status: str  # DONE, SLOW (ended by the limit on the whole), BROKEN (no kernel, no nbval) or REFUSED (no notebook)
+    marks: tuple[Mark, ...]  # one for each check and each manual item, in order
+    repairs: tuple[str, ...]  # what in the submission was put right
+    messages: tuple[str, ...]  # what else there is to say
+    notebook: bytes = field(repr=False)  # the notebook as it was run, with what came out
+    seconds: float  # how long it all took
 
     @property
     def passed(self) -> bool:

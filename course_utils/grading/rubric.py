@@ -26,15 +26,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One line of a rubric.
+    """One line of a rubric."""
 
-    Attributes:
-        name: what a student may read of it: what is set in bold, or before the points, or else the line.
-        points: what it is worth.
-    """
-
-    name: str
-    points: float
+    name: str  # what a student may read of it: what is set in bold, or before the points, or else the line
+    points: float  # what it is worth
 
 
 def criteria(rubric: str) -> tuple[Criterion, ...]:

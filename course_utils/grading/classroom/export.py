@@ -25,15 +25,10 @@ _MOST_NAMED = 20
 
 @dataclass(frozen=True)
 class About:
-    """What an export is told besides the marks.
+    """What an export is told besides the marks."""
 
-    Attributes:
-        roster: the class, for platforms' numbers, full names and sections.
-        titles: the title that Canvas has for an exercise, best with its number: "Token attribution (123)".
-    """
-
-    roster: Roster | None = None
-    titles: Mapping[str, str] = field(default_factory=dict)
+    roster: Roster | None = None  # the class, for platforms' numbers, full names and sections
+    titles: Mapping[str, str] = field(default_factory=dict)  # Canvas's for an exercise: "Token attribution (123)"
 
     def student(self, graded: Graded) -> Student:
         """Who it is, with the number under which the platform handed it in."""
@@ -243,22 +238,15 @@ def _total(graded: Graded) -> str:
 
 @dataclass(frozen=True)
 class Statistic:
-    """How a class did in one check.
-
-    Attributes:
-        attempts: students who answered.
-        passed: the share of these who passed.
-        mistake: the message that most of the others got, "" for none.
-        seconds: the median time of answer and check.
-    """
+    """How a class did in one check."""
 
     exercise: str
     check: str
     students: int
-    attempts: int
-    passed: float
-    mistake: str
-    seconds: float
+    attempts: int  # students who answered
+    passed: float  # the share of these who passed
+    mistake: str  # the message that most of the others got, "" for none
+    seconds: float  # the median time of answer and check
 
 
 def statistics(current: Iterable[Graded]) -> list[Statistic]:

@@ -57,21 +57,13 @@ class Work:
 
 @dataclass
 class Report:
-    """What a run of the grader did.
+    """What a run of the grader did."""
 
-    Attributes:
-        graded: how many submissions ran (or were refused).
-        known: how many had their marks already.
-        left: a sentence for each file that was not taken.
-        broken: a sentence for each submission that could not be run, which the next run tries again.
-        changes: marks that came out otherwise than before on an unchanged submission.
-    """
-
-    graded: int = 0
-    known: int = 0
-    left: tuple[str, ...] = ()
-    broken: list[str] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)
+    graded: int = 0  # how many submissions ran (or were refused)
+    known: int = 0  # how many had their marks already
+    left: tuple[str, ...] = ()  # a sentence for each file that was not taken
+    broken: list[str] = field(default_factory=list)  # a sentence for each that could not be run: the next run tries
+    changes: list[Change] = field(default_factory=list)  # marks that are others than before on the same submission
 
 
 def grade_one(work: Work) -> Result:

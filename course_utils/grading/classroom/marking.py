@@ -39,39 +39,22 @@ _ENTRY = re.compile(r"(\d+(?:[.,]\d+)?)(?:\s+(.*))?", re.DOTALL)
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer to be read, with what is needed to judge it.
+    """An answer to be read, with what is needed to judge it."""
 
-    Attributes:
-        graded: whose it is, and the rest of their result.
-        check: the name of its cell.
-        points: what it is worth.
-        given: what it has, None if nobody has read it.
-        comment: of whoever read it.
-        question: Markdown of the course's own.
-        rubric: Markdown of the course's own.
-        model: the model answer, Markdown of the course's own.
-        criteria: those of the rubric, which can be ticked.
-        ticks: those that somebody has ticked before, or not.
-        suspect: which one this student was given, "" for none.
-        text: Markdown of the student's: untrusted.
-        pictures: what was pasted into it, by name and kind.
-        notebook: all that they handed in, as it was run: untrusted.
-    """
-
-    graded: Graded
-    check: str
-    points: float
-    given: float | None
-    comment: str
-    question: str
-    rubric: str
-    model: str
-    criteria: tuple[Criterion, ...]
-    ticks: tuple[Tick, ...]
-    suspect: str
-    text: str
-    pictures: Mapping[str, Mapping[str, str]]
-    notebook: NotebookNode = field(repr=False)
+    graded: Graded  # whose it is, and the rest of their result
+    check: str  # the name of its cell
+    points: float  # what it is worth
+    given: float | None  # what it has, None if nobody has read it
+    comment: str  # of whoever read it
+    question: str  # Markdown of the course's own
+    rubric: str  # Markdown of the course's own
+    model: str  # the model answer, Markdown of the course's own
+    criteria: tuple[Criterion, ...]  # those of the rubric, which can be ticked
+    ticks: tuple[Tick, ...]  # those that somebody has ticked before, or not
+    suspect: str  # which one this student was given, "" for none
+    text: str  # Markdown of the student's: untrusted
+    pictures: Mapping[str, Mapping[str, str]]  # what was pasted into it, by name and kind
+    notebook: NotebookNode = field(repr=False)  # all that they handed in, as it was run: untrusted
 
 
 class Marking:

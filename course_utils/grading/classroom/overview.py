@@ -47,29 +47,19 @@ ol.told li { overflow-wrap: anywhere; min-width: 14rem }
 
 @dataclass(frozen=True)
 class Item:
-    """How a class did in one check or manual item.
-
-    Attributes:
-        points: what it is worth.
-        marks: how many have a mark in it: not those that could not be run, nor those still to be read.
-        answered: how many of these answered.
-        share: of its points, the mean that these earned from the run or from who read it, overrides left aside.
-        passed: the share of these that earned all of its points.
-        discrimination: the correlation with the rest of the points; None for too few students, or where all have one.
-        mistakes: the commonest messages, and how many got each.
-    """
+    """How a class did in one check or manual item."""
 
     exercise: str
     check: str
-    points: float
+    points: float  # what it is worth
     is_hidden: bool
     is_read: bool
-    marks: int
-    answered: int
-    share: float
-    passed: float
-    discrimination: float | None
-    mistakes: tuple[tuple[str, int], ...]
+    marks: int  # how many have a mark in it: not those that could not be run, nor those still to be read
+    answered: int  # how many of these answered
+    share: float  # of its points, the mean that these earned from the run or from who read it, overrides left aside
+    passed: float  # the share of these that earned all of its points
+    discrimination: float | None  # correlation with the rest of the points; None: too few students, or all have one
+    mistakes: tuple[tuple[str, int], ...]  # the commonest messages, and how many got each
 
 
 def items(found: Iterable[Graded]) -> list[Item]:

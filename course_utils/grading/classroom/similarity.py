@@ -42,27 +42,16 @@ _BUILTIN = frozenset(dir(builtins)) | frozenset(keyword.kwlist)
 
 @dataclass(frozen=True)
 class Alike:
-    """Answers that resemble each other.
+    """Answers that resemble each other."""
 
-    Attributes:
-        exercise: the notebook.
-        check: the answer, by the name of its cell.
-        similarity: the weight of the shingles that they share, over that of all that they have, 0 to 1.
-        how: SAME, RENAMED or ALIKE; NOT_COMPARED and why, of answers that may resemble whatever there is.
-        tokens: how long the shorter one is, without what was given.
-        rare: how many of the shared shingles nobody else in the class has.
-        students: who they are.
-        others: the solution, or an answer of last year, that these resemble; none where they resemble each other.
-    """
-
-    exercise: str
-    check: str
-    similarity: float
-    how: str
-    tokens: int
-    rare: int
+    exercise: str  # the notebook
+    check: str  # the answer, by the name of its cell
+    similarity: float  # the weight of the shingles that they share, over that of all that they have, 0 to 1
+    how: str  # SAME, RENAMED or ALIKE; NOT_COMPARED and why, of answers that may resemble whatever there is
+    tokens: int  # how long the shorter one is, without what was given
+    rare: int  # how many of the shared shingles nobody else in the class has
     students: tuple[str, ...]
-    others: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()  # the solution or earlier answers that they resemble; none: they resemble each other
 
     @property
     def compared(self) -> bool:

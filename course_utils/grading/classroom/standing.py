@@ -21,77 +21,47 @@ def this_person() -> str:
 
 @dataclass(frozen=True)
 class Override:
-    """What a person says that a check is worth, whatever the run says.
+    """What a person says that a check is worth, whatever the run says."""
 
-    Attributes:
-        points: what stands, at most what the check is worth.
-        machine: what the run gave.
-        reason: why, for the student to read.
-        who: who says so.
-        at: when.
-        is_earlier: whether it was said of an earlier submission than the one that counts now.
-    """
-
-    points: float
-    machine: float
-    reason: str
+    points: float  # what stands, at most what the check is worth
+    machine: float  # what the run gave
+    reason: str  # why, for the student to read
     who: str
     at: str
-    is_earlier: bool = False
+    is_earlier: bool = False  # whether it was said of an earlier submission than the one that counts now
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One mark as it stands: what the run said, and what a person added.
+    """One mark as it stands: what the run said, and what a person added."""
 
-    Attributes:
-        mark: of a manual item that was read, `earned` is what the person gave; of one that was overridden likewise.
-        hidden: whether students do not see the check.
-        comment: the person's.
-        who: who that was.
-        override: where a person has overridden what the run said.
-        ticks: the criteria by which a person gave the points, if they did.
-    """
-
-    mark: Mark
-    hidden: bool = False
-    comment: str = ""
-    who: str = ""
-    override: Override | None = None
-    ticks: tuple[Tick, ...] = ()
+    mark: Mark  # of a manual item that was read, `earned` is what the person gave; of one that was overridden likewise
+    hidden: bool = False  # whether students do not see the check
+    comment: str = ""  # the person's
+    who: str = ""  # who that was
+    override: Override | None = None  # where a person has overridden what the run said
+    ticks: tuple[Tick, ...] = ()  # the criteria by which a person gave the points, if they did
 
 
 @dataclass(frozen=True)
 class Graded:
-    """A student's exercise as it stands: the latest result of the latest submission.
-
-    Attributes:
-        number: the learning platform's for the student.
-        late: whether the platform says so.
-        status: of the run.
-        entries: one for each check and manual item.
-        label: the learning platform's own name for what was handed in.
-        handed_in: when, "" where that is not known.
-        penalty: the share of the points that being late costs.
-        why: it costs that, "" where there is nothing to say.
-        turn: of two that were handed in, the later has the larger one.
-    """
+    """A student's exercise as it stands: the latest result of the latest submission."""
 
     student: str
     exercise: str
-    number: str
-    late: bool
-    status: str
+    number: str  # the learning platform's for the student
+    late: bool  # whether the platform says so
+    status: str  # of the run
     seconds: float
     repairs: tuple[str, ...]
     messages: tuple[str, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[Entry, ...]  # one for each check and manual item
     result: int
-    label: str = ""
-    handed_in: str = ""
-    penalty: float = 0.0
-    why: str = ""
-    turn: int = 0
+    label: str = ""  # the learning platform's own name for what was handed in
+    handed_in: str = ""  # when, "" where that is not known
+    penalty: float = 0.0  # the share of the points that being late costs
+    why: str = ""  # it costs that, "" where there is nothing to say
+    turn: int = 0  # of two that were handed in, the later has the larger one
 
     @property
     def subtracted(self) -> float:

@@ -37,31 +37,18 @@ _CELL = re.compile(rb'"(?:grade_id|id)"[ \t\r\n]{0,9}:[ \t\r\n]{0,9}"([A-Za-z0-9
 
 @dataclass(frozen=True)
 class Submission:
-    """One notebook that a student handed in, not yet read.
+    """One notebook that a student handed in, not yet read."""
 
-    Attributes:
-        student: who, as the folder, the learning platform or the roster names them.
-        exercise: the name of the exercise.
-        source: the file, or the zip file that holds it.
-        member: its name in the zip file; "" outside of one.
-        number: the platform's number for the student, "" where there is none.
-        order: the later of two of a student's has the larger one.
-        late: whether the platform says so.
-        label: the platform's own name for it in its download, "" outside of one.
-        handed_in: when, in UTC, where the file tells; "" where it does not (Canvas's are all of the download's time).
-        extension: what the roster grants.
-    """
-
-    student: str
+    student: str  # who, as the folder, the learning platform or the roster names them
     exercise: str
-    source: Path
-    member: str = ""
-    number: str = ""
-    order: float = 0.0
-    late: bool = False
-    label: str = ""
-    handed_in: str = ""
-    extension: str = ""
+    source: Path  # the file, or the zip file that holds it
+    member: str = ""  # its name in the zip file; "" outside of one
+    number: str = ""  # the platform's number for the student, "" where there is none
+    order: float = 0.0  # the later of two of a student's has the larger one
+    late: bool = False  # whether the platform says so
+    label: str = ""  # the platform's own name for it in its download, "" outside of one
+    handed_in: str = ""  # when, in UTC, if the file tells (Canvas's are all of the download's time)
+    extension: str = ""  # what the roster grants
 
     @property
     def place(self) -> str:
@@ -76,17 +63,11 @@ class Submission:
 
 @dataclass(frozen=True)
 class Taken:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        submissions: one for each student and exercise, by exercise and student.
-        left: a sentence for each file that was not taken.
-        notes: a sentence for each decision that somebody might see otherwise.
-    """
-
-    submissions: tuple[Submission, ...]
-    left: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    submissions: tuple[Submission, ...]  # one for each student and exercise, by exercise and student
+    left: tuple[str, ...]  # a sentence for each file that was not taken
+    notes: tuple[str, ...] = ()  # a sentence for each decision that somebody might see otherwise
 
 
 def take(

@@ -36,29 +36,17 @@ _SUSPECT = re.compile(r'(?m)^SUSPECT = "([^"\n]*)"')
 
 @dataclass(frozen=True)
 class Release:
-    """What is to be released, and how.
+    """What is to be released, and how."""
 
-    Attributes:
-        out: a folder for the bundle.
-        archive: a zip file for it.
-        archives: a folder for a zip file for each student.
-        students: a list of names, one a line.
-        roster: a roster in the place of a list.
-        suspects: names or folders of suspects; one alone goes to everybody.
-        exercises: these alone, none for all.
-        source: the folder of the solutions, if it is not this checkout's.
-        force: overwrite exercises of this checkout that have answers in them.
-    """
-
-    out: Path | None = None
-    archive: Path | None = None
-    archives: Path | None = None
-    students: Path | None = None
-    roster: Path | None = None
-    suspects: Sequence[str] = ()
-    exercises: Sequence[str] = ()
-    source: Path | None = None
-    force: bool = False
+    out: Path | None = None  # a folder for the bundle
+    archive: Path | None = None  # a zip file for it
+    archives: Path | None = None  # a folder for a zip file for each student
+    students: Path | None = None  # a list of names, one a line
+    roster: Path | None = None  # a roster in the place of a list
+    suspects: Sequence[str] = ()  # names or folders of suspects; one alone goes to everybody
+    exercises: Sequence[str] = ()  # these alone, none for all
+    source: Path | None = None  # the folder of the solutions, if it is not this checkout's
+    force: bool = False  # overwrite exercises of this checkout that have answers in them
 
     def check(self) -> None:
         """Raise a CourseError where the options contradict each other."""

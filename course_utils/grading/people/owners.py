@@ -20,25 +20,15 @@ _LOOSE = (".ipynb", ".zip")  # what a student hands in; other files at the top a
 
 @dataclass(frozen=True)
 class Owned:
-    """Whose a file is, and what the student called it.
+    """Whose a file is, and what the student called it."""
 
-    Attributes:
-        student: "" for nobody's.
-        folders: below the student's own.
-        name: of the file.
-        number: the platform's for the student.
-        order: the platform's for the file; "" where it has none.
-        late: whether the platform says so.
-        label: the platform's own name for it.
-    """
-
-    student: str
-    folders: Names
-    name: str
-    number: str = ""
-    order: str = ""
-    late: bool = False
-    label: str = ""
+    student: str  # "" for nobody's
+    folders: Names  # below the student's own
+    name: str  # of the file
+    number: str = ""  # the platform's for the student
+    order: str = ""  # the platform's for the file; "" where it has none
+    late: bool = False  # whether the platform says so
+    label: str = ""  # the platform's own name for it
 
 
 def printable(text: str) -> str:

@@ -19,27 +19,16 @@ _TITLES = ("name", "names", "full name", "student name", "students")  # above a 
 
 @dataclass(frozen=True)
 class Student:
-    """One line of a roster.
+    """One line of a roster."""
 
-    Attributes:
-        student: the name of their folder and in the gradebook.
-        name: in full, as the platform shows it.
-        canvas_id: Canvas's number for them.
-        moodle_id: Moodle's: "Participant 55" has 55. Every assignment has others; write them all, with spaces between.
-        email: their address.
-        suspect: a suspect's name, or `suspects/NAME` for a private one.
-        section: of the class.
-        extension: a number of days, or a time; `EXERCISE=` before it for one exercise, `;` between several.
-    """
-
-    student: str
-    name: str = ""
-    canvas_id: str = ""
-    moodle_id: str = ""
+    student: str  # the name of their folder and in the gradebook
+    name: str = ""  # in full, as the platform shows it
+    canvas_id: str = ""  # Canvas's number for them
+    moodle_id: str = ""  # Moodle's: 55 of "Participant 55"; each assignment has others: all, with spaces between
     email: str = ""
-    suspect: str = ""
-    section: str = ""
-    extension: str = ""
+    suspect: str = ""  # a suspect's name, or `suspects/NAME` for a private one
+    section: str = ""  # of the class
+    extension: str = ""  # a number of days, or a time; `EXERCISE=` before it for one exercise, `;` between several
 
     @property
     def moodle_ids(self) -> tuple[str, ...]:

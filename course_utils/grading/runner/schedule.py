@@ -22,19 +22,12 @@ _COURSE = re.compile(r"(?m)^[ \t]*(?:from|import)[ \t]+(course_utils[\w.]*)(?:[ 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A notebook to be run, and where its cells come from.
+    """A notebook to be run, and where its cells come from."""
 
-    Attributes:
-        cells: the cells to run, as they stand in the merged notebook.
-        places: for each, its index there, or KEEP.
-        notebook: the same cells with the sources that the kernel is told.
-        token: what each check prints at its end if it was run, and backwards where it begins.
-    """
-
-    cells: list[NotebookNode]
-    places: list[int]
-    notebook: NotebookNode
-    token: str
+    cells: list[NotebookNode]  # the cells to run, as they stand in the merged notebook
+    places: list[int]  # for each, its index there, or KEEP
+    notebook: NotebookNode  # the same cells with the sources that the kernel is told
+    token: str  # what each check prints at its end if it was run, and backwards where it begins
 
     def without(self, cut: set[int]) -> NotebookNode:
         """The notebook with some of its cells, by their number here, empty."""
