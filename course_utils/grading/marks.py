@@ -25,14 +25,8 @@ from .notebook import (
     printed,
 )
 
-PASSED, FAILED, UNANSWERED, SLOW, UNREACHED, READ = (
-    "passed",
-    "failed",
-    "not answered",
-    "too slow",
-    "not run",
-    "to be read",
-)
+PASSED, FAILED, UNANSWERED, SLOW = "passed", "failed", "not answered", "too slow"
+UNREACHED, READ = "not run", "to be read"
 ALONE = "right on the inputs that you see, not on others; it counts when both are"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 Outcome = Mapping[int, Mapping[str, Any]]
@@ -102,7 +96,8 @@ def together(marks: list[Mark], cells: list[NotebookNode]) -> list[Mark]:
 def _verdict(cells: list[NotebookNode], index: int, answers: list[int], outcome: Outcome) -> tuple[str, str, str, str]:
     """Status, expected line, received line and message of one check."""
     found = outcome.get(index)
-    if found is None or found.get("trouble") == "Kernel dead on test start" or _was_over(outcome, index):
+    was_over = any(told.get("ended") for i, told in outcome.items() if i < index)
+    if found is None or found.get("trouble") == "Kernel dead on test start" or was_over:
         return UNREACHED, "", "", f"not run: {_blame(cells, outcome)}"
     if found["hangs"] or found.get("interrupted"):
         does = "look for a sleep, or a wait for what never comes" if found.get("waits") else "look for an endless loop"
@@ -132,11 +127,6 @@ def _failure(cells: list[NotebookNode], index: int, answers: list[int], outcome:
         ]
         return FAILED, "", "", (broken or [f"the check stopped: {name}: {sentence}{''.join(above[:1])}"])[0]
     return FAILED, "", "", sentence
-
-
-def _was_over(outcome: Outcome, index: int) -> bool:
-    """Whether the kernel had ended in an earlier cell."""
-    return any(found.get("ended") for i, found in outcome.items() if i < index)
 
 
 def _blame(cells: list[NotebookNode], outcome: Outcome) -> str:

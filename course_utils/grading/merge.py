@@ -263,7 +263,7 @@ class _Matching:
             if place not in self.of:
                 if what in _OWN or (what == CHECK and _is_run(cell)):
                     is_elsewhere = what in _OWN and self.is_elsewhere(cell)
-                    done = "what other cells define counts" if is_elsewhere else f"it is put back{_as_stub(what)}"
+                    done = "what other cells define counts" if is_elsewhere else f"it is put back{', not answered' * (what in _OWN)}"
                     self.repairs.append(f"Cell {name} was missing: {done}.")
                 continue
             own = self.submission[self.of[place]]
@@ -330,7 +330,3 @@ def _without_magics(source: str) -> str:
 
 def _name(cell: NotebookNode) -> str:
     return grade_id(cell) or cell.id
-
-
-def _as_stub(what: str) -> str:
-    return ", not answered" if what in _OWN else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import CourseError
@@ -68,7 +68,8 @@ def ticked(line: str, known: Sequence[Criterion], worth: float) -> tuple[float, 
             given[number] = _part(known[number - 1], found[2])
     if rest == line.strip() or rest.startswith("+"):
         return None
-    return min(worth, sum(given.values())), rest, _ticks(known, given)
+    ticks = (Tick(one.name, one.points, given.get(k, 0.0)) for k, one in enumerate(known, start=1))
+    return min(worth, sum(given.values())), rest, tuple(ticks)
 
 
 def _part(criterion: Criterion, part: str | None) -> float:
@@ -77,10 +78,6 @@ def _part(criterion: Criterion, part: str | None) -> float:
     if given > criterion.points:
         raise CourseError(f"Expected 0 to {criterion.points:g} points for “{criterion.name}”, got {given:g}.")
     return given
-
-
-def _ticks(known: Sequence[Criterion], given: Mapping[int, float]) -> tuple[Tick, ...]:
-    return tuple(Tick(one.name, one.points, given.get(k, 0.0)) for k, one in enumerate(known, start=1))
 
 
 def _number(text: str) -> float:

@@ -86,11 +86,14 @@ def words_for(folder: Path) -> dict[str, str]:
 
 def private_in(folder: Path) -> dict[str, Words]:
     """The suspects in a folder, as exercises name them, each with its words; none where there is no such folder."""
-    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return {named(path.name): words_for(path) for path in found}
+    return {named(path.name): words_for(path) for path in _folders_in(folder)}
 
 
 def beside(folder: Path) -> dict[str, bytes]:
     """What of the suspects in a folder lies beside a notebook that is graded, by name: as much as students have."""
-    found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return {f"{path.name}/{name}": content for path in found for name, content in handed_out(path).items()}
+    found = ((path.name, handed_out(path)) for path in _folders_in(folder))
+    return {f"{suspect}/{name}": content for suspect, files in found for name, content in files.items()}
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []

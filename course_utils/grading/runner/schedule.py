@@ -70,7 +70,10 @@ def schedule(merged: Merged, token: str) -> Schedule:
         if kind(cell) == ANSWER and cell.cell_type == "code":
             steps.append(_Step(KEEP, _call("salvage", cell.source), joins=True))
     steps += last
-    shown = [_beside(number) if step.place == KEEP else cells[step.place] for number, step in enumerate(steps)]
+    shown = [
+        nbformat.v4.new_code_cell("", id=f"beside-{number}") if step.place == KEEP else cells[step.place]
+        for number, step in enumerate(steps)
+    ]
     told = [_told(cell, steps[number].source, number, token) for number, cell in enumerate(shown)]
     notebook = nbformat.from_dict({**merged.notebook, "cells": told})
     return Schedule(shown, [step.place for step in steps], notebook, token)
@@ -145,10 +148,6 @@ def _helpers(answers: Sequence[NotebookNode], late: Mapping[int, set[str]]) -> l
 
 def _code(cell: NotebookNode) -> str:
     return str(cell.source) if cell.cell_type == "code" else ""
-
-
-def _beside(number: int) -> NotebookNode:
-    return nbformat.v4.new_code_cell("", id=f"beside-{number}")
 
 
 def _told(cell: NotebookNode, source: str, number: int, token: str) -> NotebookNode:
