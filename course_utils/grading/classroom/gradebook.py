@@ -251,14 +251,7 @@ class Gradebook:
         return {grade_id(cell): _digest(cell.source) for cell in cells if kind(cell) in (MANUAL, TASK)}
 
     def give(
-        self,
-        graded: Graded,
-        check: str,
-        points: float | None,
-        comment: str,
-        who: str,
-        *,
-        ticks: Sequence[Tick] = (),
+        self, graded: Graded, check: str, points: float | None, comment: str, who: str, *, ticks: Sequence[Tick] = ()
     ) -> None:
         """Write down what a person gives for an item, or (points None) says of it; by which criteria, if by some."""
         entry = _entry_of(graded, check)
