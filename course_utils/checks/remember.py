@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -85,9 +86,7 @@ class _Passes:
 
     def _run(self, ids: Tensor, key: tuple[tuple[int, ...], ...]) -> _Pass:
         """A pass that was not there before."""
-        shared, begun = max(
-            ((_shared(key, rows), rows) for rows in self.known), key=lambda pair: pair[0], default=(0, ())
-        )
+        shared, begun = max(((_shared(key, rows), rows) for rows in self.known), key=itemgetter(0), default=(0, ()))
         if self.copies or shared < _WORTH:
             out = self.plain(input_ids=ids, use_cache=True)
             return _Pass(key, out.last_hidden_state, cache_in(out))

@@ -262,8 +262,8 @@ class _Matching:
             what, name = kind(cell), _name(cell)
             if place not in self.of:
                 if what in _OWN or (what == CHECK and _is_run(cell)):
-                    is_elsewhere = what in _OWN and self.is_elsewhere(cell)
-                    done = "what other cells define counts" if is_elsewhere else f"it is put back{', not answered' * (what in _OWN)}"
+                    done = "it is put back, not answered" if what in _OWN else "it is put back"
+                    done = "what other cells define counts" if what in _OWN and self.is_elsewhere(cell) else done
                     self.repairs.append(f"Cell {name} was missing: {done}.")
                 continue
             own = self.submission[self.of[place]]

@@ -150,9 +150,7 @@ class Gradebook:
     def keep(self, name: str, value: str) -> None:
         """Keep a setting for later runs."""
         with self._change() as db:
-            db.execute(
-                "INSERT INTO setting VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (name, value)
-            )
+            db.execute("INSERT OR REPLACE INTO setting VALUES (?, ?)", (name, value))
 
     def is_graded(self, submission: int, reference: str, version: str) -> bool:
         """Whether its latest result is one of this reference and version, and not of a run that could not be."""

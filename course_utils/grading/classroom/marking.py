@@ -178,9 +178,8 @@ def mark_in_terminal(marking: Marking, names: bool = False) -> None:
         for number, (one, has) in enumerate(zip(answer.criteria, had, strict=False), start=1):
             click.secho(f"+{number}  {one.name} ({one.points:g}{has})", fg="cyan")
         try:
-            line = click.prompt(
-                f"{'criteria or ' if answer.criteria else ''}points, comment (s, b, q)", prompt_suffix=" > "
-            )
+            wanted = "criteria or points" if answer.criteria else "points"
+            line = click.prompt(f"{wanted}, comment (s, b, q)", prompt_suffix=" > ")
         except click.Abort:  # Ctrl-C, or nobody there
             line = "q"
         if line.strip() in ("q", "quit"):

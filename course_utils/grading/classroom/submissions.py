@@ -376,11 +376,9 @@ def _by_cells(file: _File, archives: _Archives, telling: Mapping[bytes, str], to
     found = {name for name in _CELL.findall(data) if name in telling}
     ranked = Counter(telling[name] for name in found).most_common(2)
     if len(ranked) == 2:
-        place = _place(file.source, file.member)
-        told.notes.append(
-            f"{place} holds cells of {ranked[0][0]} ({ranked[0][1]}) and {ranked[1][0]} ({ranked[1][1]})."
-        )
-        if ranked[0][1] == ranked[1][1]:
+        (most, count), (other, fewer) = ranked
+        told.notes.append(f"{_place(file.source, file.member)} holds cells of {most} ({count}) and {other} ({fewer}).")
+        if count == fewer:
             return ""
     return ranked[0][0] if ranked else ""
 
@@ -409,17 +407,13 @@ def _sorted_out(
     mine: list[tuple[Submission, str]] = []
     others: Counter[str] = Counter()
     for submission, name in found:
-        student, number, exercise = submission.student, submission.number, submission.exercise
+        student, number, exercise, place = submission.student, submission.number, submission.exercise, submission.place
         if only and files[student, number] == 1:
             exercise = exercise or only
         if not exercise:
-            told.about(
-                student, f"{submission.place} is called {printable(name)}, like no exercise, and has no cell of one."
-            )
+            told.about(student, f"{place} is called {printable(name)}, like no exercise, and has no cell of one.")
         if only and exercise not in ("", only) and files[student, number] == 1:
-            told.about(
-                student, f"{submission.place}, the only notebook of {student}, is one of {exercise}, not of {only}."
-            )
+            told.about(student, f"{place}, the only notebook of {student}, is one of {exercise}, not of {only}.")
         elif only and exercise not in ("", only):
             others[exercise] += 1
         if not exercise or (only and exercise != only):

@@ -157,18 +157,17 @@ def _wrapped(names: list[Names], exercises: Collection[str], notes: list[str], d
     """1 (or more, for folders in folders) if the one folder at the top holds the class, 0 if it is a student's."""
     top, below = names[0][0], [one[1:] for one in names]
     folders, loose = _folders(below), _loose(below)
+    here = f"All lies in one folder, {printable(top)}"
     if moodle_name(top) or top == "submitted" or _is_zip(top):
         return 0
     if "submitted" in folders:
-        notes.append(
-            f"All lies in one folder, {printable(top)}, which is taken for nbgrader's, as submitted/ is in it."
-        )
+        notes.append(f"{here}, which is taken for nbgrader's, as submitted/ is in it.")
         return 1
     if _is_download(below):
-        notes.append(f"All lies in one folder, {printable(top)}, which is taken for a platform's download.")
+        notes.append(f"{here}, which is taken for a platform's download.")
         return 1
     if len(folders) > 1 and not loose and not any(_is_short_for(name, exercises) for name in folders):
-        notes.append(f"All lies in one folder, {printable(top)}: the {len(folders)} folders in it are the students'.")
+        notes.append(f"{here}: the {len(folders)} folders in it are the students'.")
         return 1
     inner: list[str] = []
     if len(folders) == 1 and not loose and deeper:
@@ -176,7 +175,7 @@ def _wrapped(names: list[Names], exercises: Collection[str], notes: list[str], d
         if more:
             notes += inner
             return 1 + more
-    notes.append(f"All lies in one folder, {printable(top)}, which is taken for one student's.")
+    notes.append(f"{here}, which is taken for one student's.")
     return 0
 
 
