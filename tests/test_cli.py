@@ -459,6 +459,7 @@ class Lab:
         client.start_channels()
         printed = []
         try:
+            client.hb_channel.time_to_dead = 30  # seconds: beside other work a heart that starts is slow
             client.wait_for_ready(timeout=90)
             client.execute_interactive(
                 code, timeout=60, output_hook=lambda m: printed.append(m["content"].get("text", ""))
