@@ -327,6 +327,19 @@ class TestLessons:
         window.run(cell)
         expect(cell.locator(".jp-InputPrompt")).to_have_text("[1]:")
 
+    def test_a_lesson_that_is_opened_on_another_day_shows_its_widget_as_it_was(self, lessons, course, browser):
+        window, panel, _ = lessons
+        tab(window, "08_0")
+        window.menu("File", "^Save Notebook$")
+        expect(window.page.locator(".lm-TabBar-tab.jp-mod-dirty", has_text="08_0")).to_have_count(0, timeout=QUICKLY)
+        window.menu("Kernel", "^Shut Down Kernel$")
+        expect(panel.locator(".jp-KernelName")).to_contain_text("No Kernel", timeout=QUICKLY)
+        with window_of(course, browser) as later:
+            later.open(FIRST)
+            cell = later.cell(later.notebook(FIRST), FIRST, "ask-explore")
+            expect(cell.locator(".widget-html img")).to_have_attribute("alt", re.compile("bake bread"), timeout=QUICKLY)
+            expect(later.page.get_by_text("Error displaying widget")).to_have_count(0)
+
 
 def pixels(html):
     """The picture in some HTML, or of an address, [row, column, channel]."""

@@ -150,6 +150,30 @@ def test_a_figure_that_a_kernel_shows_says_what_it_shows():
         manager.shutdown_kernel(now=True)
 
 
+def test_a_bar_is_shown_as_text_and_leaves_nothing_that_a_reopened_notebook_could_not_show(monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)  # for the kernel, too
+    manager, client = start_new_kernel(kernel_name="python3")
+    slowly = "for _ in range(3):\n        time.sleep(0.2)\n        bar.update()"
+    try:
+        client.execute(f"""import time
+from course_utils._progress import progress
+with progress(3, "steps", delay=0.1) as bar:
+    {slowly}
+print("done")
+""")
+        messages = _until(client, lambda m: m["msg_type"] in ("stream", "error"))
+        assert messages[-1]["content"].get("text") == "done\n"
+        assert "comm_open" not in {m["msg_type"] for m in messages}
+        shown = [m["content"] for m in messages if m["msg_type"].endswith("display_data")]
+        assert {*shown[0]["data"]} == {"text/plain"}
+        assert "steps" in shown[0]["data"]["text/plain"]
+        assert shown[-1]["data"] == {}
+        assert len({one["transient"]["display_id"] for one in shown}) == 1
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
 def _state(message, comm):
     content = message["content"]
     ours = message["msg_type"] == "comm_msg" and content["comm_id"] == comm

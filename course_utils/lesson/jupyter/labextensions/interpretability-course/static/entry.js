@@ -1,6 +1,6 @@
 // An extension of JupyterLab, written by hand so that nothing needs to be built: what a bundler's container would offer
 // (init, get) stands at the end. Where JupyterLab changes so that it fails, figures lack their alternative text, the
-// start page is as old as its tab and narrow windows begin at the list of files; nothing else is lost.
+// start page is as old as its tab, narrow windows begin at the list of files and words break; nothing else is lost.
 (() => {
   const NAME = "interpretability-course";
   const START = "my/start.md"; // course_utils/lesson/start.py
@@ -40,12 +40,20 @@
     if (window.innerWidth < 700) app.restored.then(() => app.shell.collapseLeft());
   }
 
+  // JupyterLab breaks long lines of text in the middle of a word.
+  function breakBetweenWords() {
+    const style = document.createElement("style");
+    style.textContent = ".jp-OutputArea-output pre { word-break: normal; }";
+    document.head.append(style);
+  }
+
   async function extension() {
     const { IRenderMimeRegistry } = await module("@jupyterlab/rendermime");
     const activate = (app, rendermime) => {
       describeFigures(rendermime);
       keepStartFresh(app);
       makeRoom(app);
+      breakBetweenWords();
     };
     const plugin = { id: `${NAME}:plugin`, autoStart: true, requires: [IRenderMimeRegistry], activate };
     return () => ({ __esModule: true, default: plugin });
