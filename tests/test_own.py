@@ -155,6 +155,14 @@ def test_a_name_that_means_none_or_several_is_refused(name):
         named(name, ["08_1_token_attribution", "08_2_attention_analysis", "exercise_08_1_a", "exercise_08_2_b"])
 
 
+def test_what_the_exercises_say_to_check_can_be_reset_by_the_same_name():
+    known = list(originals(ROOT))
+    assert named("08_chapter_exercise", known) == "exercise_08_chapter_exercise"
+    assert named("08_chapter", known) == "exercise_08_chapter_exercise"
+    assert named("exercise_08_1", known) == "exercise_08_1_token_attribution"
+    assert named("my/08_1_token_attribution.ipynb", known) == "08_1_token_attribution"
+
+
 def test_the_commands_tell_what_is_next(course, monkeypatch):
     monkeypatch.setattr("course_utils.cli.status.bring_up_to_date", lambda: bring_up_to_date(course))
     monkeypatch.setattr("course_utils.cli.status.standings", lambda: standings(course))

@@ -101,13 +101,15 @@ def reset(name: str, root: Path = ROOT) -> Path | None:
 
 
 def named(name: str, known: list[str]) -> str:
-    """The one notebook that a name, or its beginning, means: "08_1", "exercise_08_1".
+    """The one notebook that a name, or its beginning, means: "08_1", "exercise_08_1", "08_chapter" (an exercise alone).
 
     >>> named("08_1", ["08_1_token_attribution", "exercise_08_1_token_attribution"])
     '08_1_token_attribution'
     """
     stem = Path(name).name.removesuffix(".ipynb")
-    meant = [each for each in known if each == stem] or [each for each in known if stem and each.startswith(stem)]
+    meant = [each for each in known if each == stem]
+    for beginning in (stem, PREFIX + stem) if stem else ():
+        meant = meant or [each for each in known if each.startswith(beginning)]
     if len(meant) != 1:
         came = f"which could be {' or '.join(meant)}" if meant else "which is none"
         raise CourseError(f"Expected a notebook among {', '.join(known)}, got {name!r}, {came}.")
