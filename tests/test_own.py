@@ -1,5 +1,6 @@
 """A learner's own copy: made, renewed, never overwritten, begun anew; and how far they are."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -78,6 +79,18 @@ def test_a_copy_that_was_only_opened_is_not_begun_and_is_renewed(course):
     assert list(bring_up_to_date(course)) == []
     for copy in (course / "my").glob("*08_1*.ipynb"):
         assert "".join(cells(copy)[1]["source"]) == "# a newer course"
+
+
+def test_copies_made_by_a_course_of_before_are_known_as_untouched(course):
+    list(bring_up_to_date(course))
+    record = course / "my" / ".course.json"
+    kept = json.loads(record.read_text(encoding="utf-8"))
+    for name, told in kept.items():  # it kept a digest of the file
+        told["copy"] = hashlib.sha256((course / "my" / f"{name}.ipynb").read_bytes()).hexdigest()
+    record.write_text(json.dumps(kept), encoding="utf-8")
+    assert not [one.name for one in standings(course) if one.begun]
+    change(course / "notebooks" / "08_1_token_attribution.ipynb", "# a newer course")
+    assert list(bring_up_to_date(course)) == []
 
 
 def test_a_copy_that_was_run_is_begun_and_never_overwritten(course):
