@@ -378,6 +378,12 @@ def halve(x): return x / 2
             ("def double(x):\n    return input('?')", "double-check", "failed", "StdinNotImplementedError"),
             ("def double(x):\n    raise SystemExit", "double-check", "failed", ""),
             ("def double(x): return double(x)", "double-check", "failed", "RecursionError"),
+            (
+                "def doubled(x): return 2 * x",
+                "double-check",
+                "failed",
+                "'double' is not defined: let your answer define",
+            ),
             ("for i in range(10**6): print('flood' * 100)", "double-check", "not run", "showed more than"),
             ("%%bash\nexit 1", "double-check", "failed", "your cell does not run"),
         ],

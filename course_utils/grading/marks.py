@@ -125,7 +125,9 @@ def _failure(cells: list[NotebookNode], index: int, answers: list[int], outcome:
             for i in range(index)
             if name == "NameError" and kind(cells[i]) == LOCKED and (told := _told(outcome, i))
         ]
-        return FAILED, "", "", (broken or [f"the check stopped: {name}: {sentence}{''.join(above[:1])}"])[0]
+        renamed = ": let your answer define it, by that name" if name == "NameError" else ""
+        stopped = f"the check stopped: {name}: {sentence}{above[0] if above else renamed}"
+        return FAILED, "", "", (broken or [stopped])[0]
     return FAILED, "", "", sentence
 
 
