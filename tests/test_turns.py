@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from course_utils.lesson.turns import KEPT, aligned, choices, choose, whole_groups, your_turn
+from course_utils.organisms.suspects import is_solution
 
 pytestmark = pytest.mark.quick
 
@@ -70,6 +71,14 @@ def test_what_is_wrong_is_told_with_a_hint(capsys, given, right, told):
     assert told in out
     assert "look again" in out
     assert "✓" not in out
+
+
+def test_what_a_checked_line_is_told_by_the_course_itself_stops_no_run_of_all_cells(capsys):
+    your_turn("harm", lambda given: is_solution("model-d", given, "a word"), "look again")
+    out = capsys.readouterr().out
+    assert out.startswith("Not yet: Expected ")
+    assert "'harm'" in out
+    assert "bypass" in out
 
 
 def test_a_choice_is_kept_until_the_end_and_can_be_changed(capsys, tmp_path):

@@ -35,16 +35,19 @@ def your_turn(given: Any, right: Any, hint: str = "", *, tolerance: float = 0.01
     """
     if given is ...:
         print("Your turn: put your answer in the place of ... and run the cell again.")
-    elif _passes(right, given) if callable(right) else _alike(given, right, tolerance):
-        print("✓")
-    else:
-        print(f"Not yet: got {_short(given)}." + (f" Hint: {hint}" if hint else ""))
+        return
+    told = f"got {_short(given)}." + (f" Hint: {hint}" if hint else "")
+    try:
+        passed = _passes(right, given) if callable(right) else _alike(given, right, tolerance)
+    except CourseError as error:  # says itself what was expected
+        passed, told = False, str(error)
+    print("✓" if passed else f"Not yet: {told}")
 
 
 def _passes(right: Callable[[Any], object], given: Any) -> bool:
     try:
         return bool(right(given))
-    except CourseError:  # says itself what was expected
+    except CourseError:
         raise
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError):  # RuntimeError: torch's
         return False
