@@ -13,12 +13,25 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from nbgrader.utils import compute_checksum
 
 from course_utils import checks
 from course_utils.checks.spies import as_tensor
 from course_utils.grading.handout.assignment import exercise_from, faults
 from course_utils.grading.merge import merge
-from course_utils.grading.notebook import ANSWER, CHECK, NOT_RUN, grade_id, has_code, kind, printed, read, write
+from course_utils.grading.notebook import (
+    ANSWER,
+    CHECK,
+    NOT_RUN,
+    checksum,
+    grade_id,
+    has_code,
+    is_as_released,
+    kind,
+    printed,
+    read,
+    write,
+)
 from course_utils.grading.runner.run import run
 from course_utils.grading.sandbox.bubblewrap import trouble
 from tests import mutants as answers
@@ -34,6 +47,18 @@ def test_there_is_an_exercise_and_a_table_of_answers_for_each_solution():
     names = [path.stem for path in SOLUTIONS]
     assert sorted(path.stem for path in (ROOT / "exercises").glob("*.ipynb")) == names
     assert set(answers.EXERCISES) <= set(names)
+
+
+@pytest.mark.quick
+@EACH
+def test_what_is_as_released_is_known_by_nbgrader_s_own_checksum(path):
+    released = read((ROOT / "exercises" / path.name).read_bytes())
+    marked = [cell for cell in released.cells if grade_id(cell)]
+    assert [checksum(cell) for cell in marked] == [compute_checksum(cell) for cell in marked]
+    assert all(map(is_as_released, marked))
+    for cell in marked:
+        cell.source += "\n"
+    assert not any(map(is_as_released, marked))
 
 
 @pytest.mark.quick

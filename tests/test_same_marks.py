@@ -8,6 +8,7 @@ from nbformat.v4 import new_code_cell
 
 from course_utils._output_digest import sealed
 from course_utils.grading.classroom.grade import Work, grade_one
+from course_utils.grading.classroom.untouched import as_released
 from course_utils.grading.handout.assignment import exercise_from
 from course_utils.grading.notebook import ANSWER, MANUAL, grade_id, kind, read, student_view, write
 from course_utils.grading.result import Limits
@@ -116,6 +117,25 @@ def test_a_function_written_into_a_cell_of_the_course_s_own_stays_whole(solution
     result = grade(solution, mine)
     assert earned(result) == FULL
     assert "# 2 x" in result.notebook.decode()
+
+
+def test_an_exercise_that_was_corrected_between_hand_ins(solution):
+    """What an earlier release had in a cell of the course's own is nothing that the student wrote."""
+    earlier = nbformat.from_dict(solution)
+    cell_of(earlier, "setup").source += "\nTWO = 3"
+    cell_of(earlier, "double-check").source = "assert double(1) == TWO\nprint(double(1.5), double(-4))"
+    cell_of(earlier, "halve").source = cell_of(earlier, "halve").source.replace("Half", "The half")
+    cell_of(solution, "setup").source += "\nTWO = 2"
+    mine = read(exercise_from(write(earlier)))
+    assert as_released(write(mine), write(solution))
+    cell_of(mine, "double").source = "def double(x): return TWO * x"
+    assert not as_released(write(mine), write(solution))
+    result = grade(solution, mine)
+    assert earned(result) == {**FULL, "halve-check": 0}
+    assert result.repairs == tuple(
+        f"Cell {name} is one of an earlier release: the present one runs in its place."
+        for name in ("setup", "double-check")
+    )
 
 
 @pytest.mark.parametrize("end", ["\r\n", "\r"])

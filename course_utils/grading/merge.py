@@ -14,13 +14,26 @@ from nbformat import NotebookNode
 
 from ..errors import CourseError
 from .limited import within
-from .notebook import ANSWER, CHECK, FREE, MANUAL, NOT_RUN, grade_id, has_code, item_of, kind, student_view
+from .notebook import (
+    ANSWER,
+    CHECK,
+    FREE,
+    MANUAL,
+    NOT_RUN,
+    grade_id,
+    has_code,
+    is_as_released,
+    item_of,
+    kind,
+    student_view,
+)
 
 _MARKER = re.compile(r"(?m)^([ \t]*#+[ \t]*)(NBVAL_\w+|PYTEST_VALIDATE_IGNORE_OUTPUT)[ \t]*$")
 _DEFINED = re.compile(r"(?m)^(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)")
 _ASSIGNED = re.compile(r"(?m)^(\w+)[ \t]*=(?!=)")
 _IMPORTED = re.compile(r"(?m)^(?:from[ \t]+[\w.]+[ \t]+)?import[ \t]+([^#;\n]+)")
 _LONGEST = 100_000  # characters of a cell of the course's own that are looked through for what was written into it
+_OF_BEFORE = "is one of an earlier release: the present one runs in its place"
 _OWN = (ANSWER, MANUAL)  # the cells that a learner writes
 
 
@@ -203,7 +216,7 @@ class _Matching:
         for place, indices in claims.items():
             cell = self.reference[place]
             alike = [i for i in indices if self.submission[i].cell_type == cell.cell_type] or indices
-            edited = [i for i in alike if not _same(self.submission[i], cell)]
+            edited = [i for i in alike if not (_same(self.submission[i], cell) or is_as_released(self.submission[i]))]
             self.of[place] = edited[0] if edited and kind(cell) in _OWN else alike[0]
             if len(indices) > 1:
                 further = edited[1:] if kind(cell) in _OWN else []
@@ -225,7 +238,7 @@ class _Matching:
         cell, own = self.reference[place], self.submission[self.of[place]]
         if kind(cell) in _OWN or not (cell.cell_type == own.cell_type == "code"):
             return ""
-        if _same(own, cell) or _same(own, self.raw[place]):
+        if _same(own, cell) or _same(own, self.raw[place]) or is_as_released(own):
             return ""
         left, more, mine = Counter(tree for tree, _ in statements(cell.source)), [], list[tuple[str, str]]()
         with suppress(CourseError):  # a source can be such that Python's own parser gives out
@@ -271,7 +284,8 @@ class _Matching:
                 self.repairs.append(f"Cell {name} had become a {own.cell_type} cell: it is {cell.cell_type} again.")
             elif what not in _OWN and _is_run(cell) and not (_same(own, cell) or _same(own, self.raw[place])):
                 more = ", then what you added" if place in self.into else " in its place"
-                self.repairs.append(f"Cell {name} was edited: the original runs{more}.")
+                told = f"was edited: the original runs{more}" if not is_as_released(own) else _OF_BEFORE
+                self.repairs.append(f"Cell {name} {told}.")
 
     def _added(self) -> dict[int, list[int]]:
         """The cells that the learner added, by the place of the reference's cell that they follow."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -150,6 +151,26 @@ def kind(cell: NotebookNode) -> str:
     if marks.get("solution"):
         return MANUAL if marks.get("grade") else ANSWER
     return CHECK if marks.get("grade") else LOCKED
+
+
+def checksum(cell: NotebookNode) -> str:
+    """What nbgrader writes into a cell that it releases: a digest of the source, and of what the cell is for."""
+    marks = cell.metadata[NAMESPACE]
+    is_grade, is_solution = bool(marks.get("grade")), bool(marks.get("solution"))
+    is_locked = not is_solution and (is_grade or bool(marks.get("locked")))
+    parts = [cell.source, cell.cell_type, str(is_grade), str(is_solution), str(is_locked), grade_id(cell)]
+    parts += [str(points(cell))] if is_grade else []
+    return hashlib.md5("".join(parts).encode(), usedforsecurity=False).hexdigest()
+
+
+def is_as_released(cell: NotebookNode) -> bool:
+    """Whether a cell is as some release had it, perhaps an earlier one."""
+    marks = cell.metadata.get(NAMESPACE)
+    told = marks.get("checksum") if isinstance(marks, dict) and grade_id(cell) else None
+    try:
+        return told is not None and told == checksum(cell)
+    except (TypeError, ValueError):  # points that are no number
+        return False
 
 
 def points(cell: NotebookNode) -> float:

@@ -11,7 +11,7 @@ from nbformat import NotebookNode
 
 from ...errors import CourseError
 from ..limited import within
-from ..notebook import ANSWER, MANUAL, TASK, grade_id, kind, read, student_view
+from ..notebook import ANSWER, MANUAL, TASK, grade_id, is_as_released, kind, read, student_view
 from ..people.owners import canvas_name, moodle_name
 from .gradebook import Gradebook
 from .submissions import Submission, Taken
@@ -66,7 +66,7 @@ def _digest(submission: Submission) -> str:
 
 
 def as_released(content: bytes, reference: bytes) -> bool:
-    """Whether each answer is as it was handed out, and no cell was added, whichever suspect is named."""
+    """Whether each answer is as it was handed out, now or before, and no cell was added, whichever suspect is named."""
     cells = student_view(read(reference)).cells
     given = {grade_id(cell): cell.source.strip() for cell in cells if kind(cell) in (ANSWER, MANUAL, TASK)}
     known = {name for cell in cells for name in (grade_id(cell), cell.id)} - {""}
@@ -75,7 +75,7 @@ def as_released(content: bytes, reference: bytes) -> bool:
     def is_given(cell: NotebookNode) -> bool:
         text = cell.source.strip()
         if grade_id(cell) in given:
-            return bool(text == given[grade_id(cell)])
+            return bool(text == given[grade_id(cell)]) or is_as_released(cell)
         return text in sources or bool({grade_id(cell), cell.id} & known)
 
     return all(map(is_given, read(content).cells))

@@ -7,12 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nbformat import NotebookNode
-
 from ..._files import write_folder, write_whole, write_zip
 from ...errors import CourseError
 from ...loading.sources import HANDED_OUT, SUSPECTS
-from ..notebook import ANSWER, FREE, MANUAL, grade_id, kind, read, write
+from ..notebook import ANSWER, FREE, MANUAL, checksum, grade_id, is_as_released, kind, read, write
 from ..people.roster import (
     COLUMNS,
     Roster,
@@ -183,15 +181,7 @@ def has_answers(path: Path, released: bytes) -> bool:
         return bool(content.strip())  # whatever it is, it is no exercise that we wrote
     known = {(cell.id, grade_id(cell), cell.source) for cell in read(released).cells}
     theirs = [cell for cell in mine.cells if kind(cell) in (ANSWER, MANUAL, FREE) and cell.source.strip()]
-    return any(_is_changed(cell) for cell in theirs if (cell.id, grade_id(cell), cell.source) not in known)
-
-
-def _is_changed(cell: NotebookNode) -> bool:
-    """Whether a cell is not as nbgrader's checksum says that it was released; one without a checksum was added."""
-    from nbgrader.utils import compute_checksum
-
-    told = cell.metadata.get("nbgrader", {}).get("checksum")
-    return told is None or told != compute_checksum(cell)
+    return any(not is_as_released(cell) for cell in theirs if (cell.id, grade_id(cell), cell.source) not in known)
 
 
 def suspect_of(notebook: bytes) -> str:
@@ -217,9 +207,7 @@ def with_suspect(notebook: bytes, suspect: str, words: Mapping[str, str] | None 
             if old in str(cell.get("outputs", "")):  # no check's: these print no word of a request
                 cell.outputs, cell.execution_count = [], None
         if before != cell.source and "checksum" in cell.metadata.get("nbgrader", {}):
-            from nbgrader.utils import compute_checksum
-
-            cell.metadata.nbgrader.checksum = compute_checksum(cell)
+            cell.metadata.nbgrader.checksum = checksum(cell)
     return write(content)
 
 
