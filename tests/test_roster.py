@@ -17,6 +17,7 @@ from course_utils.grading.classroom.feedback import write_feedback
 from course_utils.grading.classroom.submissions import Submission, Taken, take
 from course_utils.grading.late_penalty import Rule, due_dates, extended, moment, penalty, rule_of
 from course_utils.grading.people.names import is_name
+from course_utils.grading.people.owners import canvas_name
 from course_utils.grading.people.roster import (
     Roster,
     Student,
@@ -213,6 +214,25 @@ CLASS = Roster(
 
 
 class TestBind:
+    @pytest.mark.parametrize(
+        ("label", "who", "told"),
+        [
+            ("vanoharazoë_1234_99_900_toy.ipynb", "zoe", "is of zoe, whose name and number in the roster alone fit it"),
+            ("vanoharazoë_99_778_900_toy.ipynb", "zoe", ""),  # a file that was called 900_toy.ipynb
+            ("doejane_1234_99_900_toy.ipynb", "doejane_1234_99", "may be of jdoe or zoe: it counts for neither"),
+            ("vanoharazoë_99_778_1234_900.ipynb", "zoe", ""),
+            ("x_1234_99_900_toy.ipynb", "x_1234_99", "may be of jdoe or zoe: it counts for neither"),
+        ],
+    )
+    def test_no_number_in_a_name_of_one_s_own_makes_a_file_another_s(self, label, who, told):
+        """Canvas lets people choose their names in many places, and divides a file's name at its first two numbers."""
+        read_ = canvas_name(label)
+        found = bind(handed_in(read_.student, number=read_.number, label=label), CLASS)
+        assert [one.student for one in found.submissions] == [who]
+        notes = [note for note in found.notes if "nobody in roster.csv" not in note and "nothing from" not in note]
+        assert len(notes) == bool(told)
+        assert told in "".join(notes)
+
     @pytest.mark.parametrize(
         ("label", "student", "number", "who"),
         [

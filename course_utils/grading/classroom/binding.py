@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ..late_penalty import extension_of
 from ..people.names import composed
-from ..people.owners import plain_text, platform_of, printable
+from ..people.owners import Owned, canvas_readings, plain_text, platform_of, printable
 from ..people.roster import Roster, Student
 from .submissions import Submission, Taken, latest
 
@@ -29,7 +29,8 @@ def bind(
     notes: list[str] = []
     strangers: dict[str, str] = {}
     mine: list[Submission] = []
-    for one in sorted(taken.submissions, key=lambda one: (one.order, one.place)):
+    found = [known.read_otherwise(one, notes) for one in taken.submissions]
+    for one in sorted(found, key=lambda one: (one.order, one.place)):
         student = known.who(one, notes)
         if student is None:
             called = known.free(one)
@@ -87,6 +88,30 @@ class _Known:
             notes.append(f"{one.place} has the name of {theirs}: it does not count as theirs.")
             return None
         return named
+
+    def read_otherwise(self, one: Submission, notes: list[str]) -> Submission:
+        """The same, or as another reading of Canvas's name has it, if that alone fits; nobody's where it may be two's.
+
+        Who may choose their own name there can put another's number, or all of another's name, before their own number.
+        """
+        first, *more = [*canvas_readings(one.label)] or [Owned("", (), "")]
+        is_doubtful = bool(first.order) and ("canvas", first.order) in self._numbers
+        if not more or (self._fits(first) and not is_doubtful):
+            return one
+        if told := next(filter(self._fits, more), None):
+            whose = self._numbers["canvas", told.number].student
+            notes.append(f"{one.place} is of {whose}, whose name and number in the roster alone fit it.")
+            return replace(one, student=whose, number=told.number, order=float(told.order or 0), late=told.late)
+        if not is_doubtful:
+            return one
+        two = " or ".join(who.student for n in (first.number, first.order) if (who := self._numbers.get(("canvas", n))))
+        notes.append(f"{one.place} may be of {two}: it counts for neither.")
+        return replace(one, student=f"{first.student}_{first.number}_{first.order}", number="")
+
+    def _fits(self, told: Owned) -> bool:
+        """Whether a reading has a number of the roster and that student's name, with or without numbers in it."""
+        names = (told.student, re.sub(r"[_0-9]", "", told.student))
+        return any(self._numbers.get(("canvas", told.number)) in self._by_name(name, "canvas") for name in names)
 
     def _by_name(self, called: str, platform: str) -> set[Student]:
         tried = [(index, plain_text(called)) for index in range(3)]

@@ -6,7 +6,7 @@ have them), nbgrader's `submitted/`, one folder for each student.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -56,16 +56,21 @@ def canvas_name(name: str) -> Owned | None:
     if len(rest) > 3 and rest[0] == "anon" and rest[1].isalnum() and _number(rest[2]):
         code, file, what = rest[1], rest[2], "_".join(rest[3:])
         return Owned(f"anon_{code}", (), what, "", file, late, name) if what else None
+    return next(canvas_readings(name), None)
+
+
+def canvas_readings(name: str) -> Iterator[Owned]:
+    """All that Canvas's name for a file may say where a student's or a file's own name has numbers; Canvas's first."""
+    parts = name.split("_")
     for i in range(1, len(parts) - 1):
         if not _number(parts[i]):
             continue
         late = i > 1 and parts[i - 1] == "LATE"
         student = composed(printable("_".join(parts[: i - late])))
         if i + 2 < len(parts) and _number(parts[i + 1]):
-            return Owned(student, (), "_".join(parts[i + 2 :]), parts[i], parts[i + 1], late, name)
-        if "_".join(parts[i + 1 :]) in ("text.html", "link.html"):  # written in the browser: there is no file
-            return Owned(student, (), parts[-1], parts[i], "", late, name)
-    return None
+            yield Owned(student, (), "_".join(parts[i + 2 :]), parts[i], parts[i + 1], late, name)
+        elif "_".join(parts[i + 1 :]) in ("text.html", "link.html"):  # written in the browser: there is no file
+            yield Owned(student, (), parts[-1], parts[i], "", late, name)
 
 
 def moodle_name(name: str) -> Owned | None:
