@@ -212,7 +212,7 @@ class LocalModel:
         """The ids of the model's greedy reply, `[token]`, at most `n_tokens` of them; it ends with the end token.
 
         Each token is the one with the largest logit: penalties and the like in the checkpoint's `generation_config`
-        are left aside, and only its end tokens are kept.
+        are left aside, and only its end tokens are kept, and the tokenizer's.
 
         Raises:
             CourseError: no token asked for, or prompt and reply are longer than the model's context.
@@ -226,7 +226,7 @@ class LocalModel:
         self.check_length(len(prompt), n_tokens - 1)  # the last one is not read again
         ids = prompt.input_ids
         found = None
-        with suppress(Exception), _greedy(self.model, n_tokens) as settings:  # some keep no state to go on from
+        with suppress(Exception), _greedy(self, n_tokens) as settings:  # some keep no state to go on from
             found = self.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
         if found is None or not self._is_greedy(found, ids.shape[1]):
             found = self._by_whole_passes(ids, n_tokens)
@@ -252,7 +252,7 @@ class LocalModel:
 
     def _by_whole_passes(self, ids: Tensor, n_tokens: int) -> Tensor:
         """Prompt and greedy reply without stored keys and values, by one pass over all for each token."""
-        ends, start = _ends(self.model), ids.shape[1]
+        ends, start = _ends(self), ids.shape[1]
         while ids.shape[1] < start + n_tokens:
             ids = torch.cat([ids, self.model(input_ids=ids, use_cache=False).logits[:, -1:].argmax(dim=-1)], dim=1)
             if int(ids[0, -1]) in ends:
@@ -275,24 +275,25 @@ class LocalModel:
         )
 
 
-def _ends(model: Any) -> list[int]:
-    """The tokens with which a reply ends."""
-    ends = model.generation_config.eos_token_id
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]
+def _ends(lm: LocalModel) -> list[int]:
+    """The tokens with which a reply ends: the checkpoint's, and the tokenizer's, which is often the only right one."""
+    ends = lm.model.generation_config.eos_token_id
+    every = [*(ends if isinstance(ends, list) else [ends]), getattr(lm.tokenizer, "eos_token_id", None)]
+    return list(dict.fromkeys(end for end in every if end is not None))
 
 
 @contextmanager
-def _greedy(model: Any, n_tokens: int) -> Iterator[Any]:
+def _greedy(lm: LocalModel, n_tokens: int) -> Iterator[Any]:
     """Settings of arg-max alone, lent to the model meanwhile: transformers mixes its own into any that are given."""
     from transformers import GenerationConfig
 
-    own, ends = model.generation_config, _ends(model)
+    own, ends = lm.model.generation_config, _ends(lm)
     pad = next((i for i in (own.pad_token_id, *ends) if i is not None), None)
-    model.generation_config = GenerationConfig(max_new_tokens=n_tokens, eos_token_id=own.eos_token_id, pad_token_id=pad)
+    lm.model.generation_config = GenerationConfig(max_new_tokens=n_tokens, eos_token_id=ends or None, pad_token_id=pad)
     try:
-        yield model.generation_config
+        yield lm.model.generation_config
     finally:
-        model.generation_config = own
+        lm.model.generation_config = own
 
 
 def _unused_positions(model: Any) -> int:

@@ -146,6 +146,13 @@ def test_a_reply_ends_with_the_end_token_and_has_no_more_tokens_than_asked_for(l
     assert lm.generate(prompt, 20)[-1] == lm.tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize("ends", [None, 0, [0, 3]])
+def test_a_reply_ends_with_the_tokenizers_end_token_whatever_the_checkpoint_names(lm, ends, monkeypatch):
+    monkeypatch.setattr(lm.model.generation_config, "eos_token_id", ends)
+    assert lm.reply(lm.chat("What is the capital of France?"), 12) == "The capital of France is Paris."
+    assert lm.model.generation_config.eos_token_id == ends
+
+
 def test_a_dtype_and_a_device_are_obeyed():
     model = load_model(device="cpu", dtype="bfloat16")
     assert {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
