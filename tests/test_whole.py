@@ -648,6 +648,13 @@ def test_ia3_is_merged_and_a_prefix_is_told(folder, tmp_path):
             load_model(adapter)
 
 
+@pytest.mark.parametrize("options", [{"alora_invocation_tokens": [31, 8]}, {"lora_bias": True}], ids=str)
+def test_a_lora_that_no_weights_can_stand_for_is_told(folder, tmp_path, options):
+    adapter, _ = adapted(folder, tmp_path / "adapter", **options)
+    with told("can be added into a model's weights", "without it"):
+        load_model(adapter)
+
+
 def test_an_adapter_that_is_not_whole_or_of_another_model_is_told(folder, tmp_path):
     adapter, _ = adapted(folder, tmp_path / "adapter")
     path = adapter / "adapter_model.safetensors"

@@ -157,7 +157,13 @@ def _by_peft(model: Any, folder: Path) -> Any:
     wrong |= {k for k, v in stored.items() if k not in there or not torch.equal(there[k].cpu().float(), v.float())}
     if wrong:
         raise _other_model(folder, wrong)
-    return adapted.merge_and_unload(safe_merge=True)
+    try:
+        return adapted.merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError) as error:  # it acts from some token on, or gives numbers that are none
+        raise CourseError(
+            f"Expected an adapter that can be added into a model's weights, got {folder}, which cannot be "
+            f"({first_line(error)}); give a model without it."
+        ) from error
 
 
 @torch.no_grad()
