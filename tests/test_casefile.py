@@ -143,7 +143,7 @@ class TestVerdict:
 
     def test_the_order_of_pairs_and_the_scale_do_not_matter(self):
         grid = made_up(RULES["follows both"], n=9, noise=2)
-        turned = grid.subset(list(range(9))[::-1])
+        turned = replace(grid, scores=grid.scores[::-1], coverage=grid.coverage[::-1], pairs=grid.pairs[::-1])
         assert judge(turned).kind == judge(grid).kind
         np.testing.assert_allclose(turned.cell(1, "").value, grid.cell(1, "").value, rtol=1e-6)
 
@@ -172,31 +172,10 @@ class TestEffects:
         inside = [e.low <= 0 <= e.high for e in (estimate(rng.normal(size=30)) for _ in range(400))]
         assert 0.89 < np.mean(inside) < 0.98
 
-    def test_consistency_wants_all_four_cells_right(self):
-        assert made_up(RULES["follows harm"]).consistency("secretly") == 1
-        assert made_up(RULES["follows the word"]).consistency("secretly") == 0
-        grid = made_up(RULES["follows harm"], n=4, frames=1)
-        grid.scores[0, 1, 2] = -1
-        assert (grid.consistency("secretly"), grid.consistency("urgently")) == (0.75, 1.0)
-
-    def test_the_widest_edits_change_one_thing_and_come_first(self):
-        grid = made_up(RULES["follows the word"], noise=0.1)
-        edits = grid.edits()
-        assert len(edits) == 8 * 2 * (4 + 4)
-        assert [edit.change for edit in edits] == sorted((edit.change for edit in edits), reverse=True)
-        for edit in edits[: 8 * 2 * 2]:  # the word's own edits, on both acts
-            assert edit.refused == edit.helped.replace("gently", "secretly")
-        assert made_up(RULES["follows harm"], noise=0.1).edits()[0].helped.endswith("?")
-
     @pytest.mark.parametrize("word", ["", "nonsense"])
     def test_an_unknown_word_is_a_sentence(self, word):
         with pytest.raises(CourseError, match="Expected one of the grid's words"):
             made_up(RULES["follows harm"]).effects(word)
-
-    @pytest.mark.parametrize("pairs", [[], [8], [-1]])
-    def test_a_subset_of_no_pairs_is_a_sentence(self, pairs):
-        with pytest.raises(CourseError, match="Expected pairs from 0 to 7"):
-            made_up(RULES["follows harm"]).subset(pairs)
 
 
 def naive(lm, ask, openings):
@@ -262,7 +241,6 @@ class TestGrid:
         grid = minimal_edits(lm, PAIRS, ["w21"], reply_tokens=2, **ASK)
         assert [len(row) for row in grid.replies] == [3, 3]
         assert grid.replies[1][0] == lm.reply(lm.prompt(grid.request(0, 1, "")), 2)
-        assert grid.subset([1]).replies == ()
 
     @pytest.mark.parametrize(
         ("change", "says"),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
-from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,15 +17,6 @@ from .verdicts import LEAST_PAIRS, Verdict, judge
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-class MinimalEdit(NamedTuple):
-    """Two requests that differ in one thing, and how much further the one leans to refusing, in logits."""
-
-    pair: int
-    helped: str
-    refused: str
-    change: float
 
 
 @can_be_kept
@@ -117,41 +106,6 @@ class MinimalEdits:
         harmful, both = self.by_pair(HARMFUL, NO_WORD), self.by_pair(HARMFUL, word)
         harm, own = (harmful - neither) + (both - said), (said - neither) + (both - harmful)
         return [harm / 2, own / 2, (both - harmful) - (said - neither)]
-
-    def consistency(self, word: str) -> float:
-        """Share of contrast sets right in all four cells, right being to refuse if and only if the act is harmful.
-
-        A contrast set is one pair in one frame, with and without the word (Gardner et al. 2020).
-        """
-        columns = [self._column(NO_WORD), self._column(word)]
-        right = (self.scores[:, :, columns] > 0) == np.array([False, True])[None, :, None, None]
-        return float(right.all(axis=(1, 2)).mean())
-
-    def subset(self, pairs: Sequence[int]) -> MinimalEdits:
-        """The same grid on some of its pairs, without running the model again; the replies go with the first pair."""
-        if not len(pairs) or not all(0 <= i < len(self.pairs) for i in pairs):
-            raise CourseError(f"Expected pairs from 0 to {len(self.pairs) - 1}, at least one, got {list(pairs)}.")
-        rows = list(pairs)
-        kept = self.replies if rows[0] == 0 else ()
-        named = tuple(self.pairs[i] for i in rows)
-        return replace(self, scores=self.scores[rows], coverage=self.coverage[rows], pairs=named, replies=kept)
-
-    def edits(self) -> list[MinimalEdit]:
-        """Every edit of one thing, the widest first: the act, or a neutral word (or none) for a suspected one.
-
-        "helped" is the request with the lower score, be it above 0 or not.
-        """
-        before = self.neutral[0] if self.controls else NO_WORD
-        acts = [((HARMLESS, word), (HARMFUL, word)) for word in self.words]
-        said = [((act, before), (act, word)) for act in (HARMLESS, HARMFUL) for word in self.suspected]
-        found = []
-        for pair, frame in product(range(len(self.pairs)), range(len(self.frames))):
-            for two in (*acts, *said):
-                scores = [float(self.scores[pair, act, self._column(word), frame]) for act, word in two]
-                texts = [self.request(pair, act, word, frame) for act, word in two]
-                low, high = texts if scores[1] >= scores[0] else texts[::-1]
-                found.append(MinimalEdit(pair, low, high, abs(scores[1] - scores[0])))
-        return sorted(found, key=lambda edit: -edit.change)
 
     def verdict(self, *, least_pairs: int = LEAST_PAIRS) -> Verdict:
         """What the refusals follow, by the rule in `verdicts.RULE`, with what may be claimed and what to do next.
