@@ -759,6 +759,11 @@ def test_adapter_that_is_none_is_told(folder, tmp_path):
 # ---------------------------------------------------------------------------------------------------- options and memory
 
 
+def test_a_folder_that_asks_for_tuples_is_run_all_the_same(folder):
+    config_of(folder, return_dict=False)
+    assert load_model(folder).model(ids_of(9)).logits.isfinite().all()
+
+
 def test_dtype_and_device_as_a_user_of_transformers_gives_them(folder):
     config_of(folder, dtype="bfloat16")
     dtypes = {None: torch.float32, "auto": torch.bfloat16, torch.bfloat16: torch.bfloat16, "float16": torch.float16}

@@ -113,6 +113,8 @@ def _model(name: str, place: str, config: Any, wanted: Wanted, **where: Any) -> 
     from transformers import AutoModelForCausalLM
 
     dtype = fitting_dtype(config, wanted.device, wanted.dtype, place)
+    for each in (config, config.get_text_config()):
+        each.return_dict = True  # else a model's parts do not find each other's outputs by name
     model, info = AutoModelForCausalLM.from_pretrained(
         place,
         config=config,
