@@ -11,12 +11,13 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import is_dataclass, replace
 from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._output_digest import sealed
 from ..errors import first_line
@@ -55,12 +56,14 @@ def ask(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
     """Call a learner's function, quietly, and give back what it returns.
 
     Fails where it raises, where it changes its arguments, and where it leaves a hook, another weight, another mode or
-    another `forward` on a model among them (which are put back, so that one slip costs one item only).
+    another `forward` on a model among them (which are put back, so that one slip costs one item only). Checks change a
+    model between calls: each is given a handle of its own, by which a function may remember what it found.
 
     >>> ask(lambda numbers: sum(numbers), [1, 2])
     3
     """
     name = getattr(function, "__name__", "your function")
+    arguments, named = tuple(map(_handle, arguments)), {key: _handle(value) for key, value in named.items()}
     watch = Snapshot([*arguments, *named.values()])
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
@@ -74,6 +77,12 @@ def ask(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
         found = watch.restore()
     expect(not found, f"{name} {found}")
     return value
+
+
+def _handle(argument: Any) -> Any:
+    """Another handle of the same model; whatever else it is, the same."""
+    is_handle = is_dataclass(argument) and isinstance(getattr(argument, "model", None), nn.Module)
+    return replace(argument) if is_handle and not isinstance(argument, type) else argument
 
 
 def _files_of_the_check(function: Callable[..., Any]) -> set[str]:

@@ -22,6 +22,27 @@ def score_reply(lm, ids, reply_ids):
 
 
 """
+REMEMBERED = """
+from functools import lru_cache
+
+
+@lru_cache(maxsize=None)
+def remembered(lm, ids, reply):
+    whole = torch.cat([torch.tensor(ids), torch.tensor(reply).repeat(len(ids), 1)], dim=1)
+    rows = lm.model(whole).logits[:, len(ids[0]) - 1 : -1].log_softmax(-1)
+    return rows[:, range(len(reply)), reply]
+
+
+@torch.no_grad()
+def log_probabilities(lm, ids, reply_ids):
+    return remembered(lm, tuple(map(tuple, ids.tolist())), tuple(reply_ids.tolist()))
+
+
+def score_reply(lm, ids, reply_ids):
+    return log_probabilities(lm, ids, reply_ids).sum(dim=1)
+
+
+"""
 ROWS_ALONE = """
 @torch.inference_mode()
 def log_probabilities(lm, ids, reply_ids):
@@ -41,7 +62,11 @@ def _over(item):
     """The solution's answer to an item, on other right answers to the first."""
     return [
         (f"item 1 {how}", {f"def {item}(": first + f"def {item}("})
-        for how, first in (("with keys and values kept", KEYS_KEPT), ("with its rows alone", ROWS_ALONE))
+        for how, first in (
+            ("with keys and values kept", KEYS_KEPT),
+            ("with its rows alone", ROWS_ALONE),
+            ("with what it remembers", REMEMBERED),
+        )
     ]
 
 
@@ -532,6 +557,7 @@ def score_reply(lm, prompts, answer):
 """,
         ),
         ("the prompt's keys and values kept", KEYS_KEPT),
+        ("what it remembers of a model and a text", REMEMBERED),
         ("only the rows that count unembedded, in inference mode", ROWS_ALONE),
         (
             "states unembedded by oneself",
