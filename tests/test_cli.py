@@ -207,7 +207,7 @@ def test_no_text_is_told_with_the_usage():
         (["--contrast", "I", "I"], ["two different tokens"]),
         (["--target", "Yes", "--contrast", "I", "Sure"], ["target", "contrast", "both"]),
         (["--target", "\udcff"], ["text"]),
-        (["--replacement", " antidisestablishment"], ["which is", "try its first, ' ant'", "a token's id"]),
+        (["--replacement", " antidisestablishment"], ["which is", "such as its first, ' ant'", "a token's id"]),
         (["--replacement", ""], ["a token of its own", "a token's id"]),
         (["--replacement", "49152"], ["0 to 49151"]),
     ],

@@ -414,15 +414,17 @@ def test_a_truncated_gguf_file_is_told(gguf, tmp_path, kept):
 
 @pytest.mark.quick
 def test_a_folder_without_a_model_is_told(tmp_path):
-    with told(str(tmp_path), "config.json", "0 .gguf files"):
+    with told(str(tmp_path), "config.json", "neither; give"):
         load_model(str(tmp_path))
 
 
 @pytest.mark.quick
-def test_a_folder_with_two_gguf_files_is_told(tmp_path):
-    write(tmp_path / "a.gguf", b"GGUF")
-    write(tmp_path / "b.gguf", b"GGUF")
-    with told(str(tmp_path), "2 .gguf files", "the file itself"):
+@pytest.mark.parametrize("inside", [["a.gguf", "b.gguf"], ["checkpoint-500/config.json", "last/adapter_config.json"]])
+def test_a_folder_of_several_models_names_them(tmp_path, inside):
+    for name in inside:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, b"GGUF")
+    with told(str(tmp_path), ", ".join(name.partition("/")[0] for name in inside), "give one of them"):
         load_model(str(tmp_path))
 
 

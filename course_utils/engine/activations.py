@@ -60,7 +60,7 @@ def last_residuals(lm: LocalModel, sequences: Sequence[Sequence[int]], at: int =
     """
     distinct = sorted({tuple(sequence) for sequence in sequences})
     sites = [("residual", layer) for layer in range(lm.n_layers + 1)]
-    run = lm.model if has_unknown_hooks((lm.model,)) else lm.model.base_model  # without the unembedding
+    run = lm.model if has_unknown_hooks((lm.model,)) else getattr(lm.model, "base_model", lm.model)  # no unembedding
     found: dict[tuple[int, ...], Tensor] = {}
     with ExitStack() as shown:
         bar, begun = None, time.perf_counter()

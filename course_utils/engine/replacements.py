@@ -54,8 +54,8 @@ def replacement_id(lm: LocalModel, replacement: str | int) -> int:
         if len(ids[new]) > 1:
             shown, first = ", ".join(token_strings(lm.tokenizer, ids[new])), replacement[: offsets[len(before)][1] - 1]
             raise CourseError(
-                f"Expected a replacement of one token, got {replacement!r}, which is {len(ids[new])} ({shown}); try "
-                f"its first, {first!r}, or a token's id."
+                f"Expected a replacement of one token, got {replacement!r}, which is {len(ids[new])} ({shown}); give "
+                f"replacement= (--replacement) another, such as its first, {first!r}, or a token's id."
             )
         lm.check_ids(ids)
         return ids[-1]

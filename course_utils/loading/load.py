@@ -57,7 +57,7 @@ def load(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
     except ImportError as error:
         raise CourseError(
             f"Expected to read {name} with the packages that are installed here, and it needs another "
-            f"({first_line(error)}); install it, or take the model in a form that is not quantised."
+            f"({first_line(error)}); install it, or take a form of the model that does without it."
         ) from error
     except Exception as error:  # files of strangers, read by five libraries: each raises what it likes
         raise CourseError(

@@ -93,9 +93,11 @@ def _folder_source(folder: Path) -> Source:
     split = [path for path in found if "-of-" in path.stem]  # parts of one model: any leads to all
     if len(found) == 1 or (split == found and len({path.stem[-8:] + path.stem[:-14] for path in found}) == 1):
         return _gguf_source(found[0])
+    inside = sorted({path.parent for name in ("config.json", ADAPTER_CONFIG) for path in folder.glob(f"*/{name}")})
+    listed = ", ".join(path.name for path in [*found, *inside][:10])
     raise CourseError(
-        f"Expected a folder with a config.json or exactly one .gguf file, got {folder} with {len(found)} .gguf files; "
-        "give the file itself."
+        f"Expected a folder with a config.json or exactly one .gguf file, got {folder} with "
+        + (f"{listed}; give one of them by its own path." if listed else f"neither; give {EXPECTED}.")
     )
 
 
