@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import setuptools
 from nbformat.v4 import new_code_cell, new_notebook
 
 import course_utils
@@ -769,7 +770,9 @@ def test_an_environment_or_a_cache_that_is_a_checkout_or_a_home_shows_nothing_el
 def test_packages_that_lie_where_pythonpath_says_are_found_inside_and_no_checkout(tmp_path, monkeypatch):
     for name in ("module/torch-2.dist-info", "checkout/course.egg-info"):
         (tmp_path / name).mkdir(parents=True)
-    monkeypatch.setattr(sys, "path", [str(tmp_path / "checkout"), *sys.path, str(tmp_path / "module")])
+    vendor = Path(setuptools.__file__).parent / "_vendor"  # in sys.path once setuptools is imported
+    assert any(vendor.glob("*.dist-info"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "checkout"), str(vendor), *sys.path, str(tmp_path / "module")])
     assert [place for place, _ in bubblewrap.readable() if str(tmp_path) in place] == [str(tmp_path / "module")]
     assert bubblewrap.environment()["PYTHONPATH"].split(os.pathsep)[1:] == [str(tmp_path / "module")]
 

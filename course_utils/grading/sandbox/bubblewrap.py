@@ -176,10 +176,12 @@ def models() -> Path:
 def _packages() -> list[Path]:
     """Further folders of installed packages: the user's own, and what PYTHONPATH names, as a cluster's modules do.
 
-    A checkout on the way holds no .dist-info, and is not shown.
+    A checkout on the way holds no .dist-info, and is not shown. What lies inside an installed package, as setuptools'
+    own copies of others do once it is imported, would come before the packages themselves.
     """
-    known = {*site.getsitepackages(), ""}
-    return [Path(place) for place in sys.path if place not in known and any(Path(place).glob("*.dist-info"))]
+    known = site.getsitepackages()
+    places = [Path(place) for place in sys.path if place and not any(Path(place).is_relative_to(one) for one in known)]
+    return [place for place in places if any(place.glob("*.dist-info"))]
 
 
 def _interpreters() -> Iterator[Path]:
