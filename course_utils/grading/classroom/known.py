@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ..late_penalty import extension_of
-from ..people.owners import canvas_name, moodle_name
+from ..people.owners import platform_of
 from ..people.roster import Roster
 from .gradebook import Gradebook
 from .submissions import Submission, Taken, latest
@@ -59,11 +59,6 @@ def as_known(found: Taken, book: Gradebook, roster: Roster | None) -> Taken:
     mine = sorted(map(known, found.submissions), key=lambda one: (one.order, one.place))
     submissions, earlier = latest(mine)
     return Taken(submissions, (*found.left, *earlier), (*found.notes, *notes))
-
-
-def platform_of(label: str) -> str:
-    """The platform that named a file; "" for none."""
-    return "moodle" if moodle_name(label) else "canvas" if canvas_name(label) else ""
 
 
 def _numbered(book: Gradebook) -> Iterator[tuple[str, str, _Numbered]]:
