@@ -23,6 +23,7 @@ pytestmark = pytest.mark.quick
         (("a", "b"), ("a", "b")),
         (torch.tensor([[38]]), 38),
         (" secretly", "·secretly"),
+        (["Model_a", "model b"], ["model-a", "model-b"]),
         ([(1, 2), (0, 3)], {(0, 3), (1, 2)}),
         (torch.tensor([2.0, 4.0]), aligned([1.0, 2.0])),
         (torch.tensor([1, 1, 0]), whole_groups([5, 5, 7], 2)),

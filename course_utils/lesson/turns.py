@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
@@ -54,8 +55,9 @@ def _passes(right: Callable[[Any], object], given: Any) -> bool:
 
 
 def _alike(given: Any, right: Any, tolerance: float) -> bool:
+    given, right = _by_letters(given), _by_letters(right)
     if isinstance(right, str):
-        return isinstance(given, str) and _plain(given) == _plain(right)
+        return isinstance(given, str) and given == right
     try:
         if isinstance(right, set):  # in whatever order they were listed
             return isinstance(given, (set, frozenset, list, tuple)) and set(given) == right
@@ -74,9 +76,16 @@ def _numbers(value: Any) -> np.ndarray:
     return np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value, dtype=float)
 
 
+def _by_letters(value: Any) -> Any:
+    """A text, or those in a collection, as `_plain` reads them."""
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(map(_by_letters, value))
+    return _plain(value) if isinstance(value, str) else value
+
+
 def _plain(text: str) -> str:
-    """A text by its letters: tokens are shown with a dot for their space."""
-    return text.strip(" ·").casefold()
+    """A text by its letters: tokens are shown with a dot for their space, and "model_a" is how code writes model-a."""
+    return re.sub(r"[\s_-]+", "-", text.strip(" ·").casefold())
 
 
 def aligned(direction: Any) -> Callable[[Any], bool]:
