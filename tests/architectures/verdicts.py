@@ -24,6 +24,7 @@ from .plain import Case, NoOracle
 
 RIGHT, SENTENCE, WRONG, TRACEBACK, NO_ORACLE = "right", "sentence", "wrong", "traceback", "no oracle"
 NOT_BUILDABLE = "not buildable"
+FAILED = "the oracle failed: "
 WORST_FIRST = (TRACEBACK, WRONG, SENTENCE, RIGHT, NO_ORACLE)
 TOLERANCE = 1e-3  # of the largest score
 FLOOR = 2e-5  # what float32 leaves of a difference of logits
@@ -40,22 +41,18 @@ class Verdict(NamedTuple):
 def judged(check: Check) -> Verdict:
     """The verdict of one comparison."""
     try:
-        want = array(check.want())
-    except NoOracle as reason:
-        want, why = None, str(reason)
-    except Exception as error:  # an oracle that fails establishes nothing
-        want, why = None, f"the oracle failed: {type(error).__name__}: {error}"
-    try:
         got = array(check.got())
-    except CourseError as error:
+    except CourseError as error:  # whatever is right: the oracle need not be asked
         return Verdict(SENTENCE, str(error))
     except NoOracle as reason:
         return Verdict(NO_ORACLE, str(reason))
     except Exception as error:
-        if not in_the_package(error):  # what is asked for comes from the oracle, too
-            return Verdict(NO_ORACLE, f"{check.label}: the oracle failed: {told(error)}")
-        return Verdict(TRACEBACK, f"{check.label}: {told(error)}")
-    if want is None:
+        ours = in_the_package(error)  # what is asked for comes from the oracle, too
+        return Verdict(TRACEBACK if ours else NO_ORACLE, f"{check.label}: {'' if ours else FAILED}{told(error)}")
+    try:
+        want = array(check.want())
+    except Exception as error:  # an oracle that fails establishes nothing
+        why = str(error) if isinstance(error, NoOracle) else f"{FAILED}{type(error).__name__}: {error}"
         return Verdict(NO_ORACLE, f"{check.label}: {why}")
     return compared(check.label, got, want)
 
