@@ -20,7 +20,7 @@ IMPORTED_BY_OTHERS = {
     "accelerate",  # by transformers, for GGUF files and for device_map="auto"
 }
 OURS = frozenset({"course_utils"})
-TOOLS = {"mypy", "pytest-xdist", "ruff", "setuptools"}  # run, never imported
+TOOLS = {"mypy", "pytest-xdist", "ruff"}  # run, never imported
 FOLDERS = (".ci", ".github", "course_utils", "docs", "exercises", "notebooks", "solutions", "tests")
 IN_AN_ENVIRONMENT_OF_ITS_OWN = {"interpreto"}  # a benchmark makes one: what it requires clashes with Inseq's
 LEFT_OUT = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", ".*_cache", ".hypothesis", "*.egg-info")
