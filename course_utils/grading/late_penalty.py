@@ -73,11 +73,17 @@ def due_dates(given: Iterable[str], exercises: Collection[str] = ()) -> dict[str
     """When each exercise is due: of `TIME` for all ("") and `NAME=TIME` for one of these (any, if there are none)."""
     found: dict[str, str] = {}
     for one in given:
-        name, told = one.split("=", 1) if "=" in one else ("", one)
-        if name and exercises and name not in exercises:
-            raise CourseError(f"Expected one of {', '.join(sorted(exercises))} before =, got {name!r}.")
+        name, told = _for_which(one, exercises)
         found[name] = moment(told).isoformat()
     return found
+
+
+def _for_which(text: str, exercises: Collection[str]) -> tuple[str, str]:
+    """Of `NAME=…` the exercise and what is said of it, of anything else "" and that; a CourseError for no exercise."""
+    name, told = text.split("=", 1) if "=" in text else ("", text)
+    if name and exercises and name not in exercises:
+        raise CourseError(f"Expected one of {', '.join(sorted(exercises))} before =, got {name!r}.")
+    return name, told
 
 
 def extensions_in(text: str, exercises: Collection[str] = ()) -> dict[str, str]:
@@ -94,10 +100,8 @@ def extensions_in(text: str, exercises: Collection[str] = ()) -> dict[str, str]:
     {'08_1': '3', '': '2026-12-03T12:00'}
     """
     found: dict[str, str] = {}
-    for part in filter(None, (part.strip() for part in text.split(";"))):
-        name, told = (one.strip() for one in part.split("=", 1)) if "=" in part else ("", part)
-        if name and exercises and name not in exercises:
-            raise CourseError(f"Expected one of {', '.join(sorted(exercises))} before =, got {name!r}.")
+    for part in filter(None, (re.sub(r"\s*=\s*", "=", part.strip(), count=1) for part in text.split(";"))):
+        name, told = _for_which(part, exercises)
         extended(datetime(2026, 1, 1, tzinfo=timezone.utc), told)
         found[name] = told
     return found
