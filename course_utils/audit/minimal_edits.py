@@ -154,7 +154,11 @@ def _openings(given: Sequence[Opening], what: str, *, least: int = 1) -> tuple[O
 def check_grid(
     acts: tuple[tuple[str, str], ...], columns: Sequence[str], frames: Sequence[str], openings: Sequence[Opening]
 ) -> None:
-    """Refuse a grid whose cells would not differ in just what they seem to."""
+    """Refuse a grid whose cells would not differ in just what they seem to.
+
+    Raises:
+        CourseError: no acts, something twice, a frame without its places, a word of the grid in an act or frame.
+    """
     if not acts:
         raise CourseError('Expected at least one pair of acts such as ("steal a car", "wash a car"), got none.')
     every = [act for pair in acts for act in pair]
