@@ -138,7 +138,7 @@ def choose(question: str, choice: Any, options: Sequence[str], *, folder: str | 
     Not kept: got c. Put "model-a" or "model-b" in its place and run the cell again.
     """
     listed = " or ".join(f'"{option}"' for option in options)
-    chosen = next((option for option in options if isinstance(choice, str) and _plain(option) == _plain(choice)), None)
+    chosen = next((option for option in options if _alike(choice, option, 0)), None)
     if choice is ...:
         print(f"Your choice: put {listed} in the place of ... and run the cell again.")
         return
