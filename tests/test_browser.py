@@ -163,6 +163,11 @@ class Window:
         expect(cell.locator(".jp-InputPrompt")).not_to_have_text(before, timeout=QUICKLY)
         expect(cell.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]:"), timeout=SLOWLY)
 
+    def save(self):
+        """Save the notebook in front, and wait for the end: the server empties its file before it writes it."""
+        with self.page.expect_response(lambda answer: answer.request.method == "PUT" and "/contents/" in answer.url):
+            self.menu("File", "^Save Notebook$")
+
     def finished(self, panel):
         """Wait until every code cell of a notebook has run."""
         self.page.wait_for_function(DONE, arg=panel.element_handle(), timeout=SLOWLY)
@@ -311,7 +316,7 @@ class TestLessons:
         expect(cell.locator(".jp-OutputArea-output")).to_contain_text("Not yet: got 7. Hint:")
         window.write(cell, before.replace("...", "logits.shape[-1]"))
         expect(cell.locator(".jp-OutputArea-output")).to_have_text("✓\n")
-        window.page.keyboard.press("ControlOrMeta+S")
+        window.save()
         window.page.locator(".jp-DirListing-item", has_text="start.md").dblclick()
         row = window.page.locator(".jp-MarkdownViewer tr", has_text="Three models")
         expect(row).to_contain_text("1 of 3 lines right", timeout=QUICKLY)
@@ -330,8 +335,7 @@ class TestLessons:
     def test_a_lesson_that_is_opened_on_another_day_shows_its_widget_as_it_was(self, lessons, course, browser):
         window, panel, _ = lessons
         tab(window, "08_0")
-        window.menu("File", "^Save Notebook$")
-        expect(window.page.locator(".lm-TabBar-tab.jp-mod-dirty", has_text="08_0")).to_have_count(0, timeout=QUICKLY)
+        window.save()
         window.menu("Kernel", "^Shut Down Kernel$")
         expect(panel.locator(".jp-KernelName")).to_contain_text("No Kernel", timeout=QUICKLY)
         with window_of(course, browser) as later:
@@ -374,8 +378,8 @@ def test_an_exercise_from_stub_over_wrong_to_right_and_course_check_agrees(cours
         window.write(answer, code) if code else window.run(answer)
         window.run(check)
         expect(check.locator(".jp-OutputArea")).to_contain_text(said)
-        window.page.keyboard.press("ControlOrMeta+S")
-        until(lambda code=code: (code or "").strip() in source(course.root / path, "reply"), course.log)
+        window.save()
+        assert (code or "").strip() in source(course.root / path, "reply")
         [item] = json.loads(course.run("check", "08_1", "--json").stdout)
         marks = {mark["check"]: mark for mark in item["marks"]}
         assert marks["reply-check"]["status"] == status
