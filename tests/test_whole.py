@@ -7,6 +7,7 @@ import random
 import shutil
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -376,6 +377,16 @@ def test_a_scaling_that_cannot_be_rebuilt_is_told(tmp_path):
     freqs = {"rope_freqs.weight": np.ones(5, np.float32)}
     with told("rope_freqs.weight", "shape"):
         load_model(twin.write(twin.model(), tmp_path / "n.gguf", more=freqs))
+
+
+def test_a_gguf_file_is_walked_through_once_and_the_reader_is_gguf_s_own_again(pair, monkeypatch):
+    """A large vocabulary takes seconds each time."""
+    walked, own = [], gguf.GGUFReader
+    counted = lambda path: (walked.append(path), own(path))[1]  # noqa: E731
+    monkeypatch.setattr(gguf, "GGUFReader", counted)
+    load_model(pair[1])
+    assert len(walked) == 1
+    assert gguf.GGUFReader is counted
 
 
 def test_a_gguf_file_that_lacks_a_tensor_or_holds_another_is_told(tmp_path):

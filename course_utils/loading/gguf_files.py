@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import shutil
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
@@ -28,18 +29,26 @@ _STRING, _ARRAY, _F32 = 8, 9, 0
 _ALIGNMENT = 32
 
 
-def prepare() -> None:
-    """Let transformers find gguf's version, and the names of tensors at once.
+@contextmanager
+def reading() -> Iterator[None]:
+    """Let transformers read a GGUF file's vocabulary once, and find gguf's version, and the names of tensors at once.
 
-    With Python 3.10 its earlier versions look for the version where it is not; and it makes the table of names anew for
-    each module, which takes most of the time: half a minute for a small model of 62 layers.
+    It reads the whole file for the configuration, the tokenizer and the weights again. With Python 3.10 its earlier
+    versions look for gguf's version where it is not; and it makes the table of names anew for each module, which takes
+    most of the time: half a minute for a small model of 62 layers.
     """
     import gguf
 
     if not hasattr(gguf, "__version__"):
         gguf.__version__ = version("gguf")
-    if not hasattr(gguf.get_tensor_name_map, "cache_info"):
-        gguf.get_tensor_name_map = lru_cache(maxsize=1)(gguf.get_tensor_name_map)
+    own = {name: getattr(gguf, name) for name in ("get_tensor_name_map", "GGUFReader")}
+    try:
+        for name, function in own.items():
+            setattr(gguf, name, lru_cache(maxsize=1)(function))
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(gguf, name, function)
 
 
 class Stored(NamedTuple):

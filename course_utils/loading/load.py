@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 from ..errors import CourseError, first_line
 from .devices import fitting_dtype
-from .gguf_files import Gguf, join, parts_of, prepare, read_gguf
+from .gguf_files import Gguf, join, parts_of, read_gguf, reading
 from .smollm2 import offline, quiet_transformers
 from .sources import ADAPTERS, BUILT_IN, DEFAULT, EXPECTED, Source
 from .weights import check_gguf, check_loaded, merged, rescale_rotary
@@ -92,10 +92,9 @@ def _folder(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
 def _gguf(name: str, source: Source, wanted: Wanted) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
-    prepare()
     parts = parts_of(read_gguf(Path(source.place, str(source.gguf_file))))
     gguf = parts[0]
-    with tempfile.TemporaryDirectory(prefix="course-gguf-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="course-gguf-", ignore_cleanup_errors=True) as folder, reading():
         if len(parts) > 1 or source.gguf_adapters:
             config = AutoConfig.from_pretrained(gguf.path.parent, gguf_file=gguf.path.name, local_files_only=True)
             fitting_dtype(config, wanted.device, wanted.dtype, source.place)  # before a large file is written

@@ -28,7 +28,7 @@ from platformdirs import user_cache_dir
 
 from .._progress import progress
 from ..errors import CourseError, first_line
-from .gguf_files import prepare
+from .gguf_files import reading
 
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
@@ -233,9 +233,8 @@ def _convert(gguf: Path, folder: Path) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    prepare()
     print("Converting SmolLM2 (once, about 15 seconds)", file=sys.stderr)
-    with quiet_transformers():
+    with quiet_transformers(), reading():
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         del model.config.quantization_config  # the weights are plain float32 now; transformers would refuse to save
