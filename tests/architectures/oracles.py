@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import cache
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -428,13 +429,14 @@ def channelwise(case: Case, layer: int) -> Tensor | None:
 
 @method("direct attribution")
 def direct(case: Case) -> Iterator[Check]:
+    @cache
     def found() -> Any:
         return direct_logit_attribution(case.lm, case.short, contrast=CONTRAST)
 
     def gained(which: int) -> Values:
         values = np.full(len(case.layers), np.nan)
         for layer in range(len(case.layers)):
-            if (gain := case.gains(layer)[which]) is not None:
+            if (gain := case.gained(layer, case.ids)[which]) is not None:
                 values[layer] = case.direct(gain)
         if np.isnan(values).all():
             raise NoOracle("no layer's part could be established")

@@ -184,7 +184,7 @@ class Case:
     def __post_init__(self) -> None:
         self.model = self.lm.model if self.model is None else self.model
         self._values: dict[tuple[int, ...], float] = {}
-        self._gains: dict[int, tuple[Tensor | None, Tensor | None]] = {}
+        self._gains: dict[tuple[int, tuple[int, ...]], tuple[Tensor | None, Tensor | None]] = {}
         self.short, self.other = self.lm.prompt(TEXT), self.lm.prompt(OTHER)
         vocabulary = self.lm.tokenizer.get_vocab()
         self.pair = [vocabulary[word.strip()] for word in CONTRAST]
@@ -524,17 +524,19 @@ class Case:
 
     # what blocks add
 
-    def gains(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
-        """What the stream gains at the last token by a layer's attention, and by its MLP, [d_model] each."""
-        if layer not in self._gains:
-            self._gains[layer] = self.gained(layer, self.ids)
-        return self._gains[layer]
-
     def gained(self, layer: int, ids: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
-        """The same for other ids; None where there is no such part, or where its output does not simply add.
+        """What the stream gains at the last token by a layer's attention, and by its MLP, [d_model] each.
 
-        With half its output weights a part that adds gives half as much, or, behind a norm of its own, as much.
+        None where there is no such part, or where its output does not simply add. With half its output weights a part
+        that adds gives half as much, or, behind a norm of its own, as much. Computed once; not to be called with hooks
+        or zeroed weights about.
         """
+        key = (layer, tuple(ids))
+        if key not in self._gains:
+            self._gains[key] = self._gained(layer, ids)
+        return self._gains[key]
+
+    def _gained(self, layer: int, ids: Sequence[int]) -> tuple[Tensor | None, Tensor | None]:
         _ = self.flat
         mlp, projection = list((self.mlps[layer] or {}).values()), self.projections[layer]
         attention = [] if projection is None else list(projection.module.parameters())
