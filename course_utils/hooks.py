@@ -217,13 +217,37 @@ def edit(lm: LocalModel, edits: Mapping[Site, Edit], *, tokenwise: bool = False)
     _check_uncompiled(lm.model)
     parts = find_parts(lm)
     with ExitStack() as attached:
-        for site, function in edits.items():
-            module, before = _place_of(parts, site)
-            hook = _before(function) if before else _after(function)
-            hook.tokenwise = tokenwise  # type: ignore[union-attr]
+
+        def hang(module: nn.Module, hook: Callable[..., Any], *, before: bool, tokenwise: bool) -> None:
+            hook.tokenwise = tokenwise  # type: ignore[attr-defined]
             attach = module.register_forward_pre_hook if before else module.register_forward_hook
             attached.callback(attach(hook, with_kwargs=True).remove)
+
+        for site, function in edits.items():
+            module, before = _place_of(parts, site)
+            rows: list[torch.Size] = []
+            if site[0] != "residual":
+                hang(parts.layers[site[1]], _before(partial(_note, rows)), before=True, tokenwise=True)
+            by_row = _by_row(function, rows)
+            hang(module, _before(by_row) if before else _after(by_row), before=before, tokenwise=tokenwise)
         yield
+
+
+def _note(rows: list[torch.Size], stream: Tensor) -> None:
+    """Keep how many rows and tokens there are in what enters a layer; edits nothing."""
+    rows[:] = [stream.shape[:2]]
+
+
+def _by_row(function: Edit, rows: list[torch.Size]) -> Edit:
+    """An edit of `[batch, token, width]`, also where a block has the tokens of all rows in one (OPT's, Llama 4's)."""
+
+    def edited(activation: Tensor) -> Tensor | None:
+        if not rows or activation.dim() != 2 or len(activation) != rows[0].numel():
+            return function(activation)
+        changed = function(activation.reshape(*rows[0], -1))
+        return None if changed is None else changed.expand(*rows[0], -1).flatten(0, 1)
+
+    return edited
 
 
 def instead(value: Tensor) -> Edit:

@@ -18,7 +18,8 @@ from course_utils import (
     token_attribution,
 )
 from course_utils.engine.interventions import run_once
-from course_utils.hooks import SITE_KINDS, edit, find_parts, record, written_by_heads
+from course_utils.hooks import SITE_KINDS, edit, find_parts, instead, record, written_by_heads
+from tests.architectures import zoo
 
 IDS = torch.arange(1, 9)[None]
 pytestmark = pytest.mark.quick
@@ -101,12 +102,41 @@ def test_an_edit_of_one_layer_leaves_those_below_alone(tiny, kind):
         assert torch.equal(plain[site], edited[site])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["opt", "llama4_text"])
+def test_blocks_that_take_all_rows_in_one_are_read_and_edited_by_row_and_token(architecture):
+    lm, ids = zoo.build(architecture), torch.arange(4, 14).reshape(2, 5)
+    kinds = ("mlp", "neurons") if architecture == "opt" else ("mlp",)  # Llama 4's experts have no one matrix
+
+    def run(ids, **edits):
+        with (
+            edit(lm, {(kind, 1): change for kind, change in edits.items()}),
+            record(lm, [(k, 1) for k in kinds]) as seen,
+        ):
+            return lm.model(ids, use_cache=False).logits, seen
+
+    def without(activation):
+        activation[0, 3] = 0
+        return activation
+
+    together, seen = run(ids)
+    for kind in kinds:
+        assert seen[kind, 1].shape[:2] == ids.shape
+        torch.testing.assert_close(seen[kind, 1][1:], run(ids[1:])[1][kind, 1])
+        edited, _ = run(ids, **{kind: without})
+        assert not torch.allclose(edited[0, 3:], together[0, 3:])
+        torch.testing.assert_close(edited[0, :3], together[0, :3])
+        torch.testing.assert_close(edited[1], together[1])
+        with edit(lm, {(kind, 1): instead(seen[kind, 1][:1])}):
+            torch.testing.assert_close(lm.model(ids[:1], use_cache=False).logits, together[:1])
+
+
 def test_hooks_are_gone_after_an_exception(tiny):
     before = count_hooks(tiny)
 
     def interrupted():
         with edit(tiny, {("mlp", 0): torch.zeros_like, ("heads", 1): torch.zeros_like}):
-            assert count_hooks(tiny) == before + 2
+            assert count_hooks(tiny) == before + 2 * 2  # what flows there, and how many rows and tokens it has
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -144,6 +144,12 @@ def frozen(
     signs[1::2] = -1
     signs = (signs - signs.mean()) * size
     out, bias, of_signs, of_equal = precise(norm(torch.stack([at, 0 * at, signs, 0 * at + size]).to(given)))
+    unlike = CourseError(
+        f"Expected a layer norm or an RMS norm before what is added up, and {type(lm.model).__name__} has "
+        "something else there, so its logits cannot be split this way."
+    )
+    if out.shape != at.shape:  # OPT may go on to a narrower unembedding
+        raise unlike
     centred = bool((of_equal - bias).abs().max() <= share * (of_signs - bias).abs().max())
     weight = (of_signs - bias) / signs
 
@@ -153,8 +159,5 @@ def frozen(
     scaled = centre(at) * weight
     scale = ((out - bias) @ scaled) / (scaled @ scaled)
     if not (scaled * scale + bias - out).abs().max() <= max(share * out.abs().max(), rounding):
-        raise CourseError(
-            f"Expected a layer norm or an RMS norm before what is added up, and {type(lm.model).__name__} has "
-            "something else there, so its logits cannot be split this way."
-        )
+        raise unlike
     return lambda part: centre(precise(part)) * weight * scale, bias
