@@ -14,9 +14,9 @@ Where a module adds the residual stream to its output itself, its output project
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from inspect import signature
 from itertools import pairwise
 from typing import Any, cast
@@ -87,15 +87,13 @@ class Parts:
         return _child(self.model.get_submodule(self._list.rpartition(".")[0]), _FINAL_NORM, "final norm")
 
     @cached_property
-    def attention(self) -> list[nn.Module]:
-        return [
-            _child(layer, _ATTENTION, f"attention in layer {i}", inside=True) for i, layer in enumerate(self.layers)
-        ]
+    def attention(self) -> Sequence[nn.Module]:
+        return self._each(lambda layer, i: _child(layer, _ATTENTION, f"attention in layer {i}", inside=True))
 
     @cached_property
-    def mixers(self) -> list[nn.Module]:
+    def mixers(self) -> Sequence[nn.Module]:
         """The attention of each layer, or what mixes tokens in its place."""
-        return _each_once([_mixer(layer, i) for i, layer in enumerate(self.layers)])
+        return self._each(_mixer)
 
     @cached_property
     def further_mixers(self) -> list[nn.Module]:
@@ -104,18 +102,51 @@ class Parts:
         return [one for some in named for one in some[1:] if isinstance(one, nn.Module) and one not in self.mixers]
 
     @cached_property
-    def out_projection(self) -> list[nn.Module]:
-        return _each_once(
-            [_child(block, _OUT_PROJECTION, "output projection", inside=True) for block in self.attention]
-        )
+    def out_projection(self) -> Sequence[nn.Module]:
+        return self._each(lambda _, i: _child(self.attention[i], _OUT_PROJECTION, "output projection", inside=True))
 
     @cached_property
-    def mlp(self) -> list[nn.Module]:
-        return _each_once([_child(layer, _MLP, f"MLP in layer {i}") for i, layer in enumerate(self.layers)])
+    def mlp(self) -> Sequence[nn.Module]:
+        return self._each(lambda layer, i: _child(layer, _MLP, f"MLP in layer {i}"))
 
     @cached_property
-    def down_projection(self) -> list[nn.Module]:
-        return _each_once([_child(block, _DOWN_PROJECTION, "output projection") for block in self.mlp])
+    def down_projection(self) -> Sequence[nn.Module]:
+        return self._each(lambda _, i: _child(self.mlp[i], _DOWN_PROJECTION, "output projection"))
+
+    def _each(self, find: Callable[[nn.Module, int], nn.Module]) -> Sequence[nn.Module]:
+        each = _OfLayers(self.layers, find)
+        if not any(each.of(layer) for layer in range(len(each))):
+            _ = each[0]  # says what is missing
+        return each
+
+
+class _OfLayers(Sequence[nn.Module]):
+    """A module of each layer's own, looked for when it is asked for: other layers may have none.
+
+    CourseError where a layer shares it with another (Zamba's do), so that it runs several times.
+    """
+
+    def __init__(self, layers: list[nn.Module], find: Callable[[nn.Module, int], nn.Module]) -> None:
+        self._layers, self._find = layers, lru_cache(maxsize=None)(find)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getitem__(self, layer: Any) -> Any:
+        layer = range(len(self))[layer]
+        found = self._find(self._layers[layer], layer)
+        if any(self.of(other) is found for other in range(len(self)) if other != layer):
+            raise CourseError(
+                f"Expected a {type(found).__name__} of its own in each layer, got one that several share, so what "
+                "flows through it in one layer cannot be told from the others'; look at whole layers instead."
+            )
+        return found
+
+    def of(self, layer: int) -> nn.Module | None:
+        """What a layer has, whoever else has it too; None where it has none."""
+        with suppress(CourseError):
+            return self._find(self._layers[layer], layer)
+        return None
 
 
 def find_parts(lm: LocalModel) -> Parts:
@@ -314,16 +345,6 @@ def _mixer(layer: nn.Module, number: int) -> nn.Module:
         with suppress(CourseError):
             return _child(layer, names, "attention", inside=True)
     raise CourseError(f"Layer {number} ({type(layer).__name__}) has no part that is known to mix tokens.")
-
-
-def _each_once(modules: list[nn.Module]) -> list[nn.Module]:
-    """One module for each layer; CourseError where layers share one (Zamba's do), so that it runs several times."""
-    if len(set(modules)) < len(modules):
-        raise CourseError(
-            f"Expected a {type(modules[0]).__name__} of its own in each layer, got one that several share, so what "
-            "flows through it in one layer cannot be told from the others'; look at whole layers instead."
-        )
-    return modules
 
 
 def _place_of(parts: Parts, site: Site) -> tuple[nn.Module, bool]:

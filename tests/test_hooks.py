@@ -245,6 +245,14 @@ def test_a_compiled_model_is_told_to_be_left_uncompiled(way, known):
     assert count_hooks(lm) == 0
 
 
+def test_a_layer_that_has_the_part_is_not_kept_from_it_by_others_that_have_none():
+    lm = zoo.build("qwen3_5_text")  # attention in the last of four layers, something else in the others
+    prompt, how = lm.prompt(words(5)), {"kind": "zero", "contrast": (" blamed", " thanked")}
+    assert ablation_sweep(lm, prompt, layers=[3], **how).effects.shape == (1, lm.n_heads)
+    with pytest.raises(CourseError, match="has no attention in layer 2"):
+        ablation_sweep(lm, prompt, layers=[3, 2], **how)
+
+
 def test_an_architecture_without_the_part_is_named():
     from transformers import MambaConfig, MambaForCausalLM
 

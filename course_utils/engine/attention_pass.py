@@ -27,7 +27,7 @@ _EAGER = "eager_attention_forward"  # what transformers calls the attention writ
 def observe(lm: LocalModel, input_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Weights `[layer, head, query, key]` and reach `[layer, head, key]` of one pass."""
     check_model(lm)
-    projections = find_parts(lm).out_projection  # names an architecture that has layers without attention
+    projections = list(find_parts(lm).out_projection)  # names an architecture that has layers without attention
     _check_memory(lm, input_ids.shape[1])
     complaint = (
         f"{type(lm.model).__name__} gives another output when its attention is written out, so its weights would "

@@ -309,6 +309,12 @@ def without_heads(case: Case) -> Iterator[Check]:
         return case.unchanged(ids) - effects
 
     yield Check("zero", lambda: sweep(case, "heads"), want)
+    try:
+        some = [i for i, p in enumerate(case.projections) if p is not None and case.alone_with(p.module.weight)]
+    except NoOracle:
+        return
+    if 0 < len(some) < len(case.layers):
+        yield Check("layers that have heads", lambda: sweep(case, "heads", layers=some), lambda: want()[some])
 
 
 @method("ablation of neurons")

@@ -417,6 +417,10 @@ class Case:
                 return module
         return None
 
+    def alone_with(self, weight: Tensor) -> bool:
+        """Whether one layer alone has a weight: zeroed, it is gone from no other."""
+        return sum(any(weight is p for p in layer.parameters()) for layer in self.layers) == 1
+
     def sure(self, parts: list[Any]) -> list[int]:
         """The layers in which a part is known."""
         found = [i for i, part in enumerate(parts) if part is not None]
