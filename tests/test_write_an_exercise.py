@@ -11,14 +11,14 @@ from pathlib import Path
 import nbformat
 import pytest
 from click.testing import CliRunner
-from nbformat.v4 import new_code_cell
+from nbformat.v4 import new_code_cell, new_markdown_cell
 
 from course_utils import CourseError
 from course_utils._output_digest import sealed
 from course_utils.cli import main
 from course_utils.grading.handout.assignment import exercise_from
-from course_utils.grading.notebook import read, write
-from tests.shared import cell_of, marked, needs_sandbox
+from course_utils.grading.notebook import read, student_view, write
+from tests.shared import HIDDEN, cell_of, marked, needs_sandbox
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "write_an_exercise.md"
@@ -143,6 +143,8 @@ def test_points_alone_change_without_a_run_and_a_wrong_answer_reads_the_sentence
         ("double-check", {"name": ""}, r"give it a grade_id"),
         ("double", {"source": "def double(x): return 2 * x"}, r"write ### BEGIN SOLUTION"),
         ("double", {"source": "### BEGIN SOLUTION\n2"}, r"END SOLUTION|end"),
+        ("why", {"source": "It is forty-two."}, r"write ### BEGIN SOLUTION"),
+        ("double-hidden", {"source": f"print(double(0))\n{HIDDEN}"}, r"a cell of their own, double-hidden"),
         ("double-check", {"source": "print(double(1.5), double(-4)); 3;"}, r"end it with print\(…\)"),
         ("double-check", {"source": 'print(1, seal="x")'}, rf'write seal="{sealed("3.0 -8")}"'),
         ("double-check", {"source": "%%time\nprint(double(1.5), double(-4))"}, "take magics"),
@@ -162,6 +164,25 @@ def test_every_refusal_says_what_to_write(solution, name, change, told):
             cell[key] = value
     with pytest.raises(CourseError, match=told):
         exercise_from(write(solution), "toy.ipynb")
+
+
+DRAWN = "fig = plot()\n### BEGIN SOLUTION\n# NEXT: draw a bar for each\nfig\n### END SOLUTION"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("source", [DRAWN, "raise NotImplementedError()", "YOUR ANSWER HERE"])
+def test_an_answer_that_a_person_reads_shows_nothing_of_the_solution_and_is_put_back_as_released(solution, source):
+    make = new_markdown_cell if source == "YOUR ANSWER HERE" else new_code_cell
+    cell = marked(make, "figure", source, grade=True, solution=True, points=0)
+    if make is new_code_cell:
+        cell.outputs = [nbformat.v4.new_output("display_data", {"image/png": "c2VjcmV0"})]
+    solution.cells.append(cell)
+    released = cell_of(read(exercise_from(write(solution))), "figure")
+    put_back = cell_of(student_view(solution), "figure")
+    assert not released.get("outputs")
+    assert not put_back.get("outputs")
+    assert put_back.source == released.source
+    assert source != DRAWN or 'raise NotImplementedError("draw a bar for each")' in released.source
 
 
 @pytest.mark.quick

@@ -220,9 +220,9 @@ def student_view(solution: NotebookNode) -> NotebookNode:
     """What a student gets of a solution: stubs for answers, no hidden check, no mark scheme, expected outputs kept."""
     notebook = nbformat.from_dict(solution)
     for cell in notebook.cells:
-        before, what = cell.source, kind(cell)
-        cell.source = _stubbed(cell) if what in (ANSWER, MANUAL) else without_regions(cell.source, REGIONS[1:])
-        if cell.cell_type == "code" and (what == ANSWER or (before != cell.source and not has_code(cell.source))):
+        before, is_answer = cell.source, kind(cell) in (ANSWER, MANUAL)
+        cell.source = _stubbed(cell) if is_answer else without_regions(cell.source, REGIONS[1:])
+        if cell.cell_type == "code" and (is_answer or (before != cell.source and not has_code(cell.source))):
             cell.outputs, cell.execution_count = [], None
     return notebook
 

@@ -18,14 +18,19 @@ from ..notebook import (
     METADATA,
     NAMESPACE,
     NOT_RUN,
+    REGIONS,
+    STUB,
     TASK,
     grade_id,
     has_code,
+    is_hidden,
+    item_of,
     kind,
     next_steps,
     printed,
     read,
     region,
+    without_regions,
     write,
 )
 from ..rubric import criteria
@@ -36,14 +41,7 @@ _STUB = "raise NotImplementedError()"
 def exercise_from(solution: bytes, name: str = "the solution") -> bytes:
     """The exercise that a solution stands for, through nbgrader's preprocessors; a CourseError where it is faulty."""
     notebook = read(solution, name)
-    bare = [cell for cell in notebook.cells if kind(cell) == ANSWER and "BEGIN SOLUTION" not in cell.source]
-    complaints = faults(notebook)
-    complaints += [
-        f"{grade_id(cell)} has no BEGIN SOLUTION, so nothing of its signature would be left: "
-        "write ### BEGIN SOLUTION below the signature and ### END SOLUTION at the end."
-        for cell in bare
-    ]
-    if complaints:
+    if complaints := faults(notebook):
         raise CourseError(f"{name} cannot be released: {complaints[0]}")
     try:
         stub = _preprocessed(notebook)
@@ -60,7 +58,7 @@ def _preprocessed(notebook: NotebookNode) -> NotebookNode:
     except ImportError as error:
         raise CourseError("Releasing needs nbgrader: pip install 'interpretability-course[grading]'.") from error
     clear = steps.ClearSolutions(code_stub={"python": _STUB})
-    told = {cell.id: next_steps(cell.source) for cell in notebook.cells if kind(cell) == ANSWER}
+    told = {cell.id: next_steps(cell.source) for cell in notebook.cells if kind(cell) in (ANSWER, MANUAL)}
     order: list[Any] = [steps.LockCells(), clear, steps.ClearHiddenTests(), steps.ClearMarkScheme()]
     for step in (*order, steps.CheckCellMetadata()):
         notebook, _ = step.preprocess(notebook, {})
@@ -70,7 +68,7 @@ def _preprocessed(notebook: NotebookNode) -> NotebookNode:
         cell.source = cell.source.replace("NotImplementedError( ", "NotImplementedError(")
     notebook, _ = steps.ComputeChecksums().preprocess(notebook, {})
     for cell in notebook.cells:
-        if cell.cell_type == "code" and (kind(cell) == ANSWER or not has_code(cell.source)):
+        if cell.cell_type == "code" and (kind(cell) in (ANSWER, MANUAL) or not has_code(cell.source)):
             cell.outputs, cell.execution_count = [], None
         if kind(cell) == CHECK and has_code(cell.source):  # folded: an exercise reads as a page, and gives less away
             cell.metadata["jupyter"] = {"source_hidden": True}
@@ -100,6 +98,17 @@ def faults(solution: NotebookNode) -> list[str]:
             found.append(f"{name} is worth {worth!r} points: write a number from 0 on.")
         if name and not re.fullmatch(r"[a-zA-Z0-9_-]+", name):
             found.append(f"{name!r} is no name for a cell: write letters, digits, - and _ only.")
+        blank = ("", STUB, _STUB) if kind(cell) == MANUAL else ()
+        if kind(cell) in (ANSWER, MANUAL) and "BEGIN SOLUTION" not in cell.source and cell.source.strip() not in blank:
+            found.append(
+                f"{name} has no BEGIN SOLUTION, so students would get nothing of it: write ### BEGIN SOLUTION below "
+                "what they are to see (a signature, a question) and ### END SOLUTION at the end."
+            )
+        if is_hidden(cell) and has_code(without_regions(cell.source, REGIONS)):
+            found.append(
+                f"{name} has code beside its hidden tests, and one output for both: "
+                f"put these into a cell of their own, {item_of(cell)}-hidden."
+            )
         if kind(cell) == CHECK and has_code(cell.source):
             found += [f"{name} {fault}" for fault in _check_faults(cell)]
         scheme = criteria(region(cell.source, "MARK SCHEME"))
