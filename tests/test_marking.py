@@ -1,20 +1,29 @@
 """What only a person can judge: read in a terminal or at the desk, saved at once, and nothing that a student wrote runs."""
 
+import csv
 import time
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
 import pytest
 from click.testing import CliRunner
+from nbformat.v4 import new_code_cell, new_output
 
 from course_utils import CourseError
 from course_utils.cli import main
+from course_utils.grading.classroom.export import as_csv
+from course_utils.grading.classroom.feedback import write_feedback
+from course_utils.grading.classroom.grade import refused
 from course_utils.grading.classroom.gradebook import Gradebook
 from course_utils.grading.classroom.marking import Marking, shown
 from course_utils.grading.classroom.marking_widget import class_page, desk
+from course_utils.grading.handout.assignment import faults
+from course_utils.grading.marks import Mark
 from course_utils.grading.notebook import read, region, student_view, write
+from course_utils.grading.result import BROKEN, DONE, Result
 from course_utils.grading.rubric import criteria
-from tests.shared import cell_of, hand_in
+from tests.shared import a_result, cell_of, hand_in, marked, taken, with_sources
 
 pytestmark = pytest.mark.quick
 SCRIPT = "<img src=x onerror=alert(1)><script>alert(2)</script> $x$ [a](javascript:alert(3)) **mine**"
@@ -303,3 +312,73 @@ def test_the_desk_has_a_box_for_each_criterion(book, with_rubric, tmp_path):
     shown_.boxes.children[1].value = True
     press_enter(shown_, "0 points typed count")
     assert sorted(entry[0][0] for entry in given(book).values()) == [0, 1.5, 1.5]
+
+
+DRAWN = """### BEGIN SOLUTION
+# NEXT: draw a bar for each
+bars(model)
+### BEGIN MARK SCHEME
+# - **Axis** (1): named
+# - [ ] 2 points: a bar for each
+### END MARK SCHEME
+### END SOLUTION"""
+
+
+def test_a_figure_that_a_person_reads_is_shown_with_its_code_and_its_rubric_in_comments_is_ticked(
+    book, solution, tmp_path
+):
+    solution.cells.append(marked(new_code_cell, "bars", DRAWN, grade=True, solution=True, points=3))
+    assert faults(solution) == []
+    (tmp_path / "solutions").mkdir()
+    (tmp_path / "solutions" / "toy.ipynb").write_bytes(write(solution))
+    notebook = with_sources(student_view(solution), bars="# mine\nbars(1)")
+    cell_of(notebook, "bars").outputs = [new_output("display_data", {"image/png": "AAAA"})]
+    for student, handed_in in (("dan", notebook), ("eve", student_view(solution))):
+        number = taken(book, student, student.encode())
+        mark = Mark("bars", "bars", 3.0, None, "to be read")
+        book.record(number, "r", "v", Result(DONE, (mark,), (), (), write(handed_in), 0.0))
+    marking = Marking(book, {"toy": write(solution)})
+    answers = {}
+    while (answer := marking.answer()) is not None:
+        answers |= {answer.graded.student: answer} if answer.check == "bars" else {}
+        marking.enter("s")
+    assert [(one.name, one.points) for one in answers["dan"].criteria] == [("Axis", 1), ("a bar for each", 2)]
+    assert (answers["dan"].text, answers["eve"].text) == ("# mine\nbars(1)", "")
+    shown_ = desk(tmp_path / "grades", reference=tmp_path / "solutions", names=True)
+    pages = []
+    for _ in range(len(shown_._marking)):
+        pages.append(shown_.answer.value)
+        shown_.enter("s")
+    (above,) = [page.partition("The whole notebook")[0] for page in pages if "toy, bars" in page and ", dan" in page]
+    assert "<pre># mine\nbars(1)</pre><img" in above
+    assert "<pre># NEXT: draw a bar for each\nbars(model)</pre>" in above
+    done = CliRunner().invoke(
+        main, ["mark", "--out", str(tmp_path / "grades"), "--reference", str(tmp_path / "solutions")], input="s\n" * 9
+    )
+    assert "(1 figures drawn: see the feedback page, or the grading desk)" in done.output
+
+
+def test_what_could_not_be_run_is_no_answer_to_read_and_tells_nothing_of_checks(book, references, solution, tmp_path):
+    number = taken(book, "dan", b"dan")
+    hidden = {"double-hidden"}
+    book.record(number, "r", "v", refused(references["toy"], "no model here", BROKEN), hidden)
+    assert "dan" not in [one[1] for one in Marking(book, references)._list]
+    write_feedback(book, tmp_path / "pages")
+    page = (tmp_path / "pages" / "dan.html").read_text()
+    assert "no marks yet" in page
+    for untrue in ("fails on inputs", "as it was run", "no model here"):
+        assert untrue not in page
+    rows = list(csv.DictReader(as_csv(book)["grades.csv"].decode("utf-8-sig").splitlines()))
+    assert [row["earned"] for row in rows if row["student"] == "dan"] == [""] * 4
+
+
+def test_a_hidden_check_of_what_is_not_answered_or_too_slow_says_no_more_than_that(book, tmp_path):
+    number = taken(book, "dan", b"dan")
+    told = enumerate(("not answered", "too slow"))
+    marks = [Mark("a", f"a-{k}", 1.0, 0.0, status, message="4567") for k, status in told]
+    book.record(number, "r", "v", replace(a_result(), marks=tuple(marks)), {"a-0", "a-1"})
+    write_feedback(book, tmp_path / "pages")
+    page = (tmp_path / "pages" / "dan.html").read_text()
+    assert "fails on inputs" not in page
+    assert "4567" not in page
+    assert "takes too long on inputs that you do not see" in page

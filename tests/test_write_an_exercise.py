@@ -17,6 +17,7 @@ from course_utils import CourseError
 from course_utils._output_digest import sealed
 from course_utils.cli import main
 from course_utils.grading.handout.assignment import exercise_from
+from course_utils.grading.marks import UNANSWERED, judge
 from course_utils.grading.notebook import read, student_view, write
 from tests.shared import HIDDEN, cell_of, marked, needs_sandbox
 
@@ -183,6 +184,21 @@ def test_an_answer_that_a_person_reads_shows_nothing_of_the_solution_and_is_put_
     assert not put_back.get("outputs")
     assert put_back.source == released.source
     assert source != DRAWN or 'raise NotImplementedError("draw a bar for each")' in released.source
+
+
+@pytest.mark.quick
+def test_an_answer_that_is_no_function_and_was_left_is_not_answered():
+    cells = [
+        marked(new_code_cell, "n", 'raise NotImplementedError("count them")', solution=True),
+        marked(new_code_cell, "n-check", "print(n)", grade=True, locked=True, points=1),
+    ]
+    errors = [{"ename": "NotImplementedError", "evalue": "count them"}, {"ename": "NameError", "evalue": "no n"}]
+    outcome = {
+        k: {"agrees": False, "hangs": False, "seconds": 0.1, "outputs": [{"output_type": "error", **told}]}
+        for k, told in enumerate(errors)
+    }
+    ((_, mark),) = judge(cells, outcome)
+    assert (mark.status, mark.message) == (UNANSWERED, "count them")
 
 
 @pytest.mark.quick

@@ -58,6 +58,7 @@ def judge(cells: list[NotebookNode], outcome: Outcome) -> Iterator[tuple[int, Ma
         what, item = kind(cell), item_of(cell)
         if what in (MANUAL, TASK):
             told = "nothing is written yet" if cell.source.strip() in ("", STUB) else ""
+            told = f"your cell does not run: {stopped}" if (stopped := _told(outcome, index)) else told
             yield index, Mark(item, grade_id(cell), points(cell), None, READ, message=told)
         if what != CHECK or not has_code(cell.source):
             continue
@@ -113,15 +114,17 @@ def _failure(cells: list[NotebookNode], index: int, answers: list[int], outcome:
     name, sentence = _error(found["outputs"]) or ("", "")
     if found.get("ended"):
         return FAILED, "", "", f"your code {found['ended']}"
-    if name in ("NotAnswered", "NotImplementedError"):
-        return UNANSWERED, "", "", sentence
+    ended = [_error(outcome[i]["outputs"]) or ("", "") for i in answers if i in outcome]
+    left = [told for error, told in ended if error == "NotImplementedError" and name == "NameError"]
+    if left or name in ("NotAnswered", "NotImplementedError"):
+        return UNANSWERED, "", "", left[0] if left else sentence
     if not name or sentence.rstrip(" .").endswith("beside the expected"):
         expected, received = _first_difference(printed(cells[index].outputs), printed(found["outputs"]))
         return FAILED, expected, received, "shape and properties are right, the values are not"
-    broken = [f"your cell does not run: {': '.join(told)}" for i in answers if (told := _told(outcome, i))]
+    broken = [f"your cell does not run: {told}" for i in answers if (told := _told(outcome, i))]
     if name != "CheckFailed" and not (name == "AssertionError" and sentence and not broken):
         above = [  # what it needs and a cell that nobody wrote was to define
-            f"; {grade_id(cells[i])}, above, stopped: {': '.join(told)}"
+            f"; {grade_id(cells[i])}, above, stopped: {told}"
             for i in range(index)
             if name == "NameError" and kind(cells[i]) == LOCKED and (told := _told(outcome, i))
         ]
@@ -141,8 +144,9 @@ def _blame(cells: list[NotebookNode], outcome: Outcome) -> str:
     return "the notebook stopped before"
 
 
-def _told(outcome: Outcome, index: int) -> tuple[str, str] | None:
-    return _error(outcome[index]["outputs"]) if index in outcome else None
+def _told(outcome: Outcome, index: int) -> str:
+    """What a cell ended with, "" where it ran."""
+    return ": ".join(filter(None, _error(outcome[index]["outputs"]) or ())) if index in outcome else ""
 
 
 def _error(outputs: list[Any]) -> tuple[str, str] | None:

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import repeat
 from typing import Any
 
 import nbformat
@@ -206,6 +207,12 @@ def region(source: str, name: str) -> str:
     return "\n".join(kept).strip()
 
 
+def mark_scheme(cell: NotebookNode) -> str:
+    """The rubric of an answer that a person reads; in a cell of code it is written as comments."""
+    found = region(cell.source, "MARK SCHEME")
+    return re.sub(r"(?m)^[ \t]*# ?", "", found) if cell.cell_type == "code" else found
+
+
 def model_answer(source: str) -> str:
     """The model answer to a question for a person, without the scheme by which it is marked; "" where there is none."""
     return without_regions(region(source, "SOLUTION"), REGIONS[1:]).strip()
@@ -221,18 +228,18 @@ def student_view(solution: NotebookNode) -> NotebookNode:
     notebook = nbformat.from_dict(solution)
     for cell in notebook.cells:
         before, is_answer = cell.source, kind(cell) in (ANSWER, MANUAL)
-        cell.source = _stubbed(cell) if is_answer else without_regions(cell.source, REGIONS[1:])
+        cell.source = stubbed(cell) if is_answer else without_regions(cell.source, REGIONS[1:])
         if cell.cell_type == "code" and (is_answer or (before != cell.source and not has_code(cell.source))):
             cell.outputs, cell.execution_count = [], None
     return notebook
 
 
-def _stubbed(cell: NotebookNode) -> str:
+def stubbed(cell: NotebookNode) -> str:
     """An answer cell with each solution region replaced by the step that comes next."""
-    steps = iter(next_steps(cell.source))
-    if cell.cell_type == "code":
-        return without_regions(cell.source, REGIONS[:1], lambda: f"raise NotImplementedError({next(steps)})")
-    return without_regions(cell.source, REGIONS[:1], lambda: STUB)
+    steps = (f"raise NotImplementedError({step})" for step in next_steps(cell.source))
+    stubs = steps if cell.cell_type == "code" else repeat(STUB)
+    kept = without_regions(cell.source, REGIONS[:1], lambda: next(stubs))
+    return without_regions(kept, REGIONS[1:])
 
 
 def next_steps(source: str) -> list[str]:

@@ -22,17 +22,18 @@ from nbformat import NotebookNode
 from ..._files import write_whole
 from ...errors import CourseError
 from ..limited import within
-from ..marks import PASSED, READ
+from ..marks import FAILED, PASSED, READ, SLOW
 from ..notebook import CHECK, LOCKED, PICTURES, REGIONS, TASK, grade_id, is_hidden, kind, read, without_regions, write
 from ..people.names import fitting
-from ..result import BROKEN
+from ..result import BROKEN, REFUSED
 from .gradebook import Gradebook
 from .standing import Entry, Graded
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _LONGEST = 20_000  # characters of one output
 _LONGEST_NAME = 160  # bytes of a file's, without what tells it from another
-_UNSEEN = "It fails on inputs that you do not see: think of cases that are not in the notebook."
+_UNSEEN = {FAILED: "It fails on inputs that you do not see: think of cases that are not in the notebook."}
+_UNSEEN[SLOW] = "It takes too long on inputs that you do not see."
 _PROSE = "p br hr h1 h2 h3 h4 h5 h6 em strong del code pre blockquote ul ol li details summary"
 _TAGS = frozenset([*_PROSE.split(), "table", "thead", "tbody", "tr", "th", "td"])
 _STYLE = """
@@ -97,11 +98,13 @@ def _exercise(graded: Graded, notebook: bytes) -> str:
     standing = "no marks yet" if graded.is_unmarked else f"{graded.total:g} of {graded.points:g} points{waiting}"
     messages = ["It could not be run."] if graded.status == BROKEN else graded.messages  # ours to know why
     notes = "".join(f"<li>{escape(note)}</li>" for note in (*graded.repairs, *messages))
+    shown = ""
+    if notebook and graded.status not in (BROKEN, REFUSED):  # else it is the exercise's, of which nothing was run
+        shown = f"<details><summary>Your notebook, as it was run</summary>{notebook_html(notebook)}</details>"
     return (
         f"<h2>{escape(graded.exercise)}: {standing}</h2>{_late(graded)}"
         f"<table><tr><th>Item</th><th>Result</th><th>Points</th><th>What to look at</th></tr>{rows}</table>"
-        f"{f'<ul>{notes}</ul>' if notes else ''}<details><summary>Your notebook, as it was run</summary>"
-        f"{notebook_html(notebook) if notebook else ''}</details>"
+        f"{f'<ul>{notes}</ul>' if notes else ''}{shown}"
     )
 
 
@@ -115,7 +118,7 @@ def _late(graded: Graded) -> str:
 
 def _row(entry: Entry) -> str:
     mark = entry.mark
-    told = "" if mark.passed else _UNSEEN if entry.hidden else escape(mark.message)
+    told = "" if mark.passed else _UNSEEN.get(mark.status, "") if entry.hidden else escape(mark.message)
     if not entry.hidden and (mark.expected or mark.received):
         told += f"<br>expected <code>{escape(mark.expected)}</code><br>received <code>{escape(mark.received)}</code>"
     told += _by_a_person(entry)

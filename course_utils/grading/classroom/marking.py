@@ -22,9 +22,10 @@ from ..notebook import (
     grade_id,
     item_of,
     kind,
+    mark_scheme,
     model_answer,
     read,
-    region,
+    stubbed,
     without_regions,
     write,
 )
@@ -54,6 +55,7 @@ class Answer:
     suspect: str  # which one this student was given, "" for none
     text: str  # Markdown of the student's: untrusted
     pictures: Mapping[str, Mapping[str, str]]  # what was pasted into it, by name and kind
+    cell: NotebookNode | None = field(repr=False)  # the student's, as it was run, where code is asked for: untrusted
     notebook: NotebookNode = field(repr=False)  # all that they handed in, as it was run: untrusted
 
 
@@ -78,7 +80,7 @@ class Marking:
             (graded.exercise, number, _shuffled(graded.student, entry.mark.check), graded.student, entry.mark.check)
             for graded in book.current(exercise)
             for number, entry in enumerate(graded.entries)
-            if entry.mark.status == READ and (everything or entry.mark.earned is None)
+            if entry.mark.status == READ and (everything or entry.mark.earned is None) and not graded.is_unmarked
         ]
         self._list = [(exercise, student, check) for exercise, _, _, student, check in sorted(found)]
         self._visited: set[int] = set()
@@ -116,7 +118,7 @@ class Marking:
         asked = [
             c.source for c in cells.values() if source and kind(c) == LOCKED and item_of(c) == item_of(cells[check])
         ]
-        rubric = region(source, "MARK SCHEME")
+        rubric = mark_scheme(cells[check]) if source else ""
         return Answer(
             graded,
             check,
@@ -129,8 +131,9 @@ class Marking:
             criteria=criteria(rubric),
             ticks=entry.ticks,
             suspect=suspect_of(write(notebook)),
-            text="" if text == STUB else text,
+            text="" if text in (STUB, stubbed(cells[check]).strip() if source else "") else text,
             pictures=own.get("attachments", {}) if own else {},
+            cell=own if own and own.cell_type == "code" else None,
             notebook=notebook,
         )
 
@@ -172,6 +175,8 @@ def mark_in_terminal(marking: Marking, names: bool = False) -> None:
         click.echo(shown(answer.text) or "(nothing written)")
         if answer.pictures:
             click.echo(f"({len(answer.pictures)} pictures pasted: see the feedback page, or the grading desk)")
+        if drawn := sum("image/png" in output.get("data", {}) for output in (answer.cell or {}).get("outputs", ())):
+            click.echo(f"({drawn} figures drawn: see the feedback page, or the grading desk)")
         if answer.given is not None:
             click.echo(f"It has {answer.given:g}: {shown(answer.comment)}")
         had = [f"; it has {tick.given:g}" for tick in answer.ticks] or [""] * len(answer.criteria)

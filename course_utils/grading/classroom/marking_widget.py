@@ -9,6 +9,7 @@ from threading import Timer
 from typing import Any
 
 from ipywidgets import HTML, Button, Checkbox, HBox, Layout, Text, VBox
+from nbformat import from_dict
 
 from ...errors import CourseError
 from ..handout.release import SOLUTIONS
@@ -123,13 +124,16 @@ class Desk(VBox):  # type: ignore[misc]  # ipywidgets has no types
         about = f", about {escape(answer.suspect)}" if answer.suspect else ""
         had = "" if answer.given is None else f"<p><em>It has {answer.given:g}: {escape(answer.comment)}</em></p>"
         text = _untrusted(answer.text, markdown_html, answer.text, answer.pictures)
+        if answer.cell is not None and answer.text:
+            text = _untrusted(answer.text, notebook_html, write(from_dict({**answer.notebook, "cells": [answer.cell]})))
+        model = markdown_html(answer.model) if answer.cell is None else f"<pre>{escape(answer.model)}</pre>"
         text = text or "<p><em>Nothing was written.</em></p>"
         others = _untrusted("", notebook_html, write(answer.notebook))
         return (
             f'<div style="max-height: 65vh; overflow: auto; line-height: 1.5"><p>'
             f"<strong>{escape(answer.graded.exercise)}, {escape(answer.check)}, {answer.points:g} points</strong>"
             f" ({place}{who}{about})</p>{_folded('Question', markdown_html(answer.question))}"
-            f"{_folded('Model answer', markdown_html(answer.model))}"
+            f"{_folded('Model answer', model)}"
             f"{_folded('Rubric', markdown_html(answer.rubric), is_open=True)}"
             f'<div style="border-left: 3px solid #888; padding-left: 1em">{text}</div>{had}'
             f"{_folded('The whole notebook, as it was run', others)}</div>"

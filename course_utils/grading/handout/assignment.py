@@ -26,10 +26,10 @@ from ..notebook import (
     is_hidden,
     item_of,
     kind,
+    mark_scheme,
     next_steps,
     printed,
     read,
-    region,
     without_regions,
     write,
 )
@@ -98,8 +98,13 @@ def faults(solution: NotebookNode) -> list[str]:
             found.append(f"{name} is worth {worth!r} points: write a number from 0 on.")
         if name and not re.fullmatch(r"[a-zA-Z0-9_-]+", name):
             found.append(f"{name!r} is no name for a cell: write letters, digits, - and _ only.")
+        ends = {one: (cell.source.count(f"BEGIN {one}"), cell.source.count(f"END {one}")) for one in REGIONS}
+        if alone := next((one for one, (begun, ended) in ends.items() if begun != ended), ""):
+            found.append(f"{name} has BEGIN or END {alone} alone: write ### BEGIN {alone} and ### END {alone}.")
+            continue
         blank = ("", STUB, _STUB) if kind(cell) == MANUAL else ()
-        if kind(cell) in (ANSWER, MANUAL) and "BEGIN SOLUTION" not in cell.source and cell.source.strip() not in blank:
+        bare = "BEGIN SOLUTION" not in cell.source and without_regions(cell.source, REGIONS).strip() not in blank
+        if kind(cell) in (ANSWER, MANUAL) and bare:
             found.append(
                 f"{name} has no BEGIN SOLUTION, so students would get nothing of it: write ### BEGIN SOLUTION below "
                 "what they are to see (a signature, a question) and ### END SOLUTION at the end."
@@ -111,7 +116,7 @@ def faults(solution: NotebookNode) -> list[str]:
             )
         if kind(cell) == CHECK and has_code(cell.source):
             found += [f"{name} {fault}" for fault in _check_faults(cell)]
-        scheme = criteria(region(cell.source, "MARK SCHEME"))
+        scheme = criteria(mark_scheme(cell))
         if scheme and (given := sum(one.points for one in scheme)) != worth:
             found.append(
                 f"{name} is worth {worth:g} points, and its mark scheme's criteria {given:g}: make them agree."
