@@ -202,6 +202,19 @@ def test_an_answer_that_is_no_function_and_was_left_is_not_answered():
 
 
 @pytest.mark.quick
+def test_a_file_beside_a_solution_which_no_student_gets_is_told_before_the_class_is_graded(solution, tmp_path):
+    cell_of(solution, "setup").source = 'import csv\ntable = list(csv.reader(open("data/survey.csv")))'
+    (tmp_path / "solutions" / "data").mkdir(parents=True)
+    (tmp_path / "solutions" / "toy.ipynb").write_bytes(write(solution))
+    given = ["release", "--solutions", str(tmp_path / "solutions"), "--out", str(tmp_path / "out")]
+    assert "note" not in CliRunner().invoke(main, given).output
+    (tmp_path / "solutions" / "data" / "survey.csv").write_text("a,1\n")
+    told = " ".join(CliRunner().invoke(main, given).output.split())
+    assert told.startswith("note: toy.ipynb names data/survey.csv, which is not handed out")
+    assert "put what it holds into a set-up cell" in told
+
+
+@pytest.mark.quick
 def test_release_from_a_folder_needs_a_place_of_its_own_and_solutions(tmp_path):
     for more, told in (([], "add --out FOLDER or --zip FILE"), (["--out", "x"], "name their folder with --solutions")):
         done = CliRunner().invoke(main, ["release", "--solutions", str(tmp_path), *more])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from nbformat import NotebookNode
 
 from ..._files import write_folder, write_whole, write_zip
 from ...errors import CourseError
@@ -82,6 +85,7 @@ def release_to(release: Release) -> Iterator[str]:
     """Release solutions; a line for each thing done."""
     release.check()
     solutions = _chosen(release.exercises, release.source)
+    yield from (told for path in solutions for told in _beside(path))
     if not (release.out or release.archive or release.archives):
         yield from _renew(solutions, release.force)
         return
@@ -105,6 +109,20 @@ def _chosen(names: Sequence[str], source: Path | None) -> list[Path]:
     if unknown := [name for name in names if name not in solutions]:
         raise CourseError(f"Expected one of {', '.join(solutions)}, got {unknown[0]!r}.")
     return [solutions[name] for name in dict.fromkeys(names)] or list(solutions.values())
+
+
+def _beside(path: Path) -> Iterator[str]:
+    """A sentence for each file beside a solution that its code names: neither students nor the grader have it."""
+    cells: Sequence[NotebookNode] = ()
+    with suppress(CourseError):  # told when it is released
+        cells = read(path.read_bytes(), path.name).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    for name in dict.fromkeys(re.findall(r"""["']([^"'\0\n]{1,200})["']""", code)):
+        if not Path(name).is_absolute() and (path.parent / name).is_file():
+            yield (
+                f"note: {path.name} names {name}, which is not handed out and not there when it is graded: if it is "
+                "read, put what it holds into a set-up cell, as text for io.StringIO"
+            )
 
 
 def _class_of(release: Release) -> Roster | None:
