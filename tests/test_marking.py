@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_output
 
 from course_utils import CourseError
 from course_utils.cli import main
+from course_utils.grading.classroom.commands import no_longer_asked
 from course_utils.grading.classroom.export import as_csv
 from course_utils.grading.classroom.feedback import write_feedback
 from course_utils.grading.classroom.grade import refused
@@ -20,10 +21,11 @@ from course_utils.grading.classroom.marking import Marking, shown
 from course_utils.grading.classroom.marking_widget import class_page, desk
 from course_utils.grading.handout.assignment import faults
 from course_utils.grading.marks import Mark
+from course_utils.grading.merge import NOT_ASKED, merge
 from course_utils.grading.notebook import read, region, student_view, write
 from course_utils.grading.result import BROKEN, DONE, Result
 from course_utils.grading.rubric import criteria
-from tests.shared import a_result, cell_of, hand_in, marked, taken, with_sources
+from tests.shared import a_result, cell_of, hand_in, marked, right, taken, with_sources
 
 pytestmark = pytest.mark.quick
 SCRIPT = "<img src=x onerror=alert(1)><script>alert(2)</script> $x$ [a](javascript:alert(3)) **mine**"
@@ -370,6 +372,8 @@ def test_what_could_not_be_run_is_no_answer_to_read_and_tells_nothing_of_checks(
         assert untrue not in page
     rows = list(csv.DictReader(as_csv(book)["grades.csv"].decode("utf-8-sig").splitlines()))
     assert [row["earned"] for row in rows if row["student"] == "dan"] == [""] * 4
+    (dan,) = book.current(student="dan")
+    assert dan.unread == 0
 
 
 def test_a_hidden_check_of_what_is_not_answered_or_too_slow_says_no_more_than_that(book, tmp_path):
@@ -382,3 +386,28 @@ def test_a_hidden_check_of_what_is_not_answered_or_too_slow_says_no_more_than_th
     assert "fails on inputs" not in page
     assert "4567" not in page
     assert "takes too long on inputs that you do not see" in page
+
+
+def test_an_item_that_was_renamed_since_is_told_with_what_to_write_and_keeps_what_was_given(book, references, solution):
+    marking = Marking(book, references, who="kim")
+    marking.enter("2 fine")
+    given_to = next(iter(student for student, told in given(book).items() if told == [(2, "fine", "kim")]))
+    mine = right(student_view(solution))
+    cell_of(mine, "why").metadata.nbgrader.checksum = "of the stub"
+    cell_of(solution, "why").metadata.nbgrader.grade_id = cell_of(solution, "why").id = "reason"
+    merged = merge(solution, mine)
+    assert f"Cell why {NOT_ASKED}." in merged.repairs
+    assert merge(solution, student_view(solution)).repairs == []
+    for student in ("ada", "dan"):
+        result = replace(a_result(1.0), repairs=tuple(merged.repairs))
+        book.record(taken(book, student, student.encode()), "r2", "v", result)
+    (told,) = no_longer_asked(book, {"toy": write(solution)})
+    assert told.startswith(f"toy: the solution has no why, which {len({given_to, 'ada', 'dan'})} answered or got marks")
+    assert "give its cell that grade_id back" in told
+    assert no_longer_asked(book, references) == []
+
+
+def test_what_was_read_is_called_so_in_the_table(book, references):
+    Marking(book, references).enter("2")
+    rows = csv.DictReader(as_csv(book)["grades.csv"].decode("utf-8-sig").splitlines())
+    assert sorted(row["status"] for row in rows if row["check"] == "why") == ["read", "to be read", "to be read"]

@@ -34,6 +34,8 @@ _ASSIGNED = re.compile(r"(?m)^(\w+)[ \t]*=(?!=)")
 _IMPORTED = re.compile(r"(?m)^(?:from[ \t]+[\w.]+[ \t]+)?import[ \t]+([^#;\n]+)")
 _LONGEST = 100_000  # characters of a cell of the course's own that are looked through for what was written into it
 _OF_BEFORE = "is one of an earlier release: the present one runs in its place"
+NOT_ASKED = "answers an item that this exercise does not have: it counts for nothing"
+_MOST_STRANGE = 10  # of these told
 _OWN = (ANSWER, MANUAL)  # the cells that a learner writes
 
 
@@ -286,6 +288,13 @@ class _Matching:
                 more = ", then what you added" if place in self.into else " in its place"
                 told = f"was edited: the original runs{more}" if not is_as_released(own) else _OF_BEFORE
                 self.repairs.append(f"Cell {name} {told}.")
+
+        known = {grade_id(cell) for cell in self.reference}
+        mine = {index for index in range(len(self.submission)) if index not in self.of.values()}
+        others = [cell for index, cell in enumerate(self.submission) if index in mine and kind(cell) in _OWN]
+        strange = dict.fromkeys(grade_id(cell) for cell in others if not is_as_released(cell))
+        named = [name for name in strange if name not in known and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name)]
+        self.repairs += [f"Cell {name} {NOT_ASKED}." for name in named[:_MOST_STRANGE]]
 
     def _added(self) -> dict[int, list[int]]:
         """The cells that the learner added, by the place of the reference's cell that they follow."""

@@ -63,7 +63,8 @@ def ticked(line: str, known: Sequence[Criterion], worth: float) -> tuple[float, 
         rest = rest[found.end() :].lstrip()
         number = int(found[1])
         if number > len(known) or not known:
-            raise CourseError(f"Expected a criterion from 1 to {len(known)}, got {number}; type points instead.")
+            there = f"a criterion from 1 to {len(known)}" if known else "points, as this rubric has no criteria to tick"
+            raise CourseError(f"Expected {there}, got +{number}; type points instead.")
         if number:
             given[number] = _part(known[number - 1], found[2])
     if rest == line.strip() or rest.startswith("+"):

@@ -17,6 +17,7 @@ from ..handout.assignment import faults
 from ..handout.release import SOLUTIONS
 from ..handout.suspects import FOLDER, beside, named, private_in
 from ..late_penalty import due_dates
+from ..merge import NOT_ASKED
 from ..notebook import grade_id, read
 from ..people.roster import Roster, check_extensions, read_roster
 from ..result import Limits
@@ -108,7 +109,7 @@ def grade_class(
             duplicates = duplicates_in(book, references, against)
             write_whole(out / "duplicates.csv", duplicates_table(duplicates))
             _tell(report, pages, duplicates, out, found.notes)
-            for told in earlier_overrides(book):
+            for told in (*earlier_overrides(book), *no_longer_asked(book, references)):
                 click.echo(f"note: {told}", err=True)
         _tell_changes(report)
         if export:
@@ -229,6 +230,27 @@ def earlier_overrides(book: Gradebook) -> list[str]:
         for graded in book.current()
         for entry in graded.entries
         if entry.override is not None and entry.override.is_earlier
+    ]
+
+
+def no_longer_asked(book: Gradebook, references: Mapping[str, bytes]) -> list[str]:
+    """A sentence for each item that students answered, or that a person marked, and that the solution does not have."""
+    asked = cells_of(references)
+    marked = {(exercise, name, student) for student, exercise, name in book.named_by_people()}
+    answered = {
+        (graded.exercise, name.split()[1], graded.student)
+        for graded in book.current()
+        for name in graded.repairs
+        if name.endswith(f"{NOT_ASKED}.")
+    }
+    whom: dict[tuple[str, str], set[str]] = {}
+    for exercise, name, student in marked | answered:
+        if name not in asked.get(exercise, [name]):
+            whom.setdefault((exercise, name), set()).add(student)
+    return [
+        f"{exercise}: the solution has no {name}, which {len(who)} answered or got marks for: it counts for nothing. "
+        "If it was renamed, give its cell that grade_id back, and grade again; what was given then stands."
+        for (exercise, name), who in sorted(whom.items())
     ]
 
 

@@ -101,7 +101,7 @@ def as_csv(book: Gradebook, about: About = About()) -> dict[str, bytes]:
         for entry in graded.entries:
             mark = entry.mark
             earned = "" if mark.earned is None or graded.is_unmarked else f"{mark.earned:g}"
-            told = [mark.item, mark.check, f"{mark.points:g}", earned, mark.status, entry.comment]
+            told = [mark.item, mark.check, f"{mark.points:g}", earned, entry.status, entry.comment]
             override = entry.override
             said = [f"{override.machine:g}", override.reason, override.who] if override else ["", "", entry.who]
             rows.append([graded.student, graded.exercise, *told, "late" if graded.late else "", *said])

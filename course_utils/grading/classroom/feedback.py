@@ -124,11 +124,10 @@ def _row(entry: Entry) -> str:
     told += _by_a_person(entry)
     if entry.comment:
         told += f"<p><em>{escape(entry.comment)}</em></p>"
-    status = "read" if mark.status == READ and mark.earned is not None else mark.status
     look = "passed" if mark.status == PASSED else "quiet" if mark.status == READ else "failed"
     earned = "" if mark.earned is None else f"{mark.earned:g}"
     name = f"{escape(mark.item)}{' (further checks)' if entry.hidden else ''}"
-    cells = f'<td class="{look}">{status}</td><td class="n">{earned} / {mark.points:g}</td><td>{told}</td>'
+    cells = f'<td class="{look}">{entry.status}</td><td class="n">{earned} / {mark.points:g}</td><td>{told}</td>'
     return f"<tr><td>{name}</td>{cells}</tr>"
 
 

@@ -271,6 +271,13 @@ class Gradebook:
                 [(cursor.lastrowid, k, whole_text(t.criterion), t.points, t.given) for k, t in enumerate(ticks)],
             )
 
+    def named_by_people(self) -> list[tuple[str, str, str]]:
+        """Student, exercise and name of each cell for which a person gave something, be it gone since."""
+        return self._db.execute(
+            "SELECT student, exercise, name FROM manual UNION SELECT student, exercise, name FROM override"
+            " ORDER BY exercise, name, student"
+        ).fetchall()
+
     # What a person says against the run, and points that changed without a run.
 
     def override(self, graded: Graded, check: str, points: float | None, reason: str, who: str) -> None:

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from getpass import getuser
 
-from ..marks import Mark
+from ..marks import READ, Mark
 from ..result import BROKEN
 from ..rubric import Tick
 
@@ -41,6 +41,11 @@ class Entry:
     who: str = ""  # who that was
     override: Override | None = None  # where a person has overridden what the run said
     ticks: tuple[Tick, ...] = ()  # the criteria by which a person gave the points, if they did
+
+    @property
+    def status(self) -> str:
+        """What people are told of it: the run's status, but "read" of what somebody has read."""
+        return "read" if self.mark.status == READ and self.mark.earned is not None else self.mark.status
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,8 @@ class Graded:
 
     @property
     def unread(self) -> int:
-        """How many items wait for a person."""
-        return sum(entry.mark.earned is None for entry in self.entries)
+        """How many items wait for a person: none of what could not be run."""
+        return 0 if self.is_unmarked else sum(entry.mark.earned is None for entry in self.entries)
 
 
 @dataclass(frozen=True)
