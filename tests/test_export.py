@@ -234,6 +234,15 @@ class TestTwoNamesOfOneStudent:
             ]
         assert doubts(book, self.JANE, "csv", ["tea"]) == doubts(book, About(), "canvas", []) == []
 
+    def test_moodle_is_given_nobody_without_a_number_and_that_is_said(self, book):
+        handed_in(book, "zoe", [8])
+        with pytest.raises(CourseError, match="a roster that has its numbers"):
+            FORMATS["moodle"](book, About())
+        handed_in(book, "doejane", [4], number="55", label="Jane Doe_55_assignsubmission_file")
+        assert [row[0] for row in table(FORMATS["moodle"](book, About())["moodle-toy.csv"])[1:]] == ["Participant 55"]
+        (told,) = doubts(book, About(), "moodle", [])
+        assert "none of zoe: write theirs into the roster, as moodle_id" in told
+
 
 @pytest.mark.quick
 class TestLateInTheGradebook:

@@ -21,6 +21,10 @@ from .standing import Entry, Graded
 
 _ITEMS = "student exercise item check points earned status comment late machine reason by"
 _MOST_NAMED = 20
+_NOBODY = (
+    "Expected submissions with {}'s names or numbers, found none; grade its download, or a folder with a roster that "
+    "has its numbers."
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,13 @@ def doubts(book: Gradebook, about: About, form: str, exercises: Collection[str])
         if names:
             more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
             notes.append(f"The gradebook has {what}, which are exported too: {', '.join(names[:_MOST_NAMED])}{more}.")
+    nameless = sorted(
+        {one.student for one in found if form == "moodle" and not _moodle_number(one, about.student(one))}
+    )
+    if nameless:
+        more = f" and {len(nameless) - _MOST_NAMED} more" if len(nameless) > _MOST_NAMED else ""
+        told = f"Moodle knows its students by number, and there is none of {', '.join(nameless[:_MOST_NAMED])}{more}"
+        notes.append(f"{told}: write theirs into the roster, as moodle_id, and export again.")
     return notes
 
 
@@ -154,7 +165,10 @@ def as_moodle(book: Gradebook, about: About = About()) -> dict[str, bytes]:
         comments += [f"{entry.mark.item}: {entry.comment}" for entry in graded.entries if entry.comment]
         marks = [_total(graded), f"{graded.points:g}", "Yes", graded.handed_in, now]
         row = [f"Participant {number}", who.name, who.email, *marks, "; ".join(comments)]
-        sheets.setdefault(graded.exercise, []).append(row)
+        if number:
+            sheets.setdefault(graded.exercise, []).append(row)
+    if not sheets:
+        raise CourseError(_NOBODY.format("Moodle"))
     return {f"moodle-{exercise}.csv": rows_as_csv(_sheet(columns, rows)) for exercise, rows in sheets.items()}
 
 
@@ -212,8 +226,7 @@ def _feedback(book: Gradebook, about: About, platform: str, name: Callable[[Grad
         if called := name(graded):
             files.setdefault(graded.exercise, {})[called] = page_of(book, graded.student, [graded])
     if not files:
-        told = "grade its download, or a folder with a roster that has its numbers"
-        raise CourseError(f"Expected submissions with {platform.title()}'s names or numbers, found none; {told}.")
+        raise CourseError(_NOBODY.format(platform.title()))
     return {f"{platform}-feedback-{exercise}.zip": zipped(found) for exercise, found in files.items()}
 
 
