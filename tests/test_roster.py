@@ -422,3 +422,18 @@ def test_a_student_s_line_is_found_by_key():
     assert CLASS["zoe"].canvas_id == "99"
     assert CLASS["x"] == Student("x")
     assert replace(CLASS, students=()).suspects == {}
+
+
+def test_what_a_spreadsheet_has_shortened_or_a_comma_divides_is_told_with_what_to_write(tmp_path):
+    with pytest.raises(CourseError, match=r"canvas_id in full .*1\.23457E\+11.*platform's own file"):
+        read_roster(put(tmp_path / "roster.csv", "student,canvas_id\nada,1.23457E+11\n"))
+    with pytest.raises(CourseError, match=r"'Neil, Seán', which the comma divides; write 'Seán Neil'"):
+        class_list(put(tmp_path / "names.txt", "Zoë Li\nNeil, Seán\n"))
+    assert read_roster(put(tmp_path / "roster.csv", "student,canvas_id\n1E5,12\n")).students[0].student == "1E5"
+
+
+def test_who_handed_in_before_is_not_missing_in_a_later_download():
+    one = Submission("ada", "toy", Path("x"))
+    told = Taken((one,), (), ())
+    roster = Roster((Student("ada"), Student("ben"), Student("cy")))
+    assert "toy: nothing from 1 of the roster: cy." in bind(told, roster, before=[("toy", "ben"), ("tea", "cy")]).notes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from ..late_penalty import extension_of
@@ -20,10 +20,12 @@ def bind(
     roster: Roster,
     exercises: Iterable[str] = (),
     untouched: Callable[[Submission], bool] = lambda _: False,
+    before: Collection[tuple[str, str]] = (),
 ) -> Taken:
     """The submissions under the names of a roster, with its extensions; who matches nobody and who is missing is told.
 
-    Missing is who has none for one of the exercises; without these, for one for which anybody has.
+    Missing is who has none for one of the exercises; without these, for one for which anybody has. Those of whom there
+    was one before, by exercise and student, are not.
     """
     known = _Known(roster)
     notes: list[str] = []
@@ -42,7 +44,7 @@ def bind(
         mine.append(replace(one, student=student.student, number=number, extension=extension))
     submissions, earlier = latest(mine, untouched)
     notes += _shortened(list(strangers.values()), "more whom the roster does not know")
-    handed_in = {(one.exercise, one.student) for one in submissions}
+    handed_in = {(one.exercise, one.student) for one in submissions} | {*before}
     for exercise in sorted({*exercises} or {one.exercise for one in submissions}):
         missing = [one.student for one in roster.students if (exercise, one.student) not in handed_in]
         names = ", ".join(_shortened(missing, "more"))

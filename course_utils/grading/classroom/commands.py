@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,7 +36,7 @@ from .overview import write_overview
 from .similarity import Alike, alike
 from .similarity import table_of as duplicates_table
 from .standing import this_person
-from .submissions import Taken, take
+from .submissions import Submission, Taken, take
 from .untouched import besides_earlier, untouched_in
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -90,13 +90,12 @@ def grade_class(
             if uncounted := control_groups.trouble():
                 told = "No control groups: memory in socket buffers and page tables is not counted, for"
                 click.echo(f"{told} {uncounted}", err=True)
-        found = bind(found, about.roster, [exercise] if exercise else [], untouched) if about.roster else found
     report = Report()
     with Gradebook(gradebook_path(out)) as book:
         for told in follow(book, about.roster) if about.roster else ():
             click.echo(f"note: {told}", err=True)
         if submissions is not None:
-            found = besides_earlier(as_known(found, book, about.roster), book, untouched)
+            found = _of_class(found, about.roster, book, exercise, untouched)
             with tqdm(total=len(found.submissions), unit="notebook", disable=None) as bar:
                 how: dict[str, Any] = {"sandboxed": not no_sandbox, "warm": not cold, "scheduler": scheduler}
                 how |= {"limits": limits, "jobs": jobs or 0, "force": force, "progress": bar.update}
@@ -115,6 +114,16 @@ def grade_class(
         if export:
             _export(book, about, export, exercises, out)
     return 1 if report.broken else 0
+
+
+def _of_class(
+    found: Taken, roster: Roster | None, book: Gradebook, exercise: str, untouched: Callable[[Submission], bool]
+) -> Taken:
+    """The submissions under the names of a roster and of the gradebook, without those that another one replaces."""
+    if roster:
+        before = [(one.exercise, one.student) for one in book.current(exercise)]
+        found = bind(found, roster, [exercise] if exercise else [], untouched, before)
+    return besides_earlier(as_known(found, book, roster), book, untouched)
 
 
 def _export(book: Gradebook, about: About, form: str, exercises: Collection[str], out: Path) -> None:

@@ -14,6 +14,7 @@ from .names import BESIDE, LONGEST, composed, fitting, is_name
 from .owners import plain_text
 from .tables import rows_as_csv, rows_of
 
+_SHORTENED = re.compile(r"[0-9][.,]?[0-9]*E\+[0-9]+")
 _TITLES = ("name", "names", "full name", "student name", "students")  # above a list, nobody's name
 
 
@@ -96,6 +97,9 @@ def _each_once(found: tuple[Student, ...], path: Path) -> Roster:
         if twice := _twice(part for value in every for part in (value.split() if column == "moodle_id" else [value])):
             told = f"Expected each {column} once in {path}, got {twice} more than once"
             raise CourseError(f"{told}; keep one line for each student.")
+        if short := next((value for one in found if _SHORTENED.fullmatch(value := getattr(one, column))), ""):
+            told = f"Expected each {column} in full in {path}, got {short}, as spreadsheets shorten long numbers"
+            raise CourseError(f"{told}; take it from the platform's own file once more, without opening it in one.")
     return Roster(found, str(path))
 
 
@@ -133,6 +137,9 @@ def class_list(path: Path) -> Roster:
     elif all(len(row) == 1 for row in rows) and rows:
         found = [Student(name) for name in student_names("\n".join(row[0] for row in rows))]
     else:
+        if long := next((row for row in rows if len(rows[0]) == 1 < len(row)), None):
+            told = f"Expected names one a line in {path}, got {', '.join(long)!r}, which the comma divides"
+            raise CourseError(f"{told}; write {' '.join([*long[1:], long[0]])!r}.")
         kinds = "names one a line, Canvas's gradebook export, Moodle's grading worksheet or list of participants"
         raise CourseError(f"Expected {kinds} in {path}, got columns {', '.join(head) or 'nothing'}.")
     if not found:
