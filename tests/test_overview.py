@@ -168,3 +168,15 @@ def test_nothing_sticks_out_of_a_narrow_screen(book, tmp_path, width):
     )
     whole, inner = map(int, re.search(r"<title>(\d+) of (\d+)</title>", done.stdout).groups())
     assert whole <= inner <= width
+
+
+def test_what_was_not_answered_is_no_mistake_of_the_class(book):
+    for number, message in enumerate(
+        ("multiply by two", "nothing is written yet", "the check stopped: AssertionError")
+    ):
+        status = ("not answered", "to be read", "failed")[number]
+        mark = Mark("a", "a", 2.0, 0.0, status, message=message)
+        index = book.take(Submission(f"s{number}", "toy", Path("x")), b"")
+        book.record(index, "r", "v", Result("done", (mark,), (), (), EMPTY, 0.0))
+    (item,) = items(book.current())
+    assert (item.marks, item.answered, item.mistakes) == (3, 1, (("the check stopped: AssertionError", 1),))

@@ -199,6 +199,11 @@ def test_an_answer_that_is_no_function_and_was_left_is_not_answered():
     }
     ((_, mark),) = judge(cells, outcome)
     assert (mark.status, mark.message) == (UNANSWERED, "count them")
+    errors[1] |= {"ename": "AssertionError", "evalue": ""}
+    outcome[1]["outputs"] = [{"output_type": "error", **errors[1]}]
+    outcome[0]["outputs"] = []
+    ((_, mark),) = judge(cells, outcome)
+    assert mark.message == "the check stopped: AssertionError"
 
 
 @pytest.mark.quick

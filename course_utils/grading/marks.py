@@ -28,6 +28,7 @@ from .notebook import (
 PASSED, FAILED, UNANSWERED, SLOW = "passed", "failed", "not answered", "too slow"
 UNREACHED, READ = "not run", "to be read"
 ALONE = "right on the inputs that you see, not on others; it counts when both are"
+BLANK = "nothing is written yet"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 Outcome = Mapping[int, Mapping[str, Any]]
 
@@ -57,8 +58,9 @@ def judge(cells: list[NotebookNode], outcome: Outcome) -> Iterator[tuple[int, Ma
     for index, cell in enumerate(cells):
         what, item = kind(cell), item_of(cell)
         if what in (MANUAL, TASK):
-            told = "nothing is written yet" if cell.source.strip() in ("", STUB) else ""
-            told = f"your cell does not run: {stopped}" if (stopped := _told(outcome, index)) else told
+            stopped = _told(outcome, index)
+            is_blank = cell.source.strip() in ("", STUB) or stopped.startswith("NotImplementedError")
+            told = BLANK if is_blank else f"your cell does not run: {stopped}" if stopped else ""
             yield index, Mark(item, grade_id(cell), points(cell), None, READ, message=told)
         if what != CHECK or not has_code(cell.source):
             continue
@@ -129,7 +131,7 @@ def _failure(cells: list[NotebookNode], index: int, answers: list[int], outcome:
             if name == "NameError" and kind(cells[i]) == LOCKED and (told := _told(outcome, i))
         ]
         renamed = ": let your answer define it, by that name" if name == "NameError" else ""
-        stopped = f"the check stopped: {name}: {sentence}{above[0] if above else renamed}"
+        stopped = f"the check stopped: {_told(outcome, index)}{above[0] if above else renamed}"
         return FAILED, "", "", (broken or [stopped])[0]
     return FAILED, "", "", sentence
 

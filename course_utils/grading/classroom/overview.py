@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import StatisticsError, correlation, mean
 
 from ..._files import write_whole
-from ..marks import READ, UNANSWERED, UNREACHED
+from ..marks import BLANK, READ, UNANSWERED, UNREACHED, Mark
 from ..result import BROKEN
 from .feedback import html_page
 from .gradebook import Gradebook
@@ -82,7 +82,8 @@ def _item(exercise: str, name: str, found: Sequence[Graded], totals: Sequence[fl
     both = zip(found, totals, strict=True)
     entries = [(entry, total) for graded, total in both for entry in graded.entries if entry.mark.check == name]
     judged = [(entry, total, got) for entry, total in entries if (got := _earned(entry)) is not None]
-    told = Counter(entry.mark.message for entry, _, _ in judged if not entry.mark.passed and entry.mark.message)
+    answered = [entry.mark for entry, _, _ in judged if _is_answered(entry.mark)]
+    told = Counter(mark.message for mark in answered if not mark.passed and mark.message)
     last = entries[-1][0]
     return Item(
         exercise,
@@ -91,12 +92,16 @@ def _item(exercise: str, name: str, found: Sequence[Graded], totals: Sequence[fl
         last.hidden,
         last.mark.status == READ,
         marks=len(judged),
-        answered=sum(entry.mark.status not in (UNANSWERED, UNREACHED) for entry, _, _ in judged),
+        answered=len(answered),
         share=mean(_share(entry, got) for entry, _, got in judged) if judged else 0.0,
         passed=mean(_share(entry, got) >= 1 for entry, _, got in judged) if judged else 0.0,
         discrimination=_correlation([got for _, _, got in judged], [total - got for _, total, got in judged]),
         mistakes=tuple(told.most_common(_MISTAKES)),
     )
+
+
+def _is_answered(mark: Mark) -> bool:
+    return mark.status not in (UNANSWERED, UNREACHED) and mark.message != BLANK
 
 
 def _earned(entry: Entry) -> float | None:
