@@ -12,13 +12,14 @@ from nbformat.v4 import new_code_cell, new_output
 
 from course_utils import CourseError
 from course_utils.cli import main
-from course_utils.grading.classroom.commands import no_longer_asked
+from course_utils.grading.classroom.commands import check_names, no_longer_asked
 from course_utils.grading.classroom.export import as_csv
 from course_utils.grading.classroom.feedback import write_feedback
 from course_utils.grading.classroom.grade import refused
 from course_utils.grading.classroom.gradebook import Gradebook
 from course_utils.grading.classroom.marking import Marking, shown
 from course_utils.grading.classroom.marking_widget import class_page, desk
+from course_utils.grading.classroom.submissions import Submission, Taken
 from course_utils.grading.handout.assignment import faults
 from course_utils.grading.marks import Mark
 from course_utils.grading.merge import NOT_ASKED, merge
@@ -411,3 +412,17 @@ def test_what_was_read_is_called_so_in_the_table(book, references):
     Marking(book, references).enter("2")
     rows = csv.DictReader(as_csv(book)["grades.csv"].decode("utf-8-sig").splitlines())
     assert sorted(row["status"] for row in rows if row["check"] == "why") == ["read", "to be read", "to be read"]
+
+
+def test_an_exercise_that_was_renamed_is_told_before_its_marks_count_twice(book, references, solution):
+    again = Taken((Submission("ada", "tea", Path("x")),), (), ())
+    with pytest.raises(
+        CourseError, match=r"tea has the checks of toy, .*: call its file toy.ipynb again, or name .*--out"
+    ):
+        check_names(book, again, {"tea": references["toy"]})
+    other = with_sources(solution, halve_check="print(halve(5))")
+    for allowed in ({"tea": references["toy"], "toy": references["toy"]}, {"tea": write(other)}):
+        check_names(book, again, allowed)
+    hand_in_as = replace(a_result(1.0), notebook=references["toy"])
+    book.record(book.take(Submission("ada", "tea", Path("x")), b""), "r", "v", hand_in_as)
+    check_names(book, again, {"tea": references["toy"]})  # it has marks under its new name already

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
 from ..._files import write_folder, write_whole
@@ -18,7 +19,7 @@ from ..handout.release import SOLUTIONS
 from ..handout.suspects import FOLDER, beside, named, private_in
 from ..late_penalty import due_dates
 from ..merge import NOT_ASKED
-from ..notebook import grade_id, read
+from ..notebook import CHECK, grade_id, has_code, kind, read
 from ..people.roster import Roster, check_extensions, read_roster
 from ..result import Limits
 from ..sandbox import control_groups
@@ -95,6 +96,7 @@ def grade_class(
         for told in follow(book, about.roster) if about.roster else ():
             click.echo(f"note: {told}", err=True)
         if submissions is not None:
+            check_names(book, found, references)
             found = _of_class(found, about.roster, book, exercise, untouched)
             with tqdm(total=len(found.submissions), unit="notebook", disable=None) as bar:
                 how: dict[str, Any] = {"sandboxed": not no_sandbox, "warm": not cold, "scheduler": scheduler}
@@ -114,6 +116,23 @@ def grade_class(
         if export:
             _export(book, about, export, exercises, out)
     return 1 if report.broken else 0
+
+
+def check_names(book: Gradebook, found: Taken, references: Mapping[str, bytes]) -> None:
+    """Raise a CourseError where an exercise was renamed: its marks would count twice, and what people gave be lost."""
+    there = {graded.exercise: graded.result for graded in book.current()}
+    gone = {name: _checks(book.notebook(result)) for name, result in there.items() if name not in references}
+    for new in sorted({one.exercise for one in found.submissions} - {*there}):
+        mine = _checks(read(references[new]))
+        if old := next((name for name, checks in gone.items() if checks and checks <= mine), ""):
+            raise CourseError(
+                f"{new} has the checks of {old}, of which {book.path} has marks: call its file {old}.ipynb again, "
+                "or name another folder with --out."
+            )
+
+
+def _checks(notebook: NotebookNode) -> set[tuple[str, str]]:
+    return {(grade_id(cell), cell.source) for cell in notebook.cells if kind(cell) == CHECK and has_code(cell.source)}
 
 
 def _of_class(
