@@ -220,6 +220,18 @@ def test_a_file_beside_a_solution_which_no_student_gets_is_told_before_the_class
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [("mine\n3\n4\n", "print(…)"), ("3\nmine\n4\nmine\n", "print(…)"), ("4\n3\n3\n", "the values are not")],
+)
+def test_who_prints_inside_an_answer_reads_that_that_is_what_is_wrong(printed, told):
+    check = marked(new_code_cell, "n-check", "print(n(), m())", "3\n4\n", grade=True, locked=True, points=1)
+    outputs = [nbformat.v4.new_output("stream", name="stdout", text=printed)]
+    ((_, mark),) = judge([check], {0: {"agrees": False, "hangs": False, "seconds": 0.1, "outputs": outputs}})
+    assert told in mark.message
+
+
+@pytest.mark.quick
 def test_release_from_a_folder_needs_a_place_of_its_own_and_solutions(tmp_path):
     for more, told in (([], "add --out FOLDER or --zip FILE"), (["--out", "x"], "name their folder with --solutions")):
         done = CliRunner().invoke(main, ["release", "--solutions", str(tmp_path), *more])

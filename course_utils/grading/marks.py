@@ -28,6 +28,8 @@ from .notebook import (
 PASSED, FAILED, UNANSWERED, SLOW = "passed", "failed", "not answered", "too slow"
 UNREACHED, READ = "not run", "to be read"
 ALONE = "right on the inputs that you see, not on others; it counts when both are"
+VALUES = "shape and properties are right, the values are not"
+PRINTS = "all that is expected is printed, and more between: take your own print(…) out of the answer"
 BLANK = "nothing is written yet"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 Outcome = Mapping[int, Mapping[str, Any]]
@@ -121,8 +123,8 @@ def _failure(cells: list[NotebookNode], index: int, answers: list[int], outcome:
     if left or name in ("NotAnswered", "NotImplementedError"):
         return UNANSWERED, "", "", left[0] if left else sentence
     if not name or sentence.rstrip(" .").endswith("beside the expected"):
-        expected, received = _first_difference(printed(cells[index].outputs), printed(found["outputs"]))
-        return FAILED, expected, received, "shape and properties are right, the values are not"
+        both = printed(cells[index].outputs), printed(found["outputs"])
+        return FAILED, *_first_difference(*both), PRINTS if _prints_more(*both) else VALUES
     broken = [f"your cell does not run: {told}" for i in answers if (told := _told(outcome, i))]
     if name != "CheckFailed" and not (name == "AssertionError" and sentence and not broken):
         above = [  # what it needs and a cell that nobody wrote was to define
@@ -157,6 +159,12 @@ def _error(outputs: list[Any]) -> tuple[str, str] | None:
         if output["output_type"] == "error":
             return str(output["ename"]), _COLOUR.sub("", str(output["evalue"])).strip()
     return None
+
+
+def _prints_more(expected: str, received: str) -> bool:
+    """Whether a printed text holds each line of another, in order, and has more lines."""
+    came, wanted = iter(received.splitlines()), expected.splitlines()
+    return len(received.splitlines()) > len(wanted) > 0 and all(line in came for line in wanted)
 
 
 def _first_difference(expected: str, received: str) -> tuple[str, str]:
