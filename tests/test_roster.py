@@ -432,6 +432,17 @@ def test_what_a_spreadsheet_has_shortened_or_a_comma_divides_is_told_with_what_t
     assert read_roster(put(tmp_path / "roster.csv", "student,canvas_id\n1E5,12\n")).students[0].student == "1E5"
 
 
+@pytest.mark.parametrize("read", [read_roster, class_list])
+def test_a_comma_in_a_name_without_quotation_marks_moves_no_number_to_another_column(read, tmp_path):
+    told = r'Expected 3 cells a line in .*, got 4 in that of jdoe; .*"Doe, Jane"'
+    with pytest.raises(CourseError, match=told):
+        read(put(tmp_path / "roster.csv", "student,name,canvas_id\nada,Ada,12\njdoe,Doe, Jane,13\n"))
+    (one,) = read(put(tmp_path / "roster.csv", 'student,name,canvas_id\njdoe,"Doe, Jane",13,,\n')).students
+    assert one.canvas_id == "13"
+    with pytest.raises(CourseError, match="Expected 5 cells a line"):
+        class_list(put(tmp_path / "c.csv", "Student,ID,SIS User ID,SIS Login ID,Section\nDoe, Jane,12,,jdoe,A\n"))
+
+
 def test_who_handed_in_before_is_not_missing_in_a_later_download():
     one = Submission("ada", "toy", Path("x"))
     told = Taken((one,), (), ())

@@ -12,7 +12,7 @@ from ...errors import CourseError
 from ..late_penalty import extensions_in
 from .names import BESIDE, LONGEST, composed, fitting, is_name
 from .owners import plain_text
-from .tables import rows_as_csv, rows_of
+from .tables import Rows, rows_as_csv, rows_of
 
 _SHORTENED = re.compile(r"[0-9][.,]?[0-9]*E\+[0-9]+")
 _TITLES = ("name", "names", "full name", "student name", "students")  # above a list, nobody's name
@@ -68,6 +68,7 @@ def read_roster(path: Path) -> Roster:
     if "student" not in head:
         got = ", ".join(head) or "nothing"
         raise CourseError(f"Expected a column student in {path}, got {got}; make one with: course roster.")
+    _check_widths(rows, path)
     found = tuple(Student(**_cells(head, row, COLUMNS)) for row in rows[1:])
     found = tuple(replace(one, student=one.student.strip()) for one in found if one.student)
     if not found:
@@ -103,6 +104,15 @@ def _each_once(found: tuple[Student, ...], path: Path) -> Roster:
     return Roster(found, str(path))
 
 
+def _check_widths(rows: Rows, path: Path) -> None:
+    """Raise a CourseError where a line has more cells than the first: a comma in a name moves all behind it."""
+    if long := next((row for row in rows if any(row[len(rows[0]) :])), None):
+        raise CourseError(
+            f"Expected {len(rows[0])} cells a line in {path}, got {len(long)} in that of {long[0]}; put quotation "
+            'marks around a name with a comma or semicolon in it: "Doe, Jane".'
+        )
+
+
 def _cells(head: Sequence[str], row: Sequence[str], wanted: Iterable[str]) -> dict[str, str]:
     told = dict(zip(head, row, strict=False))
     return {name: told.get(name, "") for name in wanted}
@@ -128,6 +138,8 @@ def class_list(path: Path) -> Roster:
     head = [cell.casefold() for cell in rows[0]] if rows else []
     if "student" in head and not _is_canvas(head):
         return read_roster(path)
+    if _is_canvas(head) or {"identifier", "email address"} & {*head}:
+        _check_widths(rows, path)
     if _is_canvas(head):
         found = [_from_canvas(_cells(head, row, head)) for row in rows[1:] if not _is_no_student(row)]
     elif "identifier" in head:
