@@ -204,6 +204,10 @@ def test_an_answer_that_is_no_function_and_was_left_is_not_answered():
     outcome[0]["outputs"] = []
     ((_, mark),) = judge(cells, outcome)
     assert mark.message == "the check stopped: AssertionError"
+    errors[0] |= {"ename": "SyntaxError", "evalue": "'(' was never closed (3398316201.py, line 1)"}
+    outcome[0]["outputs"] = [{"output_type": "error", **errors[0]}]
+    ((_, mark),) = judge(cells, outcome)
+    assert mark.message == "your cell does not run: SyntaxError: '(' was never closed (line 1)"
 
 
 @pytest.mark.quick

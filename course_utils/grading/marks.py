@@ -32,6 +32,7 @@ VALUES = "shape and properties are right, the values are not"
 PRINTS = "all that is expected is printed, and more between: take your own print(…) out of the answer"
 BLANK = "nothing is written yet"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_CELL = re.compile(r"\([0-9]+\.py, (?=line [0-9]+\))")  # a file that a kernel makes up, another for each student
 Outcome = Mapping[int, Mapping[str, Any]]
 
 
@@ -157,7 +158,7 @@ def _error(outputs: list[Any]) -> tuple[str, str] | None:
     """The name and the sentence of the error that a cell ended with."""
     for output in outputs:
         if output["output_type"] == "error":
-            return str(output["ename"]), _COLOUR.sub("", str(output["evalue"])).strip()
+            return str(output["ename"]), _CELL.sub("(", _COLOUR.sub("", str(output["evalue"]))).strip()
     return None
 
 
