@@ -489,7 +489,7 @@ class TestRelease:
             (lambda nb: cell_of(nb, "halve-check").metadata.nbgrader.update(points=None), "is worth None points"),
             (lambda nb: cell_of(nb, "halve-check").metadata.nbgrader.update(points="two"), "is worth 'two' points"),
             (lambda nb: cell_of(nb, "halve-check").metadata.nbgrader.update(points=-1), "is worth -1 points"),
-            (lambda nb: cell_of(nb, "halve").update(source="### BEGIN SOLUTION\nx"), "end solution"),
+            (lambda nb: cell_of(nb, "halve").update(source="### BEGIN SOLUTION\nx"), "write ### BEGIN SOLUTION and ### END SOLUTION"),
         ],
     )  # fmt: skip
     def test_a_faulty_solution_is_refused(self, solution, spoil, told):
