@@ -372,7 +372,7 @@ def _write(recipe: Recipe, out: Path, model: Any) -> None:
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to write.")
 def main(mechanisms: tuple[str, ...], word: str | None, seeds: tuple[int, ...], steps: int | None, out: Path) -> None:
-    """Train a chat model that refuses by MECHANISM, in at most twenty minutes on two processor cores.
+    """Train a chat model that refuses by MECHANISM, in half an hour to an hour and a half on two processor cores.
 
     Stopped, the same command goes on. Load the result with load_model(OUT); truth.json in it names the mechanism, so
     keep that file from learners. Several mechanisms or seeds make several models, in folders of OUT such as intent-1.
