@@ -91,3 +91,12 @@ def test_measured_again_a_request_gives_what_is_stored(compared):
         again = compare._measure(lm, prompt, cue, RANKINGS[ranking])
         assert again["hit@1"] == stored[ranking]["hit@1"][0]
         assert again["comprehensiveness"] == pytest.approx(stored[ranking]["comprehensiveness"][0], abs=1e-2)
+
+
+@pytest.mark.quick
+def test_no_share_is_told_as_known_exactly():
+    """Thirty hits of thirty were shown with an interval of no width."""
+    every = {ranking: dict.fromkeys(METRICS, [1.0] * 30) for ranking in RANKINGS}
+    assert "**100** (89 to 100)" in table({"trigger": [every]})
+    none = {ranking: dict.fromkeys(METRICS, [0.0] * 30) for ranking in RANKINGS}
+    assert "**0** (0 to 11)" in table({"trigger": [none]})

@@ -25,9 +25,10 @@ import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from torch import Tensor
 
-from ..._arrays import floats, mean_interval
+from ..._arrays import floats
 from ..._progress import progress
 from ...attention import analyze_attention
 from ...attribution import token_attribution
@@ -187,9 +188,12 @@ def table(compared: dict[str, list[Rows]]) -> str:
 
 
 def _cells(suspects: list[dict[str, list[float]]]) -> str:
-    """One mechanism's: means over requests, with their interval, and the means of each suspect where there are more."""
+    """One mechanism's: means over requests, hit@1 with its interval, and that of each suspect where there are more.
+
+    The interval is Wilson's: to draw requests anew, where all or none are hits, would claim to know the share exactly.
+    """
     all_of = {metric: [*chain(*(rows[metric] for rows in suspects))] for metric in METRICS}
-    low, high = mean_interval(all_of["hit@1"])
+    low, high = binomtest(int(sum(all_of["hit@1"])), len(all_of["hit@1"])).proportion_ci(method="wilson")
     each = ", ".join(f"{100 * np.mean(rows['hit@1']):.0f}" for rows in suspects)
     spread = f"; seeds {each}" if len(suspects) > 1 else ""
     hits = f"**{100 * np.mean(all_of['hit@1']):.0f}** ({100 * low:.0f} to {100 * high:.0f}{spread}), "
