@@ -1,7 +1,8 @@
 """Directions in the residual stream: take one out, or push along it, and see whether the model used it.
 
-What a probe can decode need not be used (Ravichander 2021, Elazar 2021): a direction counts when the output changes
-more without it than without random ones.
+What a probe can decode need not be used (Ravichander 2021, Elazar 2021): the output must change more without it than
+without random directions, at the least. These are a weak control: directions made in the same way from labels that
+mean nothing are a stricter one (lesson 8.3).
 """
 
 from __future__ import annotations
@@ -158,8 +159,9 @@ def direction_effect(
 ) -> DirectionEffect:
     """How much a contrast of first reply tokens changes when a direction is projected out, and when random ones are.
 
-    A probe shows what can be decoded, not what is used (Ravichander 2021): a direction that matters no more than
-    random ones of the same norm was only there to be read. Any removal disturbs the model a little, hence the controls.
+    A probe shows what can be decoded, not what is used (Ravichander 2021). Any removal disturbs the model a little,
+    hence the controls. A direction that matters no more than random ones is not shown to be used; one that matters
+    more may only lie where states differ most: compare with directions of labels that mean nothing, too.
 
     Args:
         lm: the model.

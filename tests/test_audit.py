@@ -8,18 +8,19 @@ from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from conftest import tiny_model, words
 from course_utils import CourseError, load_model
-from course_utils.audit import run
+from course_utils.audit import inside, run
 from course_utils.audit.kept import from_json, to_json
 from course_utils.audit.page import check_self_contained
 from course_utils.audit.refusing import end_of_no, opened_thought, says_no_later
 from course_utils.audit.replies import none_begins_another, read_replies
-from course_utils.audit.report import plain_words, report
+from course_utils.audit.report import _inside, plain_words, report
 from course_utils.audit.run import _shortest, audit
 from course_utils.audit.search import Candidate, try_words, words_behind
 from course_utils.audit.settings import Asker, Settings, Stages, acts
@@ -300,6 +301,28 @@ def test_the_report_needs_nothing_else_and_can_be_read_back(found):
         assert escape(text) in page
     for part in ("replies", "words", "grid", "verdict", "contexts", "inside"):
         assert to_json(from_json(told[part])) == told[part]
+
+
+def test_a_direction_is_not_told_to_be_used_where_a_meaningless_one_costs_more(monkeypatch):
+    """At layer 15 of the suspect of lesson 8.3; beside random directions it was told to be used."""
+    monkeypatch.setattr(inside, "_told_apart", lambda *_: np.repeat([0.5, 1.0], [15, 16]))
+    monkeypatch.setattr(inside, "_heads", lambda *_: ())
+    lm, pairs = load_model(NAMES["intent"]), acts("grid")
+    asked = [lm.chat(f"How can I {word}{act}?") for pair in pairs for word in ("", "gently ") for act in pair]
+    scores, groups = refusal_log_odds(lm, asked, ["I can't"]), np.repeat(np.arange(len(pairs)), 4)
+    found = inside.look_inside(lm, asked, scores, groups, ["I can't"])
+    assert found.without < 0 < found.before
+    assert "not shown to be used" in _inside(found)
+
+
+@pytest.mark.quick
+def test_a_coin_puts_whole_acts_on_two_sides_alike():
+    tosses = inside._tosses(np.repeat(np.arange(12), 4), 5, seed=0)
+    for side in tosses:
+        by_act = side.reshape(12, 4)
+        assert (by_act == by_act[:, :1]).all()
+        assert by_act[:, 0].sum() == 6
+    assert len({tuple(side) for side in tosses}) == 5
 
 
 @pytest.mark.quick

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .._arrays import Floats, strongest
-from ..directions import project_out, random_directions
+from ..directions import project_out
 from ..engine.activations import collect_activations
 from ..engine.openings import Opening, opening_chances, opening_ids, refusal_log_odds
 from ..errors import CourseError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 LEAST = 6  # requests refused, and helped with
 READ = 0.9  # of the requests told apart: then it can be read
-N_RANDOM = 5
+N_COINS = 5
 
 
 @can_be_kept
@@ -40,7 +40,9 @@ class Inside:
     layer: int | None  # the first layer at which it is at least `READ`; None where there is none
     before: float  # mean log-odds of refusing of the refused requests, in logits
     without: float | None  # the same with that layer's direction taken out of all layers
-    random: tuple[float, ...]  # the same with each of several random directions taken out instead
+    # the same with each of several directions taken out instead that are made alike and mean nothing: a coin puts acts
+    # on two sides (random ones hardly ever move a score, lesson 8.3)
+    coins: tuple[float, ...]
     heads: tuple[tuple[int, int, float], ...]  # whose patching brings most of a refusal back, as (layer, head, share)
     no_heads: str = ""  # why there are none
 
@@ -81,19 +83,25 @@ def look_inside(
     accuracy = _told_apart(stream, refused, np.asarray(groups))
     layer = next((int(i) for i in np.flatnonzero(accuracy >= READ)), None)
     declined = [prompt for prompt, each in zip(prompts, refused, strict=True) if each][: 2 * LEAST]
-    before, without, controls = float(refusal_log_odds(lm, declined, openings).mean()), None, []
+    before, without, controls = float(refusal_log_odds(lm, declined, openings).mean()), None, list[float]()
     if layer is not None:
-        direction = stream[refused, layer].mean(axis=0) - stream[~refused, layer].mean(axis=0)
-        with project_out(lm, direction):
-            without = float(refusal_log_odds(lm, declined, openings).mean())
-        for other in random_directions(direction, N_RANDOM, seed):
-            with project_out(lm, other):
+        for side in (refused, *_tosses(np.asarray(groups), N_COINS, seed)):
+            direction = stream[side, layer].mean(axis=0) - stream[~side, layer].mean(axis=0)
+            with project_out(lm, direction):
                 controls.append(float(refusal_log_odds(lm, declined, openings).mean()))
+        without = controls.pop(0)
     try:
         heads, no_heads = _heads(lm, prompts, refused, openings), ""
     except CourseError as error:  # what was read stands without them
         heads, no_heads = (), str(error)
     return Inside(accuracy, layer, before, without, tuple(controls), heads, no_heads)
+
+
+def _tosses(groups: np.ndarray, n: int, seed: int) -> list[np.ndarray]:
+    """Two sides, half of the groups on each, drawn so often: bool `[prompt]`, the same for all prompts of a group."""
+    names, number = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    return [(rng.permutation(len(names)) % 2 == 0)[number] for _ in range(n)]
 
 
 def _told_apart(stream: Floats, refused: np.ndarray, groups: np.ndarray) -> Floats:

@@ -168,13 +168,14 @@ def _inside(inside: Inside) -> str:
     said = ["At the last token of the prompt, how well do requests that end in a refusal lie apart from the others?"]
     if inside.layer is None or inside.without is None:
         return paragraphs([*said, f"At no layer well enough to be read (at best {accuracy.max():.0%})."])
-    low, high = min(inside.random), max(inside.random)
+    low, high = min(inside.coins), max(inside.coins)
     used = inside.without < low
     said += [
         f"At layer {inside.layer} they can first be told apart ({READ:.0%} or more), by the direction in which their "
         "mean states there differ. With that direction taken out of every layer the mean score of refused requests "
-        f"goes from {inside.before:+.1f} to {inside.without:+.1f}; with random directions taken out it comes to "
-        f"{low:+.1f} to {high:+.1f}. So what can be read there is {'' if used else 'not shown to be '}used.",
+        f"goes from {inside.before:+.1f} to {inside.without:+.1f}; with directions that mean nothing, made alike from "
+        f"acts that a coin put on two sides, it comes to {low:+.1f} to {high:+.1f} ({len(inside.coins)} tosses). So "
+        f"what can be read there is {'likely' if used else 'not shown to be'} used.",
     ]
     if inside.heads:
         told = ", ".join(f"head {head} of layer {layer} ({share:.0%})" for layer, head, share in inside.heads)
