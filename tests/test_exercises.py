@@ -122,6 +122,13 @@ class TestEveryExercise:
                 assert kind(cells[f"{name}-check"]) == CHECK
 
     @pytest.mark.quick
+    def test_what_comes_next_names_functions_that_are_there(self, path):
+        """One sent learners to `pairs`, which is the name of a cell."""
+        *cells, last = read(path.read_bytes()).cells
+        there = {name for cell in cells for name in re.findall(r"(?m)^def (\w+)", cell.source)}
+        assert {*re.findall(r"`([a-z]\w+)`", last.source)} <= there
+
+    @pytest.mark.quick
     def test_checks_are_folded_and_say_what_they_are(self, path):
         notebook = read((ROOT / "exercises" / path.name).read_bytes())
         for cell in notebook.cells:
