@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import course_utils
+from course_utils.cli.doctor import MEMORY_GIB
 
 ROOT = Path(__file__).resolve().parent.parent
 LESSONS = sorted((ROOT / "notebooks").glob("08_*.ipynb"))
@@ -104,13 +105,23 @@ class TestLesson:
 
 @pytest.mark.quick
 def test_the_lessons_stay_within_their_size():
-    """The whole chapter and six dives in less than an afternoon: 13,000 words, 1,100 lines of code."""
+    """The whole chapter, five dives and a case in less than an afternoon: 13,000 words, 1,100 lines of code."""
     cells = [cell for path in LESSONS for cell in nbformat.read(path, as_version=4).cells]
     words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
     lines = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines() if line.strip()]
     assert words <= 13_000
     assert len(lines) <= 1_100
     assert max(map(len, lines)) <= 110  # JupyterLab scrolls beyond
+
+
+@pytest.mark.quick
+def test_the_memory_asked_for_is_enough_for_every_lesson():
+    """The README asked for 3 GB, where a lesson says that it takes up to 3.5."""
+    heads = [nbformat.read(path, as_version=4).cells[0].source for path in LESSONS]
+    most = max(float(re.search(r"\*\*Memory\*\* (?:about |up to )?([\d.]+) GB", head)[1]) for head in heads)
+    for page in ("README.md", "docs/learner.md"):
+        assert float(re.search(r"([\d.]+) GB of memory", (ROOT / page).read_text(encoding="utf-8"))[1]) >= most
+    assert most * 1e9 <= MEMORY_GIB * 2**30
 
 
 @pytest.mark.quick

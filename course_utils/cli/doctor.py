@@ -17,7 +17,7 @@ from ..errors import CourseError, first_line
 from ..loading.threads import ASLEEP, POLICY
 
 SIGNS = {"fine": ("ok  ", "green"), "note": ("note", "yellow"), "bad": ("BAD ", "red")}  # and their colours
-MEMORY_GIB = 3  # what a lesson's kernel takes on SmolLM2, with room for the rest of the machine
+MEMORY_GIB = 3.5  # what a lesson's kernel takes at most
 
 
 class Finding(NamedTuple):
