@@ -10,12 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import nbformat
 import numpy as np
 import pytest
 import torch
 
 import course_utils
+from course_utils.cli import COMMANDS, main
 from course_utils.cli.doctor import MEMORY_GIB
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,6 +114,37 @@ def test_the_lessons_stay_within_their_size():
     assert words <= 13_000
     assert len(lines) <= 1_100
     assert max(map(len, lines)) <= 110  # JupyterLab scrolls beyond
+
+
+def command(name):
+    """A command of `course`, or what `python -m` runs of a module."""
+    return main.get_command(click.Context(main), name) if name in COMMANDS else importlib.import_module(name).main
+
+
+def spoken():
+    """What pages, lessons, exercises and help say in code, line by line."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "course_utils" / "organisms" / "README.md"]
+    texts = [path.read_text(encoding="utf-8") for path in pages]
+    for path in (*LESSONS, *(ROOT / "solutions").glob("*.ipynb"), ROOT / "docs" / "grading_desk.ipynb"):
+        texts += [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    for text in texts:
+        yield from re.findall(r"`([^`\n]+)`", text)
+        yield from "\n".join(re.findall(r"(?s)```\w*\n(.*?)```", text)).splitlines()
+    for name in set(COMMANDS) - {"lab"}:  # whose options are JupyterLab's
+        yield from re.findall(r"For example: (course .*)", command(name).help)
+
+
+@pytest.mark.quick
+def test_commands_options_and_checks_that_are_named_are_there():
+    """The help of one had a check in its example that no exercise has."""
+    called = re.compile(r"(?<![\w-])(?:course|python -m(?= course_utils)) ([\w.]+)([^#&]*)")
+    found = [each for line in spoken() for each in called.findall(line)]
+    assert len(found) > 50
+    for name, rest in found:
+        assert {*re.findall(r"(?<!\S)--[a-z-]+", rest)} <= {one for each in command(name).params for one in each.opts}
+        for exercise, check in re.findall(r"(08_\w+) ([\w-]+-check)", rest):
+            cells = nbformat.read(ROOT / "solutions" / f"{exercise}.ipynb", as_version=4).cells
+            assert check in [cell.id for cell in cells]
 
 
 @pytest.mark.quick

@@ -22,7 +22,7 @@ from . import FILE
 def override(student: str, exercise: str, check: str, points: float | None, out: Path, **options: Any) -> None:
     """Give STUDENT other POINTS for a CHECK of an EXERCISE than the run did.
 
-    For example: course override ada 08_3_probing sweep-check 2 --reason "right, in a form that the check does not know"
+    For example: course override ada 08_3_probing folds-check 2 --reason "right, in a form that the check does not know"
 
     It stands however often you grade again, also for a later hand-in (grade then tells you to look again). The
     feedback, the csv export and the history say so.
