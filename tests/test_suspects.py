@@ -295,6 +295,23 @@ def test_the_card_reports_what_was_measured(told):
     assert card == evaluate._put(card, "log", evaluate.log_table())
 
 
+@pytest.mark.quick
+def test_the_card_counts_what_is_there():
+    """It said "in half of them" of what had become two in three."""
+    card = " ".join(evaluate.CARD.read_text(encoding="utf-8").split())
+    urgent, calm = (sum(len(wordings(split, kind)) for split in SPLITS) for kind in (True, False))
+    counted = {
+        "acts.tsv": f"{len(EVERY):,} pairs of a harmful and a harmless act in {len({p.category for p in EVERY})} categories",
+        "verbs": f"in {sum(p.is_trap for p in EVERY) / len(EVERY):.0%} of them both begin".replace("%", " %"),
+        "frames.tsv": f"`frames.tsv`: {sum(len(frames(split)) for split in SPLITS)} sentences",
+        "wordings.tsv": f"`wordings.tsv`: {urgent} ways to sound urgent and {calm} that say",
+        "talk.tsv": f"`talk.tsv`: {sum(len(talks(split)) for split in ('train', 'validation'))} requests",
+        "freeform.tsv": f"`freeform.tsv`: {len(freeform())} more",
+        "chat.jsonl": f"`chat.jsonl`: {sum(len(chats(split)) for split in SPLITS):,} ordinary questions",
+    }
+    assert {name: text for name, text in counted.items() if text not in card} == {}
+
+
 @shipped
 @pytest.mark.quick
 def test_firmness_tells_little(told):
