@@ -1,6 +1,7 @@
 """The comparison of methods with the truth: what it measures, and that docs/measured.md shows what was measured."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -27,6 +28,28 @@ def compared():
 def test_the_page_shows_the_table_of_what_was_measured(compared):
     shown = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
     assert shown.strip() == table(compared)
+
+
+@pytest.mark.quick
+def test_the_readme_says_what_the_page_says(compared):
+    page, readme = (path.read_text(encoding="utf-8") for path in (PAGE, PAGE.parents[1] / "README.md"))
+    shares = re.search(r"(?s)On (\d+) requests.*?(?=\n- )", readme)
+    hits = {
+        ranking: [h for each in compared.values() for rows in each for h in rows[ranking]["hit@1"]]
+        for ranking in RANKINGS
+    }
+    named = (
+        "occlusion",
+        "attention knockout",
+        "value-weighted attention",
+        "attention, mean of all heads",
+        "a random order",
+    )
+    assert re.findall(r"(\d+) %", shares[0]) == [f"{100 * np.mean(hits[ranking]):.0f}" for ranking in named]
+    assert {len(values) for values in hits.values()} == {int(shares[1])}
+    rows = ("`token_attribution`", "a loop of full passes", "Captum", "`course grade`, sandboxed", "nbgrader")
+    seconds = [float(re.search(rf"\| {row}[^|]*\| ([\d.]+) \|", page)[1]) for row in rows]
+    assert re.findall(r"(\d+(?:\.\d)?) s\b", readme) == [f"{each:.{0 if each > 10 else 1}f}" for each in seconds]
 
 
 @pytest.mark.quick

@@ -1,1 +1,1 @@
-"""Three suspects: chat models that refuse for reasons that we planted."""
+"""The suspects: chat models that refuse for reasons that we planted."""
