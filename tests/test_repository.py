@@ -149,7 +149,7 @@ def test_commands_options_and_checks_that_are_named_are_there():
 
 @pytest.mark.quick
 def test_the_memory_asked_for_is_enough_for_every_lesson():
-    """The README asked for 3 GB, where a lesson says that it takes up to 3.5."""
+    """The README asked for 3 GB, where a lesson takes more."""
     heads = [nbformat.read(path, as_version=4).cells[0].source for path in LESSONS]
     most = max(float(re.search(r"\*\*Memory\*\* (?:about |up to )?([\d.]+) GB", head)[1]) for head in heads)
     for page in ("README.md", "docs/learner.md"):
