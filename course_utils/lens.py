@@ -202,7 +202,8 @@ def direct_logit_attribution(
         label=" − ".join(token_strings(lm.tokenizer, ids)),
     )
     largest = max(abs(split.embedding), float(np.abs([split.attention, split.mlps]).max()), abs(split.value))
-    if abs(split.total - split.value) > (3e-2 if lm.model.dtype in HALF else 1e-3) * largest:
+    rounding = torch.finfo(lm.model.dtype).eps * float(logits[ids].abs().max())  # a contrast is a difference of logits
+    if abs(split.total - split.value) > (3e-2 if lm.model.dtype in HALF else 1e-3) * largest + rounding:
         raise CourseError(
             f"The parts add up to {split.total:.3g} and the logit is {split.value:.3g}: {type(lm.model).__name__} does "
             "something else with its stream, so its logits cannot be split this way."
