@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from inspect import signature
 from itertools import pairwise
 from typing import Any, cast
@@ -115,38 +115,34 @@ class Parts:
 
     def _each(self, find: Callable[[nn.Module, int], nn.Module]) -> Sequence[nn.Module]:
         each = _OfLayers(self.layers, find)
-        if not any(each.of(layer) for layer in range(len(each))):
+        if all(one is None for one in each.found):
             _ = each[0]  # says what is missing
         return each
 
 
 class _OfLayers(Sequence[nn.Module]):
-    """A module of each layer's own, looked for when it is asked for: other layers may have none.
-
-    CourseError where a layer shares it with another (Zamba's do), so that it runs several times.
-    """
+    """A module of each layer's own; CourseError where a layer that is asked for has none, or shares it with another."""
 
     def __init__(self, layers: list[nn.Module], find: Callable[[nn.Module, int], nn.Module]) -> None:
-        self._layers, self._find = layers, lru_cache(maxsize=None)(find)
+        self._layers, self._find = layers, find
+        self.found: list[nn.Module | None] = [None] * len(layers)
+        for number, layer in enumerate(layers):
+            with suppress(CourseError):
+                self.found[number] = find(layer, number)
 
     def __len__(self) -> int:
-        return len(self._layers)
+        return len(self.found)
 
     def __getitem__(self, layer: Any) -> Any:
-        layer = range(len(self))[layer]
-        found = self._find(self._layers[layer], layer)
-        if any(self.of(other) is found for other in range(len(self)) if other != layer):
+        found = self.found[layer]
+        if found is None:
+            return self._find(self._layers[layer], layer)  # says what is missing
+        if self.found.count(found) > 1:  # Zamba's layers do: it runs several times
             raise CourseError(
                 f"Expected a {type(found).__name__} of its own in each layer, got one that several share, so what "
                 "flows through it in one layer cannot be told from the others'; look at whole layers instead."
             )
         return found
-
-    def of(self, layer: int) -> nn.Module | None:
-        """What a layer has, whoever else has it too; None where it has none."""
-        with suppress(CourseError):
-            return self._find(self._layers[layer], layer)
-        return None
 
 
 def find_parts(lm: LocalModel) -> Parts:

@@ -83,18 +83,25 @@ def look_inside(
     accuracy = _told_apart(stream, refused, np.asarray(groups))
     layer = next((int(i) for i in np.flatnonzero(accuracy >= READ)), None)
     declined = [prompt for prompt, each in zip(prompts, refused, strict=True) if each][: 2 * LEAST]
-    before, without, controls = float(refusal_log_odds(lm, declined, openings).mean()), None, list[float]()
+
+    def mean_score() -> float:
+        return float(refusal_log_odds(lm, declined, openings).mean())
+
+    def without_direction(side: np.ndarray) -> float:
+        """The mean score without the direction to the prompts on one side from those on the other."""
+        with project_out(lm, stream[side, layer].mean(axis=0) - stream[~side, layer].mean(axis=0)):
+            return mean_score()
+
+    before, without = mean_score(), None
+    coins: tuple[float, ...] = ()
     if layer is not None:
-        for side in (refused, *_tosses(np.asarray(groups), N_COINS, seed)):
-            direction = stream[side, layer].mean(axis=0) - stream[~side, layer].mean(axis=0)
-            with project_out(lm, direction):
-                controls.append(float(refusal_log_odds(lm, declined, openings).mean()))
-        without = controls.pop(0)
+        without = without_direction(refused)
+        coins = tuple(map(without_direction, _tosses(np.asarray(groups), N_COINS, seed)))
     try:
         heads, no_heads = _heads(lm, prompts, refused, openings), ""
     except CourseError as error:  # what was read stands without them
         heads, no_heads = (), str(error)
-    return Inside(accuracy, layer, before, without, tuple(controls), heads, no_heads)
+    return Inside(accuracy, layer, before, without, coins, heads, no_heads)
 
 
 def _tosses(groups: np.ndarray, n: int, seed: int) -> list[np.ndarray]:

@@ -289,12 +289,14 @@ class _Matching:
                 told = f"was edited: the original runs{more}" if not is_as_released(own) else _OF_BEFORE
                 self.repairs.append(f"Cell {name} {told}.")
 
-        known = {grade_id(cell) for cell in self.reference}
-        mine = {index for index in range(len(self.submission)) if index not in self.of.values()}
-        others = [cell for index, cell in enumerate(self.submission) if index in mine and kind(cell) in _OWN]
-        strange = dict.fromkeys(grade_id(cell) for cell in others if not is_as_released(cell))
-        named = [name for name in strange if name not in known and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name)]
-        self.repairs += [f"Cell {name} {NOT_ASKED}." for name in named[:_MOST_STRANGE]]
+        self.repairs += [f"Cell {name} {NOT_ASKED}." for name in self._strange()[:_MOST_STRANGE]]
+
+    def _strange(self) -> list[str]:
+        """The names of answers to items that the exercise does not have."""
+        known, taken = {grade_id(cell) for cell in self.reference}, {*self.of.values()}
+        left = [cell for i, cell in enumerate(self.submission) if i not in taken and kind(cell) in _OWN]
+        names = dict.fromkeys(grade_id(cell) for cell in left if not is_as_released(cell))
+        return [name for name in names if name not in known and re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name)]
 
     def _added(self) -> dict[int, list[int]]:
         """The cells that the learner added, by the place of the reference's cell that they follow."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timezone
 from statistics import median
@@ -77,16 +77,17 @@ def doubts(book: Gradebook, about: About, form: str, exercises: Collection[str])
     others = sorted({graded.exercise for graded in found} - set(exercises)) if exercises else []
     for what, names in (("students not in the roster", strangers), ("exercises without a solution here", others)):
         if names:
-            more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-            notes.append(f"The gradebook has {what}, which are exported too: {', '.join(names[:_MOST_NAMED])}{more}.")
-    nameless = sorted(
-        {one.student for one in found if form == "moodle" and not _moodle_number(one, about.student(one))}
-    )
+            notes.append(f"The gradebook has {what}, which are exported too: {_listed(names)}.")
+    nameless = {one.student for one in found if form == "moodle" and not _moodle_number(one, about.student(one))}
     if nameless:
-        more = f" and {len(nameless) - _MOST_NAMED} more" if len(nameless) > _MOST_NAMED else ""
-        told = f"Moodle knows its students by number, and there is none of {', '.join(nameless[:_MOST_NAMED])}{more}"
+        told = f"Moodle knows its students by number, and there is none of {_listed(sorted(nameless))}"
         notes.append(f"{told}: write theirs into the roster, as moodle_id, and export again.")
     return notes
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def titles_of(given: Iterable[str]) -> dict[str, str]:

@@ -32,8 +32,10 @@ from .standing import Entry, Graded
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _LONGEST = 20_000  # characters of one output
 _LONGEST_NAME = 160  # bytes of a file's, without what tells it from another
-_UNSEEN = {FAILED: "It fails on inputs that you do not see: think of cases that are not in the notebook."}
-_UNSEEN[SLOW] = "It takes too long on inputs that you do not see."
+_UNSEEN = {
+    FAILED: "It fails on inputs that you do not see: think of cases that are not in the notebook.",
+    SLOW: "It takes too long on inputs that you do not see.",
+}
 _PROSE = "p br hr h1 h2 h3 h4 h5 h6 em strong del code pre blockquote ul ol li details summary"
 _TAGS = frozenset([*_PROSE.split(), "table", "thead", "tbody", "tr", "th", "td"])
 _STYLE = """
